@@ -1,0 +1,3 @@
+"""The version of shardload; it also stands in every manifest, as bytes depend on it."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,38 @@
+"""Sizes as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(i?)B?")
+_POWERS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parse_bytes(size: int | str, name: str) -> int:
+    """Returns a number of bytes from 268435456, "256MiB", "64 kB" or "1.5G".
+
+    Args:
+        size: the size; iB means powers of 1024, others powers of 1000.
+        name: name of the option, for messages.
+
+    Raises:
+        ValueError: not such a size, or below 1.
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        num_bytes = size
+    elif isinstance(size, str) and (match := _SIZE.fullmatch(size.strip())) is not None:
+        num_bytes = int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]])
+    else:
+        raise ValueError(f"{name} must be a number of bytes or text such as 256MiB, not {size!r}")
+    if num_bytes < 1:
+        raise ValueError(f"{name} must be at least 1 byte, not {size!r}")
+    return num_bytes
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Returns a size for people: 512 B, 4.0 KiB, 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if num_bytes < 1024 or unit == "TiB":
+            break
+        num_bytes /= 1024
+    return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"

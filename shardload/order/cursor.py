@@ -1,0 +1,121 @@
+"""Which positions of an epoch make a rank's batches. The only place where the order is split over ranks.
+
+From cursor p a global batch is positions [p, p + G), G = batch_size x num_replicas; rank r of R takes p + r, p + r + R,
+... A run may go on from any cursor with another batch size or number of replicas: the cursor is all there is to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+Tail = Literal["drop", "short", "pad"]
+
+WINDOW_POSITIONS = 1 << 15
+"""Positions whose sample ids are computed at once: enough that the cost of a call is spread thin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """How the positions of an epoch are cut into batches and split over ranks."""
+
+    num_samples: int
+    """Positions in the epoch."""
+    batch_size: int
+    """Samples a batch and rank."""
+    num_replicas: int
+    """Ranks that share the order."""
+    tail: Tail
+    """What becomes of the last positions that are no whole global batch: `drop` leaves them out, `short` makes smaller
+    batches of them (on ranks without a position an empty one), `pad` fills them up to a multiple of the replicas with
+    positions from the epoch's start, as torch's DistributedSampler does."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_replicas"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer from 1, not {value!r}")
+        if self.tail not in get_args(Tail):
+            raise ValueError(f"tail must be one of {', '.join(get_args(Tail))}, not {self.tail!r}")
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one batch over all ranks."""
+        return self.batch_size * self.num_replicas
+
+    def num_batches(self, cursor: int = 0) -> int:
+        """Returns how many batches every rank has from a cursor on."""
+        left = max(0, self.num_samples - cursor)
+        return left // self.global_batch if self.tail == "drop" else -(-left // self.global_batch)
+
+    def check(self) -> None:
+        """Refuses settings that give no batch at all.
+
+        Raises:
+            ValueError: says what would be needed.
+        """
+        if self.num_samples == 0:
+            raise ValueError("the dataset has no samples, so there are no batches to load")
+        if self.num_batches() == 0:
+            raise ValueError(
+                f"{self.num_samples} samples do not fill one global batch of {self.global_batch} (batch_size "
+                f"{self.batch_size} x {self.num_replicas} replicas), and tail='drop' leaves them out: make the batch smaller "
+                "or choose another tail"
+            )
+
+    def positions(self, cursor: int, rank: int) -> Int64:
+        """Returns a rank's positions of the global batch at a cursor: int64, usually of shape (batch_size,)."""
+        stop = cursor + self.global_batch
+        if stop > self.num_samples:
+            left = self.num_samples - cursor
+            stop = self.num_samples
+            if self.tail == "pad":
+                stop = cursor + -(-left // self.num_replicas) * self.num_replicas
+        positions = np.arange(cursor + rank, stop, self.num_replicas, dtype=np.int64)
+        return positions % self.num_samples if stop > self.num_samples else positions
+
+    def advance(self, cursor: int) -> int:
+        """Returns the cursor after the global batch at `cursor`; the number of samples at the end of the epoch."""
+        after = cursor + self.global_batch
+        return after if self.num_batches(after) else self.num_samples
+
+
+@dataclass(frozen=True, slots=True)
+class RankBatch:
+    """One rank's share of one global batch."""
+
+    cursor: int
+    """Cursor after this batch: what a state saved now holds."""
+    positions: Int64
+    """Positions in the epoch: int64 of shape (batch,)."""
+    sample_ids: Int64
+    """The samples at those positions: int64 of shape (batch,)."""
+
+
+def rank_batches(partition: Partition, rank: int, cursor: int, order: Callable[[Int64], Int64]) -> Iterator[RankBatch]:
+    """Yields a rank's batches from a cursor to the end of the epoch.
+
+    Args:
+        partition: how the epoch is split.
+        rank: from 0 to num_replicas - 1.
+        cursor: first position of the first batch.
+        order: positions -> sample ids, both int64 of shape (positions,).
+    """
+    # The first window is small so that the first batch does not wait for ids it does not need.
+    window = 1
+    while (left := partition.num_batches(cursor)) > 0:
+        batches, cursors = [], []
+        for _ in range(min(window, left)):
+            batches.append(partition.positions(cursor, rank))
+            cursor = partition.advance(cursor)
+            cursors.append(cursor)
+        sample_ids = order(np.concatenate(batches))
+        edges = np.cumsum([len(positions) for positions in batches])[:-1]
+        for after, positions, ids in zip(cursors, batches, np.split(sample_ids, edges), strict=True):
+            yield RankBatch(after, positions, ids)
+        window = max(1, WINDOW_POSITIONS // partition.batch_size)

@@ -1,0 +1,40 @@
+"""Codecs by name: how the compressed part of a record is packed."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from shardload.errors import FormatError
+
+
+class Codec(Protocol):
+    """Packs and unpacks byte strings. Safe to use from several threads."""
+
+    def compress(self, data: bytes) -> bytes:
+        """Returns `data` as one frame that states its own size."""
+        ...
+
+    def decompress(self, frame: bytes | memoryview, num_bytes: int) -> bytes:
+        """Returns the content of one whole frame, which must be exactly `num_bytes` long.
+
+        Raises:
+            FormatError: the frame is damaged, or of another size; found before memory is taken for it.
+        """
+        ...
+
+
+def make_codec(compression: str) -> Codec | None:
+    """Returns the codec of a compression such as `zstd:3`, or None for `none`.
+
+    Raises:
+        FormatError: there is no such codec or level.
+    """
+    name, _, level = compression.partition(":")
+    if compression == "none":
+        return None
+    if name != "zstd":
+        raise FormatError(f"unknown compression {compression!r}; use none or zstd:<level>, such as zstd:3")
+    # zstandard is loaded only where something is compressed.
+    from shardload.codecs.zstd import ZstdCodec
+
+    return ZstdCodec(level)

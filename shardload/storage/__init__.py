@@ -1,0 +1,6 @@
+"""Bytes of files: everything that touches a file system goes through here."""
+
+from shardload.storage.local import FileReader, FileWriter, LocalStorage
+from shardload.storage.operations import OPERATIONS, Operations
+
+__all__ = ["OPERATIONS", "FileReader", "FileWriter", "LocalStorage", "Operations"]

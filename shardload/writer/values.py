@@ -1,0 +1,277 @@
+"""One value of a sample to its stored bytes, with an error that says what was expected and what came."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from shardload.format import layout
+from shardload.format.schema import Field
+
+_MEDIA_MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
+# struct codes of scalars in the packed row; bfloat16 goes in as its bits.
+_CODES = {"bool": "B", "bfloat16": "H", "float16": "e", "float32": "f", "float64": "d"}
+_CODES |= {
+    f"{sign}int{bits}": code
+    for bits, pair in ((8, "bB"), (16, "hH"), (32, "iI"), (64, "qQ"))
+    for sign, code in zip(("", "u"), pair, strict=True)
+}
+
+Encode = Callable[[Any], Any]
+
+
+class ValueMismatch(Exception):
+    """A value does not fit its field; the text says what was expected and what came."""
+
+
+def scalar_code(field: Field) -> str:
+    """Returns the struct code of a scalar field."""
+    return _CODES[field.kind]
+
+
+def encoder(field: Field) -> Encode:
+    """Returns the function from a value to what is stored for it: bytes, or a number for a scalar in the packed row."""
+    if field.in_record:
+        return _RECORD_ENCODERS.get(field.kind) or _media_encoder(field)
+    if field.shape:
+        return _array_encoder(field)
+    return _scalar_encoder(field)
+
+
+def describe(value: Any) -> str:
+    """Returns a short description of a value for an error message: type, dtype, shape, or the value if it is short."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"{type(value).__name__} of {value.bit_length()} bits"
+    if value is None or isinstance(value, bool | int | float):
+        return f"{type(value).__name__} {value!r}"[:60]
+    if isinstance(value, np.ndarray):
+        return f"array of {value.dtype} {list(value.shape)}"
+    if isinstance(value, str | bytes):
+        return f"{type(value).__name__} of length {len(value)}"
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+def _mismatch(field: Field, value: Any, detail: str = "") -> ValueMismatch:
+    return ValueMismatch(f"expected {field.type}, got {describe(value)}{detail}")
+
+
+def _as_array(value: Any) -> Any:
+    """Returns the numpy form of an array of numpy or torch; other values as they are. Never imports torch."""
+    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):
+        try:
+            tensor = value.detach().cpu().contiguous()
+            if str(tensor.dtype) == "torch.bfloat16":
+                return _Bfloat16Bits(tensor.view(_sibling(tensor, "int16")).numpy().view(np.uint16))
+            return tensor.numpy()
+        except (TypeError, RuntimeError):
+            # Sparse, quantized, of a dtype that numpy lacks, ...: the field says that it expected something else.
+            return value
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.name == "bfloat16":
+        return _Bfloat16Bits(np.ascontiguousarray(value).view(np.uint16))
+    return value
+
+
+def _sibling(tensor: Any, name: str) -> Any:
+    """Returns another dtype of the library that a tensor comes from."""
+    import sys
+
+    return getattr(sys.modules["torch"], name)
+
+
+class _Bfloat16Bits:
+    """Values that already are bfloat16, as their bits."""
+
+    def __init__(self, bits: Any) -> None:
+        self.bits = bits
+
+
+def _bfloat16_bits(field: Field, value: Any, array: Any) -> Any:
+    """Returns the bits of values that are exactly representable in bfloat16."""
+    try:
+        wide = np.asarray(array, dtype=np.float64)
+    except OverflowError:
+        wide = np.asarray(np.inf)
+    with np.errstate(over="ignore"):
+        single = wide.astype(np.float32)
+    exact = (single == wide) | (np.isnan(single) & np.isnan(wide))
+    if np.asarray(array).dtype.kind not in "f":
+        # Integers over 2^53 may have been rounded on the way to float64.
+        exact &= np.asarray(
+            np.isfinite(wide) & (np.where(np.isfinite(wide), wide, 0).astype(object) == array), np.bool_
+        )
+    bits = single.view(np.uint32) if single.shape else single.reshape(1).view(np.uint32).reshape(())
+    if not exact.all() or (bits & np.uint32(0xFFFF)).any():
+        raise _mismatch(field, value, ", which bfloat16 cannot hold exactly: round it first, for example with torch")
+    return (bits >> np.uint32(16)).astype(np.uint16)
+
+
+def _scalar_encoder(field: Field) -> Encode:
+    dtype = field.dtype
+    if field.kind == "bool":
+        return lambda value: _bool(field, value)
+    if dtype.kind in "iu" and field.kind != "bfloat16":
+        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+
+        def encode_integer(value: Any) -> int:
+            value = _as_scalar(field, value)
+            if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+                raise _mismatch(field, value)
+            if not low <= value <= high:
+                raise _mismatch(field, value, f", outside {low} to {high}")
+            return int(value)
+
+        return encode_integer
+
+    def encode_float(value: Any) -> float | int:
+        value = _as_scalar(field, value)
+        if isinstance(value, _Bfloat16Bits):
+            if field.kind != "bfloat16":
+                raise ValueMismatch(f"expected {field.type}, got bfloat16")
+            return int(value.bits)
+        if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+            raise _mismatch(field, value)
+        if isinstance(value, np.floating) and not np.can_cast(value.dtype, _float_dtype(field), "safe"):
+            raise ValueMismatch(f"expected {field.type}, got a scalar of {value.dtype}")
+        if field.kind == "bfloat16":
+            return int(_bfloat16_bits(field, value, value))
+        return _float(field, value)
+
+    return encode_float
+
+
+def _float_dtype(field: Field) -> np.dtype[Any]:
+    """Returns the widest dtype whose scalars a float field takes; bfloat16 checks values instead."""
+    return np.dtype(np.float64) if field.kind == "bfloat16" else field.dtype
+
+
+def _float(field: Field, value: Any) -> float:
+    try:
+        number = float(value)
+        struct.pack("<" + scalar_code(field), number)
+    except (OverflowError, struct.error):
+        raise _mismatch(field, value, f", too large for {field.kind}") from None
+    return number
+
+
+def _as_scalar(field: Field, value: Any) -> Any:
+    value = _as_array(value)
+    if isinstance(value, _Bfloat16Bits) and value.bits.shape != ():
+        raise ValueMismatch(f"expected {field.type}, got array of bfloat16 {list(value.bits.shape)}")
+    if isinstance(value, np.ndarray):
+        if value.shape != ():
+            raise _mismatch(field, value)
+        return value[()]
+    return value
+
+
+def _bool(field: Field, value: Any) -> int:
+    value = _as_scalar(field, value)
+    if not isinstance(value, bool | np.bool_):
+        raise _mismatch(field, value)
+    return int(value)
+
+
+def _array_encoder(field: Field) -> Encode:
+    dtype, shape = field.dtype, field.shape
+    given = np.dtype(np.bool_) if field.kind == "bool" else dtype
+
+    def encode(value: Any) -> bytes:
+        value = _as_array(value)
+        if isinstance(value, _Bfloat16Bits):
+            if field.kind != "bfloat16" or value.bits.shape != shape:
+                raise ValueMismatch(f"expected {field.type}, got array of bfloat16 {list(value.bits.shape)}")
+            return bytes(value.bits.astype("<u2").tobytes())
+        if isinstance(value, list | tuple):
+            value, listed = _listed(field, value), True
+        else:
+            listed = False
+        if not isinstance(value, np.ndarray) or value.shape != shape:
+            raise _mismatch(field, value)
+        if field.kind == "bfloat16" and (value.dtype.kind == "f" or listed):
+            return bytes(_bfloat16_bits(field, value, value).astype("<u2").tobytes())
+        # numpy casts bool to any number; a scalar True is no number either.
+        if (
+            field.kind == "bfloat16"
+            or not np.can_cast(value.dtype, given, "safe")
+            or (value.dtype.kind == "b") != (given.kind == "b")
+        ):
+            raise _mismatch(field, value)
+        return value.astype(dtype, copy=False).tobytes()
+
+    return encode
+
+
+def _listed(field: Field, value: Any) -> Any:
+    """Returns nested lists of Python numbers as an array of the field's dtype, checked as scalars are."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):
+        raise _mismatch(field, value, " that is no array: its rows differ in length") from None
+    if field.kind == "bool":
+        good = array.dtype.kind == "b"
+    elif field.dtype.kind in "iu" and field.kind != "bfloat16":
+        limits = np.iinfo(field.dtype)
+        good = array.dtype.kind in "iu" and bool(
+            array.size == 0 or limits.min <= int(array.min()) <= int(array.max()) <= limits.max
+        )
+    else:
+        good = array.dtype.kind in "iuf"
+    if not good:
+        raise ValueMismatch(
+            f"expected {field.type}, got a list of {array.dtype} {list(array.shape)} (or values out of range)"
+        )
+    if field.kind == "bfloat16":
+        return array
+    with np.errstate(over="raise"):
+        try:
+            return array.astype(np.bool_ if field.kind == "bool" else field.dtype)
+        except FloatingPointError:
+            raise _mismatch(field, value, f" with values too large for {field.kind}") from None
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise ValueMismatch(f"expected bytes, got {describe(value)}")
+    return _bounded(bytes(value))
+
+
+def _str(value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise ValueMismatch(f"expected str, got {describe(value)}")
+    try:
+        return _bounded(value.encode())
+    except UnicodeEncodeError as error:
+        raise ValueMismatch(f"expected str, got text that UTF-8 cannot hold at character {error.start}") from None
+
+
+def _json(value: Any) -> bytes:
+    try:
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return _bounded(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueMismatch(f"expected json, got {describe(value)} that JSON cannot hold: {error}") from None
+
+
+def _media_encoder(field: Field) -> Encode:
+    magic = _MEDIA_MAGIC.get(field.kind, b"")
+
+    def encode(value: Any) -> bytes:
+        data = _bytes(value)
+        if not data.startswith(magic):
+            raise ValueMismatch(f"expected {field.kind}, got bytes that start with {data[:8]!r}")
+        return data
+
+    return encode
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > layout.MAX_RECORD_BYTES:
+        raise ValueMismatch(f"{len(data)} bytes are over the limit of 4 GiB for a value")
+    return data
+
+
+_RECORD_ENCODERS: dict[str, Encode] = {"bytes": _bytes, "str": _str, "json": _json}

@@ -1,0 +1,178 @@
+"""What one process reads a dataset through: open files, checked rows, and what has been verified."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardload.codecs import make_codec
+from shardload.format.checksum import rows_match
+from shardload.format.rows import RAW, STORED, row_layout, valid_mask
+from shardload.format.schema import Field
+from shardload.planner import ShardReads, plan_by_shard
+from shardload.reader.batch import Column, SampleBatch, typed_values
+from shardload.reader.checks import Verify, resolve_verify
+from shardload.reader.rows import RowCache
+from shardload.reader.shard import OpenFiles, ShardReader
+from shardload.reader.snapshot import Snapshot
+from shardload.storage import LocalStorage
+
+Int64 = NDArray[np.int64]
+Buffers = Mapping[str, NDArray[Any]]
+
+INDEX_BUDGET_BYTES = 256 << 20
+"""Row tables are held whole while all of them together fit this; otherwise read by page within it."""
+
+
+class Access:
+    """The open side of a dataset in one process. Safe for several threads; never shared with a child."""
+
+    def __init__(self, location: str, snapshot: Snapshot, verify: Verify) -> None:
+        self.process_id = os.getpid()
+        self._table = snapshot.table
+        self._schema = snapshot.manifest.parsed_schema
+        self._codec = make_codec(snapshot.manifest.codec)
+        self._verify = resolve_verify(verify, snapshot.manifest.num_bytes)
+        self._files = OpenFiles(LocalStorage(location))
+        self._cache = RowCache(INDEX_BUDGET_BYTES)
+        row_bytes = row_layout(self._schema).dtype.itemsize
+        self._whole = snapshot.manifest.num_samples * row_bytes <= INDEX_BUDGET_BYTES
+        self._shards: dict[int, ShardReader] = {}
+        self._lock = threading.Lock()
+
+    def read_batch(self, sample_ids: Int64, buffers: Buffers, fields: Sequence[Field]) -> SampleBatch:
+        """Returns the given fields of a batch; fixed fields go into their buffer where there is one."""
+        size = len(sample_ids)
+        plan = list(plan_by_shard(sample_ids, self._table.first_sample_ids))
+        rows = np.empty(size, dtype=row_layout(self._schema).dtype)
+        for reads in plan:
+            rows[reads.slots] = self.shard(reads.shard_id).rows(reads.local_ids)
+        recorded = [field for field in fields if field.in_record]
+        records = self._read_records(plan, rows, recorded)
+        columns = {}
+        for field in fields:
+            valid = valid_mask(rows, self._schema, field) if field.nullable else None
+            if field.in_record:
+                place = recorded.index(field)
+                columns[field.name] = Column(field, [values[place] for values in records], valid)
+                continue
+            out = buffers.get(field.name)
+            if out is None:
+                out = np.empty((size, *field.shape), dtype=field.dtype)
+            if field.wide:
+                self._read_wide(plan, rows, field, out)
+            else:
+                out[...] = rows[field.name]
+            columns[field.name] = Column(field, out, valid)
+        return SampleBatch(sample_ids, columns)
+
+    def column(self, field: Field) -> NDArray[Any]:
+        """Returns a fixed field of all samples."""
+        size = int(self._table.first_sample_ids[-1])
+        stored = np.empty((size, *field.shape), dtype=field.dtype)
+        valid = np.ones(size, dtype=np.bool_)
+        for start in range(0, size, 1 << 14):
+            ids = np.arange(start, min(start + (1 << 14), size))
+            column = self.read_batch(ids, {field.name: stored[start : ids[-1] + 1]}, [field]).columns[field.name]
+            if column.valid is not None:
+                valid[start : ids[-1] + 1] = column.valid
+        values = typed_values(field, stored)
+        if not field.nullable:
+            return values
+        mask = np.broadcast_to(~valid.reshape(-1, *[1] * len(field.shape)), values.shape)
+        return np.ma.MaskedArray(values, mask=mask)
+
+    def lengths(self, field: Field) -> Int64:
+        """Returns the length of a record field's value in all samples."""
+        lengths = np.empty(int(self._table.first_sample_ids[-1]), dtype=np.int64)
+        place = self._schema.record_fields.index(field)
+        for reads, rows in self._all_rows():
+            start = int(self._table.first_sample_ids[reads.shard_id])
+            values = self.shard(reads.shard_id).field_lengths(rows, reads.local_ids, place)
+            lengths[start + reads.local_ids[0] : start + reads.local_ids[-1] + 1] = values
+        return lengths
+
+    def record_sizes(self) -> tuple[Int64, Int64]:
+        """Returns the bytes of each sample, as stored and decompressed."""
+        fixed = row_layout(self._schema).dtype.itemsize + sum(field.num_bytes for field in self._schema.wide_fields)
+        sizes = np.full((2, int(self._table.first_sample_ids[-1])), fixed, dtype=np.int64)
+        if self._schema.record_fields:
+            for reads, rows in self._all_rows():
+                start = int(self._table.first_sample_ids[reads.shard_id]) + int(reads.local_ids[0])
+                sizes[0, start : start + len(rows)] += rows[STORED]
+                sizes[1, start : start + len(rows)] += rows[RAW]
+        return sizes[0], sizes[1]
+
+    def _all_rows(self) -> Iterator[tuple[ShardReads, NDArray[Any]]]:
+        """Yields the packed rows of all samples in their order, some thousands at a time."""
+        for shard_id in range(len(self._table)):
+            shard = self.shard(shard_id)
+            for start in range(0, shard.entry.num_samples, 1 << 14):
+                local_ids = np.arange(start, min(start + (1 << 14), shard.entry.num_samples))
+                yield ShardReads(shard_id, local_ids, local_ids), shard.rows(local_ids)
+
+    def _read_records(self, plan: list[ShardReads], rows: NDArray[Any], fields: Sequence[Field]) -> list[list[bytes]]:
+        """Returns each sample's values of fields in the record, in the order of the batch."""
+        records: list[list[bytes]] = [[]] * len(rows)
+        if not fields:
+            return records
+        wanted = [self._schema.record_fields.index(field) for field in fields]
+        for reads in plan:
+            shard = self.shard(reads.shard_id)
+            values = shard.read_records(rows[reads.slots], reads.local_ids, wanted, self._verify)
+            for slot, value in zip(reads.slots.tolist(), values, strict=True):
+                records[slot] = value
+        return records
+
+    def _read_wide(self, plan: list[ShardReads], rows: NDArray[Any], field: Field, out: NDArray[Any]) -> None:
+        """Fills a batch's values of a wide field and checks those that are due, all in one call."""
+        data = out.reshape(len(out), -1).view(np.uint8)
+        sums = np.zeros(len(out), dtype=np.uint32)
+        due = np.zeros(len(out), dtype=np.bool_)
+        for reads in plan:
+            shard = self.shard(reads.shard_id)
+            shard.read_wide(field, reads.local_ids, reads.slots, data)
+            due[reads.slots] = wanted = shard.due(field, reads.local_ids, self._verify)
+            if wanted.any():
+                sums[reads.slots] = shard.wide_sums(field, rows[reads.slots], reads.local_ids)
+        if not due.any():
+            return
+        if not due.all() or not rows_match(data, sums):
+            self._check_one_by_one(plan, field, data, sums, due)
+        number = self._schema.number(field.name)
+        for reads in plan:
+            self.shard(reads.shard_id).note_checked(number, reads.local_ids[due[reads.slots]])
+
+    def _check_one_by_one(
+        self,
+        plan: list[ShardReads],
+        field: Field,
+        data: NDArray[np.uint8],
+        sums: NDArray[np.uint32],
+        due: NDArray[np.bool_],
+    ) -> None:
+        for reads in plan:
+            shard = self.shard(reads.shard_id)
+            for slot, local_id in zip(reads.slots.tolist(), reads.local_ids.tolist(), strict=True):
+                if due[slot]:
+                    shard.check_wide_value(field, data[slot], int(sums[slot]), local_id)
+
+    def shard(self, shard_id: int) -> ShardReader:
+        """Returns the reader of a shard, opened and checked at the first call."""
+        shard = self._shards.get(shard_id)
+        if shard is None:
+            with self._lock:
+                shard = self._shards.get(shard_id)
+                if shard is None:
+                    first = int(self._table.first_sample_ids[shard_id])
+                    entry = self._table[shard_id]
+                    shard = ShardReader(
+                        shard_id, first, entry, self._schema, self._codec, self._files, self._cache, self._whole
+                    )
+                    self._shards[shard_id] = shard
+        return shard

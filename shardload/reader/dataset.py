@@ -1,0 +1,256 @@
+"""`ShardDataset`: a packed dataset as a torch map-style dataset."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardload.format.manifest import Manifest, Metadata
+from shardload.format.schema import Field, Schema
+from shardload.format.table import ShardTable
+from shardload.order.rng import SampleIds, sample_rng
+from shardload.reader.access import Access, Buffers
+from shardload.reader.batch import SampleBatch
+from shardload.reader.checks import Verify
+from shardload.reader.snapshot import Snapshot, read_snapshot
+from shardload.storage import LocalStorage
+
+Int64 = NDArray[np.int64]
+Transform = Callable[..., Any]
+
+
+def open_dataset(
+    path: str | os.PathLike[str],
+    *,
+    fields: Sequence[str] | None = None,
+    transform: Transform | None = None,
+    version: int | None = None,
+    fingerprint: str | None = None,
+    verify: Verify = "auto",
+) -> ShardDataset:
+    """Opens a dataset: reads its manifest and shard table, checks them, and leaves nothing open.
+
+    Args:
+        path: directory of the dataset.
+        fields: names of the fields to read; None for all.
+        transform: called with each sample (a dict) by `dataset[i]` and `__getitems__`; what it returns takes the
+            sample's place. With a parameter `rng` it is given a numpy generator keyed by (seed, epoch, sample id), for
+            which the ids must come from `ShardSampler(...).batch_sampler(...)`.
+        version: version to open; None for the current one.
+        fingerprint: the fingerprint the dataset must have.
+        verify: when checksums are compared. `auto`: once per process and block while the dataset fits half of the free
+            memory, else at every read; `once`; `always`; `off`. Rows, heads and the manifest are always checked.
+
+    Raises:
+        StorageError: there is no dataset, or it cannot be read.
+        FormatError: it is damaged, or written in a format this version does not read.
+        StateMismatchError: it does not have the fingerprint.
+    """
+    if verify not in get_args(Verify):
+        raise ValueError(f"verify must be one of {', '.join(get_args(Verify))}, not {verify!r}")
+    dataset = ShardDataset(os.path.abspath(path), fields, transform, version, fingerprint, verify)
+    _ = dataset.field_list
+    return dataset
+
+
+class ShardDataset:
+    """A packed dataset with random access: a map-style dataset for torch's DataLoader.
+
+    Made by `shardload.open`. Holds no file open before the first read, then what a process reads through is its own:
+    a forked child starts anew, and a pickle carries only the description (location, version, fingerprint, settings).
+    Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        fields: Sequence[str] | None,
+        transform: Transform | None,
+        version: int | None,
+        fingerprint: str | None,
+        verify: Verify,
+    ) -> None:
+        self.location = location
+        self.fields = None if fields is None else tuple(fields)
+        self.transform = transform
+        self.verify: Verify = verify
+        self._version = version
+        self._pinned = fingerprint
+        self._access: Access | None = None
+        if isinstance(fields, str):
+            raise TypeError(f"fields must be a list of names, not the text {fields!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: getattr(self, name) for name in ("location", "fields", "transform", "verify")}
+        return state | {"_version": self.manifest.version, "_pinned": self.fingerprint}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._access = None
+
+    def __repr__(self) -> str:
+        return f"<ShardDataset {self.location!r}: {len(self)} samples {self.schema}>"
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def __getitem__(self, index: int) -> Any:
+        """Returns one sample as a dict (or what the transform makes of it); negative indices count from the end."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int] | Int64) -> Sequence[Any]:
+        """Returns the samples of several indices by one planned batch of reads.
+
+        Returns:
+            A sequence that makes each sample's dict when it is asked for; with a transform, the list of its results.
+
+        Raises:
+            IndexError: an index is outside the dataset; names it.
+            FormatError: a sample is damaged.
+            StorageError: a file cannot be read.
+        """
+        batch = self.read_batch(self._sample_ids(indices))
+        if self.transform is None:
+            return batch
+        if not takes_rng(self.transform):
+            return [self.transform(sample) for sample in batch]
+        if not isinstance(indices, SampleIds):
+            raise ValueError(
+                "the transform takes rng=, which is keyed by seed and epoch: take the ids from "
+                "ShardSampler(...).batch_sampler(...), or give the transform to ShardLoader"
+            )
+        return apply_transform(self.transform, batch, indices.seed, indices.epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields all samples in the order of their ids."""
+        for start in range(0, len(self), 256):
+            yield from self.__getitems__(range(start, min(start + 256, len(self))))
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the version that is open."""
+        return self._snapshot.manifest
+
+    @property
+    def table(self) -> ShardTable:
+        """The shard table."""
+        return self._snapshot.table
+
+    @property
+    def schema(self) -> Schema:
+        """All fields of the dataset."""
+        return self.manifest.parsed_schema
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 that names the content."""
+        return self.manifest.fingerprint
+
+    @property
+    def metadata(self) -> Metadata:
+        """Facts written at packing time, such as `classes`, the names of the labels."""
+        return self.manifest.metadata
+
+    @cached_property
+    def field_list(self) -> tuple[Field, ...]:
+        """The fields that are read, in the order of the schema."""
+        if self.fields is None:
+            return self.schema.fields
+        for name in self.fields:
+            if name not in self.schema:
+                raise ValueError(
+                    f"{self.location}: there is no field {name!r}; the fields are {', '.join(self.schema)}"
+                )
+        return tuple(field for field in self.schema.fields if field.name in self.fields)
+
+    def read_batch(
+        self, sample_ids: Int64, buffers: Buffers | None = None, fields: Sequence[Field] | None = None
+    ) -> SampleBatch:
+        """Returns a batch as columns.
+
+        Args:
+            sample_ids: int64 of shape (batch,), each in [0, len).
+            buffers: for fixed fields, arrays to be filled and used: stored dtype, shape (batch, *field_shape),
+                C-contiguous. They belong to the caller; fields without one get new arrays.
+            fields: fields to read; None for those the dataset was opened with.
+        """
+        fields = self.field_list if fields is None else fields
+        return self._process_access().read_batch(sample_ids, buffers or {}, fields)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Returns a fixed field of all samples: array of shape (samples, *field_shape); bfloat16 as float32.
+
+        Of a nullable field a masked array, masked where the value is missing. Reads rows or the field's own sections, no
+        records.
+        """
+        return self._process_access().column(self._fixed(name))
+
+    def lengths(self, name: str) -> Int64:
+        """Returns the length in bytes of a bytes, str, json or media field of all samples, without reading samples."""
+        field = self.schema.get(name)
+        if field is None or not field.in_record:
+            raise ValueError(f"{self.location}: {name!r} is not a field of bytes, str, json or media")
+        return self._process_access().lengths(field)
+
+    def record_sizes(self) -> tuple[Int64, Int64]:
+        """Returns the bytes of each sample as stored and decompressed, all its fields together: int64 of shape (samples,)."""
+        return self._process_access().record_sizes()
+
+    def _fixed(self, name: str) -> Field:
+        field = self.schema.get(name)
+        if field is None or field.in_record:
+            fixed = ", ".join(field.name for field in self.schema.fields if not field.in_record)
+            raise ValueError(f"{self.location}: {name!r} is not a fixed field; those are {fixed or 'none'}")
+        return field
+
+    def _sample_ids(self, indices: Sequence[int] | Int64) -> Int64:
+        num_samples = len(self)
+        try:
+            ids = np.array([operator.index(index) for index in indices], dtype=np.int64)
+        except TypeError:
+            raise TypeError(f"sample ids are integers, not {indices!r}"[:200]) from None
+        except OverflowError:
+            raise IndexError(f"a sample id in {indices!r} is out of range"[:200]) from None
+        out = (ids < -num_samples) | (ids >= num_samples)
+        if out.any():
+            raise IndexError(f"{self.location}: sample {ids[out][0]} is out of range: there are {num_samples}")
+        return np.where(ids < 0, ids + num_samples, ids)
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        snapshot = self.__dict__.get("_read_snapshot")
+        if snapshot is None:
+            snapshot = read_snapshot(LocalStorage(self.location), self._version, self._pinned)
+            self.__dict__["_read_snapshot"] = snapshot
+        return snapshot
+
+    def _process_access(self) -> Access:
+        """Returns this process's open files and caches; a forked child must not share locks and caches in mid-change."""
+        access = self._access
+        if access is None or access.process_id != os.getpid():
+            access = self._access = Access(self.location, self._snapshot, self.verify)
+        return access
+
+
+def takes_rng(transform: Transform) -> bool:
+    """Tells whether a transform has a parameter named `rng`."""
+    try:
+        parameters = inspect.signature(transform).parameters
+    except (TypeError, ValueError):
+        return False
+    return "rng" in parameters
+
+
+def apply_transform(transform: Transform, batch: SampleBatch, seed: int, epoch: int) -> list[Any]:
+    """Returns what a transform makes of each sample of a batch, with its generator if it takes one."""
+    if not takes_rng(transform):
+        return [transform(sample) for sample in batch]
+    ids = batch.sample_ids.tolist()
+    return [transform(sample, rng=sample_rng(seed, epoch, i)) for sample, i in zip(batch, ids, strict=True)]

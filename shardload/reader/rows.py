@@ -1,0 +1,140 @@
+"""Packed rows from shards: checked page by page, and kept as long as the budget allows."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardload.errors import ChecksumError
+from shardload.format import layout
+from shardload.format.rows import RowLayout
+from shardload.format.shard import ShardHead
+from shardload.storage import FileReader
+
+
+class RowCache:
+    """Checked pieces of row tables, the least recently used dropped past a number of bytes. Safe for several threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._pieces: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[int, int]) -> NDArray[Any] | None:
+        """Returns a piece, or None."""
+        with self._lock:
+            piece = self._pieces.get(key)
+            if piece is not None:
+                self._pieces.move_to_end(key)
+            return piece
+
+    def put(self, key: tuple[int, int], piece: NDArray[Any]) -> None:
+        """Keeps a piece."""
+        with self._lock:
+            if key in self._pieces:
+                return
+            self._pieces[key] = piece
+            self._num_bytes += piece.nbytes
+            while self._num_bytes > self._max_bytes and len(self._pieces) > 1:
+                _, dropped = self._pieces.popitem(last=False)
+                self._num_bytes -= dropped.nbytes
+
+
+class RowTable:
+    """The packed rows of one shard."""
+
+    def __init__(
+        self, shard_id: int, name: str, head: ShardHead, rows: RowLayout, cache: RowCache, whole: bool
+    ) -> None:
+        """Describes the table.
+
+        Args:
+            shard_id: number of the shard, for the cache.
+            name: name of the shard, for messages.
+            head: where its sections lie.
+            rows: layout of its rows.
+            cache: where checked rows are kept.
+            whole: read the table at once rather than page by page.
+        """
+        self._shard_id = shard_id
+        self._name = name
+        self._num_samples = head.num_samples
+        self._section = head.section(layout.SECTION_ROWS)
+        self._pages = head.section(layout.SECTION_PAGES)
+        self._rows = rows
+        self._cache = cache
+        self._whole = whole
+        self._digests: bytes | None = None
+
+    def take(self, file: FileReader, local_ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Returns the rows of some samples: structured array of shape (samples,).
+
+        Args:
+            file: the shard.
+            local_ids: not falling.
+
+        Raises:
+            ChecksumError: a page does not have its digest.
+        """
+        per_page = self._rows.rows_per_page
+        num_pages = self._rows.num_pages(self._num_samples)
+        if self._whole:
+            return self._piece(file, 0, num_pages)[local_ids]
+        rows = np.empty(len(local_ids), dtype=self._rows.dtype)
+        pages = local_ids // per_page
+        for page in np.unique(pages):
+            start, stop = np.searchsorted(pages, [page, page + 1])
+            rows[start:stop] = self._piece(file, int(page), int(page) + 1)[local_ids[start:stop] - page * per_page]
+        return rows
+
+    def _piece(self, file: FileReader, first: int, last: int) -> NDArray[Any]:
+        """Returns the rows of pages first to last - 1."""
+        key = (self._shard_id, first)
+        rows = self._cache.get(key)
+        if rows is None:
+            rows = self._read(file, first, last)
+            self._cache.put(key, rows)
+        return rows
+
+    def _read(self, file: FileReader, first: int, last: int) -> NDArray[Any]:
+        start = self._rows.page_bounds(first, self._num_samples)[0]
+        stop = self._rows.page_bounds(last - 1, self._num_samples)[1]
+        data = np.empty(stop - start, dtype=np.uint8)
+        file.read_into(data, self._section.start + start)
+        digests = self._page_digests(file)
+        for page in range(first, last):
+            low, high = self._rows.page_bounds(page, self._num_samples)
+            digest = digests[page * layout.DIGEST_BYTES : (page + 1) * layout.DIGEST_BYTES]
+            if hashlib.sha256(data[low - start : high - start].data).digest() != digest:
+                low, high = low + self._section.start, high + self._section.start
+                raise ChecksumError(
+                    f"{file.dataset}: {self._name} is damaged: the packed rows at bytes {low} to {high} do not have their "
+                    "SHA-256",
+                    dataset=file.dataset,
+                    shard=self._name,
+                    start=low,
+                    stop=high,
+                )
+        data.flags.writeable = False
+        return data.view(self._rows.dtype)
+
+    def _page_digests(self, file: FileReader) -> bytes:
+        if self._digests is None:
+            digests = file.read(self._pages.start, self._pages.stop)
+            if hashlib.sha256(digests).digest() != self._pages.digest:
+                raise ChecksumError(
+                    f"{file.dataset}: {self._name} is damaged: the page digests at bytes {self._pages.start} to "
+                    f"{self._pages.stop} do not have their SHA-256",
+                    dataset=file.dataset,
+                    shard=self._name,
+                    start=self._pages.start,
+                    stop=self._pages.stop,
+                )
+            self._digests = digests
+        return self._digests

@@ -1,0 +1,63 @@
+"""What opening a dataset reads: its manifest and shard table, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardload.errors import ShardloadError, StateMismatchError, StorageError
+from shardload.format import layout
+from shardload.format.manifest import MANIFEST_NAME, Manifest, decode_manifest
+from shardload.format.table import ShardTable, decode_table, table_bytes, table_name
+from shardload.storage import LocalStorage
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One version of a dataset."""
+
+    manifest: Manifest
+    table: ShardTable
+
+
+def read_snapshot(storage: LocalStorage, version: int | None, fingerprint: str | None) -> Snapshot:
+    """Returns the current or a given version of a dataset.
+
+    Raises:
+        StorageError: there is no dataset, or not that version.
+        FormatError: manifest or table are damaged or not of this format.
+        StateMismatchError: the content is not the one that the fingerprint names.
+    """
+    manifest = read_manifest(storage, version)
+    if fingerprint is not None and manifest.fingerprint != fingerprint:
+        raise StateMismatchError(
+            f"{storage.root}: version {manifest.version} has the fingerprint {manifest.fingerprint}, but {fingerprint} was "
+            "asked for: it is another dataset, or the dataset was written anew",
+            dataset=storage.root,
+        )
+    name = table_name(manifest.table)
+    data = storage.read_small(name, table_bytes(manifest.num_shards))
+    try:
+        return Snapshot(manifest, decode_table(data, manifest, f"{storage.root}/{name}"))
+    except ShardloadError as error:
+        raise _placed(error, storage.root, name)  # noqa: B904 - the same error, with its place
+
+
+def read_manifest(storage: LocalStorage, version: int | None) -> Manifest:
+    """Returns the manifest of a version, or the current one."""
+    name = MANIFEST_NAME if version is None else f"manifests/{version}"
+    if version is None and not storage.exists(MANIFEST_NAME):
+        # Either there is no dataset, or its writer died between the commit and the copy of the manifest.
+        versions = [int(name) for name in storage.list("manifests") if name.isdecimal()]
+        if not versions:
+            raise StorageError(f"{storage.root} is not a dataset: it has no {MANIFEST_NAME}", dataset=storage.root)
+        name = f"manifests/{max(versions)}"
+    data = storage.read_small(name, layout.MAX_MANIFEST_BYTES)
+    try:
+        return decode_manifest(data, f"{storage.root}/{name}")
+    except ShardloadError as error:
+        raise _placed(error, storage.root, name)  # noqa: B904 - the same error, with its place
+
+
+def _placed(error: ShardloadError, root: str, name: str) -> ShardloadError:
+    error.dataset, error.shard = root, name
+    return error

@@ -1,0 +1,158 @@
+"""Every byte of a dataset compared with what was written, and what is damaged told by name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shardload.errors import FormatError, ShardloadError
+from shardload.format import layout
+from shardload.format.manifest import MANIFEST_NAME
+from shardload.format.table import ShardEntry
+from shardload.reader.access import Access
+from shardload.reader.snapshot import Snapshot, read_manifest, read_snapshot
+from shardload.storage import FileReader, LocalStorage
+
+_READ_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is not as it was written."""
+
+    file: str
+    """Name of the file inside the dataset."""
+    message: str
+    """One sentence."""
+    section: str | None = None
+    """Where in the file, as far as known: header, rows, heap, a wide field, ..."""
+    sample_ids: list[int] = field(default_factory=list)
+    """Samples that cannot be read as they were written."""
+
+
+def verify_dataset(
+    path: str | os.PathLike[str], *, workers: int | None = None, on_shard: Callable[[ShardEntry], None] | None = None
+) -> list[Damage]:
+    """Compares all files of a dataset's current version with their digests.
+
+    Args:
+        path: directory of the dataset.
+        workers: threads; None for one a core. Hashing does not hold the interpreter lock.
+        on_shard: called after each shard, from any thread.
+
+    Returns:
+        What is damaged, in the order of the files; empty if every byte is as it was written.
+
+    Raises:
+        StorageError: there is no dataset.
+    """
+    storage = LocalStorage(os.path.abspath(path))
+    damages = list(_check_manifests(storage))
+    if damages:
+        return damages
+    try:
+        snapshot = read_snapshot(storage, None, None)
+    except FormatError as error:
+        return [Damage(error.shard or MANIFEST_NAME, error.message)]
+    except ShardloadError as error:
+        return [Damage(error.shard or "tables", error.message)]
+
+    def check(shard_id: int) -> list[Damage]:
+        found = list(_check_shard(storage, snapshot, shard_id))
+        if on_shard is not None:
+            on_shard(snapshot.table[shard_id])
+        return found
+
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        return [damage for found in pool.map(check, range(len(snapshot.table))) for damage in found]
+
+
+def _check_manifests(storage: LocalStorage) -> Iterator[Damage]:
+    """Yields what is wrong with the current manifest and its committed original."""
+    try:
+        manifest = read_manifest(storage, None)
+    except FormatError as error:
+        yield Damage(error.shard or MANIFEST_NAME, error.message)
+        return
+    name = f"manifests/{manifest.version}"
+    try:
+        original = storage.read_small(name, layout.MAX_MANIFEST_BYTES)
+    except ShardloadError as error:
+        yield Damage(name, error.message)
+        return
+    if original != manifest.encode():
+        yield Damage(name, f"{storage.root}: {name} is not the manifest that {MANIFEST_NAME} is a copy of")
+
+
+def _check_shard(storage: LocalStorage, snapshot: Snapshot, shard_id: int) -> Iterator[Damage]:
+    entry = snapshot.table[shard_id]
+    try:
+        file = storage.open(entry.name, entry.num_bytes)
+        intact = _digest(file) == entry.file_digest
+    except ShardloadError as error:
+        first = int(snapshot.table.first_sample_ids[shard_id])
+        yield Damage(entry.name, error.message, None, list(range(first, first + entry.num_samples)))
+        return
+    if intact:
+        return
+    found = list(_locate(storage, snapshot, shard_id))
+    yield from found or [
+        Damage(
+            entry.name, f"{storage.root}: {entry.name} is damaged, but outside of all samples: in padding", "padding"
+        )
+    ]
+
+
+def _digest(file: FileReader) -> bytes:
+    digest = hashlib.sha256()
+    buffer = np.empty(min(_READ_BYTES, file.num_bytes), dtype=np.uint8)
+    for start in range(0, file.num_bytes, _READ_BYTES):
+        part = buffer[: min(_READ_BYTES, file.num_bytes - start)]
+        file.read_into(part, start)
+        digest.update(part.data)
+    return digest.digest()
+
+
+def _locate(storage: LocalStorage, snapshot: Snapshot, shard_id: int) -> Iterator[Damage]:
+    """Yields which parts of a shard, whose digest is wrong, do not pass their own checks.
+
+    Samples are read a block at a time, and the samples of a block that fails one by one.
+    """
+    entry, schema = snapshot.table[shard_id], snapshot.manifest.parsed_schema
+    first = int(snapshot.table.first_sample_ids[shard_id])
+    all_ids = list(range(first, first + entry.num_samples))
+    access = Access(storage.root, snapshot, "always")
+    try:
+        access.shard(shard_id)
+    except ShardloadError as error:
+        yield Damage(entry.name, error.message, "head", all_ids)
+        return
+    for schema_field in [None, *(f for f in schema.fields if f.wide), *schema.record_fields[:1]]:
+        bad: list[int] = []
+        message = ""
+        wanted = [] if schema_field is None else [schema_field]
+        if schema_field is not None and schema_field.in_record:
+            wanted = list(schema.record_fields)
+        for start in range(0, entry.num_samples, 256):
+            ids = np.arange(start, min(start + 256, entry.num_samples)) + first
+            try:
+                access.read_batch(ids, {}, wanted)
+            except ShardloadError:
+                for sample_id in ids:
+                    try:
+                        access.read_batch(np.array([sample_id]), {}, wanted)
+                    except ShardloadError as error:
+                        bad.append(int(sample_id))
+                        message = message or error.message
+        if bad:
+            section = (
+                "rows" if schema_field is None else "heap" if schema_field.in_record else f"wide {schema_field.name}"
+            )
+            yield Damage(entry.name, message, section, bad)
+        if bad and schema_field is None:
+            return

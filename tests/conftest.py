@@ -1,0 +1,37 @@
+"""Datasets that many tests read, and a guard that holds for every test."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from samples import write_mixed
+
+import shardload
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 500 mixed samples in several shards. Read only."""
+    return write_mixed(tmp_path_factory.mktemp("mixed") / "dataset", 500)
+
+
+@pytest.fixture(scope="session")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 1,003 samples with nothing but their own number. Read only."""
+    path = tmp_path_factory.mktemp("numbers") / "dataset"
+    with shardload.ShardWriter(path, {"number": "int64"}, shard_size="8KiB") as writer:
+        for i in range(1003):
+            writer.write({"number": i})
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_threads_left():
+    """Every test leaves as many threads of shardload as it found."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("shardload"):
+            thread.join(5)
+            assert not thread.is_alive(), f"{thread.name} is still running after the test"

@@ -1,0 +1,81 @@
+"""shardload: a random-access training data loader.
+
+Names are loaded when they are first used: `import shardload` is light, and packing never loads torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from shardload.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from shardload.errors import (
+        ChecksumError,
+        FormatError,
+        LoaderClosedError,
+        PackError,
+        ShardloadError,
+        StateMismatchError,
+        StorageError,
+        UnsupportedVersionError,
+    )
+    from shardload.loader import ShardBatchSampler, ShardLoader, ShardSampler, collate
+    from shardload.packing import pack
+    from shardload.reader import ShardDataset
+    from shardload.reader import open_dataset as open
+    from shardload.writer import ShardWriter
+
+_ERRORS = (
+    "ChecksumError",
+    "FormatError",
+    "LoaderClosedError",
+    "PackError",
+    "ShardloadError",
+    "StateMismatchError",
+    "StorageError",
+    "UnsupportedVersionError",
+)
+_HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
+    "ShardBatchSampler": ("shardload.loader", "ShardBatchSampler"),
+    "ShardDataset": ("shardload.reader", "ShardDataset"),
+    "ShardLoader": ("shardload.loader", "ShardLoader"),
+    "ShardSampler": ("shardload.loader", "ShardSampler"),
+    "ShardWriter": ("shardload.writer", "ShardWriter"),
+    "collate": ("shardload.loader", "collate"),
+    "open": ("shardload.reader", "open_dataset"),
+    "pack": ("shardload.packing", "pack"),
+}
+
+__all__ = [
+    "ChecksumError",
+    "FormatError",
+    "LoaderClosedError",
+    "PackError",
+    "ShardBatchSampler",
+    "ShardDataset",
+    "ShardLoader",
+    "ShardSampler",
+    "ShardWriter",
+    "ShardloadError",
+    "StateMismatchError",
+    "StorageError",
+    "UnsupportedVersionError",
+    "__version__",
+    "collate",
+    "open",
+    "pack",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shardload' has no attribute {name!r}")
+    home, attribute = _HOMES[name]
+    value = globals()[name] = getattr(import_module(home), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,7 @@
+"""Batches for training loops: the sampler, the loader and the collation. The rooms above it need torch."""
+
+from shardload.loader.collate import collate
+from shardload.loader.loader import ShardLoader
+from shardload.loader.sampler import ShardBatchSampler, ShardSampler
+
+__all__ = ["ShardBatchSampler", "ShardLoader", "ShardSampler", "collate"]

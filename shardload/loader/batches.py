@@ -1,0 +1,121 @@
+"""From a rank's sample ids to the batch that the training loop gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from shardload.format.schema import Field
+from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
+from shardload.memory import BufferPool
+from shardload.order.cursor import RankBatch
+from shardload.reader import ShardDataset
+from shardload.reader.dataset import apply_transform
+
+
+@dataclass(frozen=True)
+class BatchRecipe:
+    """What becomes of a batch's samples."""
+
+    fields: tuple[Field, ...]
+    """The fields that are read."""
+    transform: Callable[..., Any] | None = None
+    """Called with each sample."""
+    batch_transform: Callable[[Any], Any] | None = None
+    """Called with each batch."""
+    collate_fn: Callable[[Any], Any] | None = None
+    """Makes a batch in place of shardload's own collation."""
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    """Dtypes by field that override the usual ones."""
+    with_ids: bool = False
+    """Whether batches carry `_sample_id`, `_position` and `_epoch`."""
+
+
+def make_recipe(
+    dataset: ShardDataset, fields: Sequence[str] | None, transform: Callable[..., Any] | None
+) -> BatchRecipe:
+    """Returns the recipe for some of a dataset's fields and the loader's or the dataset's transform.
+
+    Raises:
+        ValueError: a field is not there, or both have a transform.
+    """
+    if transform is not None and dataset.transform is not None:
+        raise ValueError("both the dataset and the loader have a transform: leave one out")
+    available = {field.name: field for field in dataset.field_list}
+    for name in fields or ():
+        if name not in available:
+            raise ValueError(f"there is no field {name!r} to read; the fields are {', '.join(available)}")
+    chosen = tuple(field for name, field in available.items() if fields is None or name in fields)
+    return BatchRecipe(chosen, dataset.transform if transform is None else transform)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A finished batch and what the loader has to know of it."""
+
+    batch: Any
+    """What the training loop gets."""
+    cursor: int
+    """Cursor after it."""
+    num_samples: int
+    """Samples in it."""
+    num_bytes: int
+    """Bytes of its tensors and byte strings."""
+
+
+class BatchMaker:
+    """Reads and collates batches. Runs in the prefetch thread."""
+
+    def __init__(self, dataset: ShardDataset, recipe: BatchRecipe, pool: BufferPool, seed: int) -> None:
+        self._dataset = dataset
+        self._recipe = recipe
+        self._pool = pool
+        self._seed = seed
+        # Whoever gets samples or columns may keep views of them in any form; leased memory is only for our own tensors.
+        self._leases = recipe.transform is None and recipe.collate_fn is None
+
+    def deliveries(self, batches: Iterator[RankBatch], epoch: int) -> Iterator[Delivery]:
+        """Yields the batches of an epoch."""
+        for ids in batches:
+            batch = self._make(ids, epoch)
+            yield Delivery(batch, ids.cursor, len(ids.sample_ids), batch_bytes(batch))
+            # The buffers must not live on in this frame while the next batch is made: they would not come back.
+            del batch
+
+    def _make(self, ids: RankBatch, epoch: int) -> Any:
+        recipe = self._recipe
+        buffers = {}
+        if self._leases:
+            size = len(ids.sample_ids)
+            fixed = [f for f in recipe.fields if not f.in_record]
+            buffers = {f.name: self._pool.lease((size, *f.shape), f.dtype) for f in fixed}
+        samples: Any = self._dataset.read_batch(ids.sample_ids, buffers, recipe.fields)
+        if recipe.transform is not None:
+            samples = apply_transform(recipe.transform, samples, self._seed, epoch)
+        if recipe.collate_fn is not None:
+            batch = recipe.collate_fn(samples)
+        elif recipe.transform is not None:
+            batch = collate_samples(samples)
+        else:
+            batch = collate_columns(samples, recipe.dtypes, self._pool.lease)
+        if recipe.batch_transform is not None:
+            batch = recipe.batch_transform(batch)
+        if recipe.with_ids:
+            batch = _with_ids(batch, ids, epoch)
+        return batch
+
+
+def _with_ids(batch: Any, ids: RankBatch, epoch: int) -> dict[str, Any]:
+    if not isinstance(batch, dict):
+        raise TypeError(
+            f"with_ids=True adds fields to batches that are dicts, but this one is a {type(batch).__name__}"
+        )
+    return {
+        **batch,
+        "_sample_id": torch.from_numpy(ids.sample_ids.copy()),
+        "_position": torch.from_numpy(ids.positions.copy()),
+        "_epoch": torch.full((len(ids.positions),), epoch, dtype=torch.int64),
+    }

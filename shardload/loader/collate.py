@@ -1,0 +1,129 @@
+"""Samples to a batch: a plain dict of tensors and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import default_collate
+
+from shardload.format.schema import Field
+from shardload.reader.batch import Column, SampleBatch, decode_value
+
+Lease = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
+Batch = dict[str, Any]
+
+# torch has hardly an operator for these, so they are delivered as int64.
+_WIDENED = {"uint16", "uint32", "uint64"}
+_INT64 = np.dtype(np.int64)
+
+
+def collate(samples: SampleBatch | Sequence[Any]) -> Any:
+    """Returns a batch: for `DataLoader(collate_fn=shardload.collate)`.
+
+    Args:
+        samples: what `dataset.__getitems__` returned, or a list of samples made by a transform.
+
+    Returns:
+        For samples as stored: a dict of field -> tensor of shape (batch, *field_shape); a list for fields of bytes,
+        str, json and media; for nullable fields also `_valid_<field>`, a bool tensor of shape (batch,), where missing
+        values are zero or None. Unsigned integers of 16 bits and more are widened to int64. For samples made by a
+        transform: what torch's `default_collate` makes of them.
+    """
+    if isinstance(samples, SampleBatch):
+        return collate_columns(samples, {}, None)
+    return collate_samples(samples)
+
+
+def collate_columns(batch: SampleBatch, dtypes: Mapping[str, torch.dtype], lease: Lease | None) -> Batch:
+    """Returns a batch whose tensors share the memory of the columns where their dtype allows it.
+
+    Args:
+        batch: the samples.
+        dtypes: dtypes by field that override the usual ones.
+        lease: where memory for widened values comes from; None for new memory.
+    """
+    result: Batch = {}
+    for name, column in batch.columns.items():
+        if isinstance(column.values, list):
+            result[name] = _values(column, column.values)
+        else:
+            result[name] = _tensor(column.field, column.values, dtypes.get(name), lease)
+        if column.valid is not None:
+            result[f"_valid_{name}"] = torch.from_numpy(column.valid)
+    return result
+
+
+def collate_samples(samples: Sequence[Any]) -> Any:
+    """Returns what torch's `default_collate` makes of samples from a transform, with errors that name the cure.
+
+    Raises:
+        ValueError: a sample is None.
+        TypeError, RuntimeError: the samples cannot be made tensors.
+    """
+    if any(sample is None for sample in samples):
+        raise ValueError(
+            "the transform returned None, which would silently make the batch smaller: drop such samples when packing "
+            "(pack --filter), or return a substitute; on_error does not apply to it"
+        )
+    try:
+        return default_collate(list(samples))
+    except (TypeError, RuntimeError) as error:
+        raise type(error)(
+            f"samples from the transform cannot be collated: {error}; return arrays of equal shape, or give collate_fn"
+        ) from error
+
+
+def batch_bytes(batch: Any) -> int:
+    """Returns the bytes of the tensors, arrays and byte strings in a batch."""
+    if isinstance(batch, torch.Tensor | np.ndarray):
+        return int(batch.nbytes)
+    if isinstance(batch, bytes | str):
+        return len(batch)
+    if isinstance(batch, Mapping):
+        return sum(batch_bytes(value) for value in batch.values())
+    if isinstance(batch, list | tuple):
+        return sum(batch_bytes(value) for value in batch)
+    return 0
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Returns a batch whose tensors are on a device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def _values(column: Column, stored: list[bytes]) -> list[Any]:
+    field = column.field
+    if column.valid is None:
+        return [decode_value(field, data) for data in stored]
+    return [
+        decode_value(field, data) if valid else None for data, valid in zip(stored, column.valid.tolist(), strict=True)
+    ]
+
+
+def _tensor(field: Field, values: NDArray[Any], dtype: torch.dtype | None, lease: Lease | None) -> torch.Tensor:
+    tensor: torch.Tensor
+    if field.kind == "bool":
+        tensor = torch.from_numpy(values).view(torch.bool)
+    elif field.kind == "bfloat16":
+        tensor = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    elif field.kind in _WIDENED and dtype is None:
+        if field.kind == "uint64" and values.size and int(values.max()) > np.iinfo(np.int64).max:
+            raise ValueError(
+                f"field {field.name!r}: {values.max()} does not fit int64; ask for dtypes={{{field.name!r}: torch.uint64}}"
+            )
+        wide = np.empty(values.shape, _INT64) if lease is None else lease(values.shape, _INT64)
+        wide[...] = values
+        tensor = torch.from_numpy(wide)
+    else:
+        tensor = torch.from_numpy(values)
+    return tensor if dtype is None else tensor.to(dtype)

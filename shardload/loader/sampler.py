@@ -1,0 +1,154 @@
+"""The order as torch samplers, for those who keep their DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.utils.data import BatchSampler, DistributedSampler
+
+from shardload.loader.progress import Progress
+from shardload.loader.ranks import one_of, resolve_ranks
+from shardload.loader.state import OrderKey
+from shardload.order.cursor import Partition, Tail, rank_batches
+from shardload.order.rng import SampleIds
+from shardload.reader import ShardDataset
+
+_BLOCK = 1 << 12
+
+
+class ShardSampler(DistributedSampler[int]):
+    """One rank's part of the global order, as a torch sampler.
+
+    The order is a true permutation of all samples, a function of (seed, epoch, position): rank r of R takes positions r,
+    r + R, ... Each iteration is the next epoch, with or without `set_epoch`. Iterate batches through `batch_sampler`
+    where you can: it plans reads, knows the exact state, and gives transforms their `rng`.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        *,
+        world_size: int | None = None,
+    ) -> None:
+        """Describes the order; nothing is read.
+
+        Args:
+            dataset: the dataset; its fingerprint and length are taken.
+            num_replicas: ranks that share the order; with `rank`. None for both: as `ShardLoader`.
+            rank: this process.
+            shuffle: a permutation, or the order of the dataset.
+            seed: seed of the permutations, from 0 to 2^64 - 1; equal on all ranks.
+            drop_last: leave out the last samples that do not fill every rank (or, with batches, every batch); else one
+                replica gets a shorter end, and several are padded with the epoch's first samples, as in torch.
+            world_size: another name for num_replicas.
+
+        Raises:
+            ValueError: ranks or seed that cannot be.
+        """
+        ranks = resolve_ranks(one_of(num_replicas, world_size), rank)
+        # Torch wants its own Dataset class by name but uses only the length.
+        super().__init__(dataset, ranks.num_replicas, ranks.rank, bool(shuffle), seed, bool(drop_last))  # type: ignore[arg-type]
+        self.progress = Progress(OrderKey(dataset.fingerprint, len(dataset), seed, bool(shuffle)))
+
+    def batch_sampler(self, batch_size: int, *, tail: Tail | None = None) -> ShardBatchSampler:
+        """Returns the batches of this order, for `DataLoader(batch_sampler=...)`. They share this sampler's place.
+
+        Args:
+            batch_size: samples a batch and rank.
+            tail: what becomes of the end of an epoch (see `Partition`); None for what `drop_last` says.
+        """
+        return ShardBatchSampler(self, batch_size, tail)
+
+    def __iter__(self) -> Iterator[int]:
+        partition = self._partition(1)
+        place, turn = self.progress.begin(partition), self.progress.turn
+        num_samples, cursor = self.progress.key.num_samples, place.position
+        blocks = self._partition(_BLOCK, exact_end=True)
+        for batch in rank_batches(blocks, self.rank, cursor, self.progress.order(place.epoch)):
+            for sample_id in batch.sample_ids.tolist():
+                cursor = min(cursor + self.num_replicas, num_samples)
+                self.progress.deliver(cursor, turn)
+                yield sample_id
+        self.progress.end()
+
+    def __len__(self) -> int:
+        return self.progress.num_batches(self._partition(1))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next iteration; epochs advance by themselves without it."""
+        super().set_epoch(epoch)
+        self.progress.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, str]:
+        """Returns the state of what was *issued*: a DataLoader with workers or prefetching is ahead of its training loop.
+
+        `state_at` gives the exact state for a number of batches trained on.
+        """
+        return self.progress.state(self._partition(1))
+
+    def state_at(self, batches_done: int, batch_size: int) -> dict[str, str]:
+        """Returns the exact state after so many batches of the epoch under way were trained on."""
+        return self.progress.state_at(batches_done, self._partition(batch_size))
+
+    def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0) -> None:
+        """Takes up a state of a sampler, batch sampler or loader of the same order."""
+        self.progress.load(state, skip_samples)
+
+    def _partition(self, batch_size: int, tail: Tail | None = None, *, exact_end: bool = False) -> Partition:
+        if tail is None:
+            tail = "drop" if self.drop_last else "pad" if self.num_replicas > 1 else "short"
+        num_samples = self.progress.key.num_samples
+        if exact_end and tail == "drop":
+            # Blocks are only a way to compute; what is dropped is the remainder over the replicas.
+            num_samples, tail = num_samples // self.num_replicas * self.num_replicas, "short"
+        return Partition(num_samples, batch_size, self.num_replicas, tail)
+
+
+class ShardBatchSampler(BatchSampler):
+    """One rank's batches of the global order: lists of sample ids. Made by `ShardSampler.batch_sampler`."""
+
+    sampler: ShardSampler
+
+    def __init__(self, sampler: ShardSampler, batch_size: int, tail: Tail | None) -> None:
+        self.partition = sampler._partition(batch_size, tail)
+        self.partition.check()
+        super().__init__(sampler, batch_size, self.partition.tail == "drop")
+
+    def __iter__(self) -> Iterator[list[int]]:
+        progress = self.sampler.progress
+        place, turn = progress.begin(self.partition), progress.turn
+        for batch in rank_batches(self.partition, self.sampler.rank, place.position, progress.order(place.epoch)):
+            progress.deliver(batch.cursor, turn)
+            # The epoch travels with every request: a worker process cannot hold a stale one.
+            yield SampleIds(batch.sample_ids.tolist(), progress.key.seed, place.epoch)
+        progress.end()
+
+    def __len__(self) -> int:
+        return self.sampler.progress.num_batches(self.partition)
+
+    @property
+    def remaining(self) -> int:
+        """Batches left of the epoch under way or coming, counted as issued."""
+        return self.sampler.progress.remaining(self.partition)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next iteration; epochs advance by themselves without it."""
+        self.sampler.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, str]:
+        """Returns the state of what was *issued*; `state_at` gives the one for batches trained on."""
+        return self.sampler.progress.state(self.partition)
+
+    def state_at(self, num_batches: int) -> dict[str, str]:
+        """Returns the exact state after so many batches of the epoch under way were trained on."""
+        return self.sampler.progress.state_at(num_batches, self.partition)
+
+    def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0) -> None:
+        """Takes up a state of a sampler, batch sampler or loader of the same order."""
+        self.sampler.progress.load(state, skip_samples)

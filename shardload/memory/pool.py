@@ -1,0 +1,120 @@
+"""A pool of batch buffers that come back by themselves."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ROUND_BYTES = 4096
+
+
+class BufferPool:
+    """Leases arrays and reuses their memory once the last array or tensor that shares it has died.
+
+    Touching memory for the first time costs more than the copy into it, so batches are built in memory that was used
+    before. A leased array belongs to whoever holds it or any view of it: numpy views, tensors made by
+    `torch.from_numpy`, and what they give out keep it alive, and only then does its memory return. Arrays that are kept
+    make the pool grow; nothing is ever overwritten under a holder. Memory that is idle beyond `max_idle_bytes` is freed.
+    Safe for several threads.
+    """
+
+    def __init__(self, max_idle_bytes: int, *, pinned: bool = False) -> None:
+        """Makes an empty pool.
+
+        Args:
+            max_idle_bytes: most bytes kept for reuse.
+            pinned: lease page-locked memory, for fast copies to a CUDA device.
+
+        Raises:
+            RuntimeError: pinned memory was asked for and there is no CUDA device.
+        """
+        self._max_idle_bytes = max_idle_bytes
+        self._pinned = pinned
+        self._idle: defaultdict[int, list[_Block]] = defaultdict(list)
+        self._lock = threading.RLock()
+        self.idle_bytes = 0
+        """Bytes waiting to be leased again."""
+        self.leased_bytes = 0
+        """Bytes that somebody holds."""
+        self.num_reused = 0
+        """Leases served without new memory."""
+        self.num_new = 0
+        """Leases that took new memory."""
+        if pinned:
+            import torch
+
+            if not torch.cuda.is_available():
+                raise RuntimeError("pinned memory needs a CUDA device, and there is none: leave pin_memory out")
+
+    def lease(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Returns a writable, C-contiguous array with undefined content."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        capacity = max(_ROUND_BYTES, -(-num_bytes // _ROUND_BYTES) * _ROUND_BYTES)
+        block = self._take(capacity)
+        # An array made from a buffer is the root of all its views (numpy shortens chains of views only down to it), so
+        # its end is the end of the last of them. The block itself stays with the finalizer.
+        root = np.frombuffer(block.memory, dtype=np.uint8)
+        weakref.finalize(root, self._give_back, block).atexit = False
+        return root[:num_bytes].view(dtype).reshape(shape)
+
+    def close(self) -> None:
+        """Frees what is idle and keeps nothing that comes back later."""
+        with self._lock:
+            self._max_idle_bytes = 0
+            self._idle.clear()
+            self.idle_bytes = 0
+
+    def _take(self, capacity: int) -> _Block:
+        with self._lock:
+            self.leased_bytes += capacity
+            idle = self._idle[capacity]
+            # Oldest first: the longest gone is the likeliest to be free of copies still under way.
+            for i, block in enumerate(idle):
+                if block.ready():
+                    self.idle_bytes -= capacity
+                    self.num_reused += 1
+                    return idle.pop(i)
+            self.num_new += 1
+        return _Block(capacity, self._pinned)
+
+    def _give_back(self, block: _Block) -> None:
+        # Runs wherever the last reference dies, also inside this pool's own methods: hence the re-entrant lock.
+        block.release()
+        with self._lock:
+            self.leased_bytes -= block.capacity
+            if self.idle_bytes + block.capacity <= self._max_idle_bytes:
+                self._idle[block.capacity].append(block)
+                self.idle_bytes += block.capacity
+
+
+class _Block:
+    """A piece of memory, pinned or plain."""
+
+    def __init__(self, capacity: int, pinned: bool) -> None:
+        self.capacity = capacity
+        self._released: Any = None
+        self._pinned = pinned
+        if pinned:
+            import torch
+
+            self.memory = torch.empty(capacity, dtype=torch.uint8, pin_memory=True).numpy().data
+        else:
+            self.memory = np.empty(capacity, dtype=np.uint8).data
+
+    def release(self) -> None:
+        """Notes where the device's streams stand: a copy from this memory may still be under way."""
+        if self._pinned:
+            import torch
+
+            self._released = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._released.record()
+
+    def ready(self) -> bool:
+        """Tells whether all copies begun before the release are done."""
+        return self._released is None or bool(self._released.query())

@@ -1,0 +1,178 @@
+"""The samplers: one order with the loader, right under torch's DataLoader with and without workers."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from samples import mixed_sample
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+
+import shardload
+from shardload.order import Permutation
+
+
+def batches_of(sampler):
+    return [list(batch) for batch in sampler]
+
+
+def test_they_are_torchs_classes(numbers):
+    sampler = shardload.ShardSampler(shardload.open(numbers))
+    assert isinstance(sampler, DistributedSampler)
+    assert isinstance(sampler.batch_sampler(4), BatchSampler)
+
+
+@pytest.mark.parametrize("replicas", [1, 3, 8])
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_sampler_batch_sampler_and_loader_give_identical_batches(numbers, replicas, drop_last, shuffle):
+    dataset = shardload.open(numbers)
+    for rank in range(replicas):
+        options = {"num_replicas": replicas, "rank": rank, "shuffle": shuffle, "seed": 7, "drop_last": drop_last}
+        sampler = shardload.ShardSampler(dataset, **options)
+        batches = sampler.batch_sampler(10)
+        plain = DataLoader(
+            dataset, batch_size=10, sampler=shardload.ShardSampler(dataset, **options), drop_last=drop_last
+        )
+        loader = shardload.ShardLoader(dataset, 10, with_ids=True, **options)
+        for _epoch in range(2):
+            assert len(batches) == len(loader) == len(plain)
+            want = [batch["_sample_id"].tolist() for batch in loader]
+            assert batches_of(batches) == want
+            assert [batch["number"].tolist() for batch in plain] == want
+
+
+def test_sampler_is_torchs_distributed_sampler_in_all_but_the_order(numbers):
+    """Lengths and what each rank is padded with follow torch's rule."""
+    dataset = shardload.open(numbers)
+    for replicas in (1, 2, 3, 7, 8):
+        for drop_last in (True, False):
+            for rank in range(replicas):
+                ours = shardload.ShardSampler(dataset, replicas, rank, shuffle=False, drop_last=drop_last)
+                torchs = DistributedSampler(range(1003), replicas, rank, shuffle=False, drop_last=drop_last)
+                assert len(ours) == len(torchs)
+                assert list(ours) == list(torchs)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_of_the_dataloader_holds_every_id_once(mixed, workers):
+    dataset = shardload.open(mixed)
+    batches = shardload.ShardSampler(dataset).batch_sampler(16)
+    loader = DataLoader(
+        dataset, batch_sampler=batches, collate_fn=shardload.collate, num_workers=workers, timeout=60 * bool(workers)
+    )
+    orders = []
+    for epoch in range(2):
+        ids = []
+        for batch in loader:
+            for slot, i in enumerate(batch["number"].tolist()):
+                assert batch["text"][slot] == mixed_sample(i)["text"]
+                assert batch["wide"][slot, 5] == i + 5
+                ids.append(i)
+        assert sorted(ids) == list(range(500))
+        assert ids == Permutation(500, seed=0, epoch=epoch).sample_ids(np.arange(500)).tolist()
+        orders.append(ids)
+    assert orders[0] != orders[1]
+
+
+def draw(sample, rng):
+    return {"number": sample["number"], "draw": float(rng.random())}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_rng_is_equal_for_any_workers_and_the_loader(mixed, workers):
+    """Persistent workers cannot hold a stale epoch: it travels with the ids."""
+    dataset = shardload.open(mixed, fields=["number"], transform=draw)
+    batches = shardload.ShardSampler(dataset, seed=3, drop_last=True).batch_sampler(50)
+    loader = DataLoader(
+        dataset, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0, timeout=60 * bool(workers)
+    )
+    ours = shardload.ShardLoader(dataset, 50, shuffle=True, seed=3)
+    for _epoch in range(3):
+        for left, right in zip(loader, ours, strict=True):
+            assert torch.equal(left["draw"], right["draw"])
+            assert torch.equal(left["number"], right["number"])
+    del loader
+
+
+def test_stock_dataloader_without_anything_of_ours(mixed):
+    """A drop-in map-style dataset: default collate, torch's own sampler."""
+    dataset = shardload.open(mixed, fields=["number", "text", "small", "wide"])
+    numbers = []
+    for batch in DataLoader(dataset, batch_size=32, shuffle=True):
+        assert batch["wide"].shape[1:] == (256,)
+        assert batch["small"].dtype == torch.float32
+        numbers += batch["number"].tolist()
+    assert sorted(numbers) == list(range(500))
+
+
+def test_state_counts_batches_and_resumes_anywhere(numbers):
+    dataset = shardload.open(numbers)
+    want = batches_of(shardload.ShardSampler(dataset, drop_last=True).batch_sampler(16))
+    sampler = shardload.ShardSampler(dataset, drop_last=True)
+    batches = sampler.batch_sampler(16)
+    stream = iter(batches)
+    assert [next(stream) for _ in range(5)] == want[:5]
+    assert batches.state_dict() == batches.state_at(5) == sampler.state_at(5, 16)
+    # DataLoader workers ask ahead; what was trained on is told by state_at.
+    state = json.loads(json.dumps(batches.state_at(3)))
+    again = shardload.ShardSampler(dataset, drop_last=True).batch_sampler(16)
+    again.load_state_dict(state)
+    assert (len(again), again.remaining) == (62, 59)
+    assert batches_of(again) == want[3:]
+    loader = shardload.ShardLoader(dataset, 16, shuffle=True, with_ids=True)
+    loader.load_state_dict(state)
+    assert [batch["_sample_id"].tolist() for batch in loader] == want[3:]
+
+
+def test_plain_sampler_resumes(numbers):
+    dataset = shardload.open(numbers)
+    for rank in range(3):
+        want = list(shardload.ShardSampler(dataset, 3, rank))
+        sampler = shardload.ShardSampler(dataset, 3, rank)
+        stream = iter(sampler)
+        assert [next(stream) for _ in range(100)] == want[:100]
+        again = shardload.ShardSampler(dataset, 3, rank)
+        again.load_state_dict(sampler.state_dict())
+        assert list(again) == want[100:]
+
+
+def test_set_epoch_twice_neither_skips_nor_repeats(numbers):
+    sampler = shardload.ShardSampler(shardload.open(numbers))
+    batches = sampler.batch_sampler(16)
+    seen = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches.set_epoch(epoch)
+        seen.append([i for batch in batches for i in batch])
+    assert seen == [Permutation(1003, seed=0, epoch=e).sample_ids(np.arange(1003)).tolist() for e in range(3)]
+
+
+def test_an_older_iterator_cannot_move_the_state(numbers):
+    batches = shardload.ShardSampler(shardload.open(numbers)).batch_sampler(16)
+    first = iter(batches)
+    next(first)
+    second = iter(batches)
+    next(second)
+    with pytest.raises(shardload.LoaderClosedError, match="newer"):
+        next(first)
+
+
+def test_pickle(numbers):
+    sampler = shardload.ShardSampler(shardload.open(numbers))
+    batches = sampler.batch_sampler(16)
+    stream = iter(batches)
+    for _ in range(3):
+        next(stream)
+    data = pickle.dumps(batches)
+    assert len(data) < 64_000
+    copy = pickle.loads(data)
+    assert copy.state_dict() == batches.state_dict()
+
+
+def test_batch_size_without_a_batch(numbers):
+    with pytest.raises(ValueError, match="do not fill"):
+        shardload.ShardSampler(shardload.open(numbers), drop_last=True).batch_sampler(2000)

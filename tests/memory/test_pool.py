@@ -1,0 +1,112 @@
+"""Buffers come back when nobody holds them, and never before."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from shardload.memory import BufferPool
+
+INT32 = np.dtype(np.int32)
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_is_reused_after_the_last_reference():
+    pool = BufferPool(1 << 20)
+    array = pool.lease((4, 8), INT32)
+    where = address(array)
+    del array
+    assert address(pool.lease((4, 8), INT32)) == where
+    assert (pool.num_new, pool.num_reused) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda a: torch.from_numpy(a),
+        lambda a: torch.from_numpy(a)[2:3],
+        lambda a: torch.from_numpy(a).view(torch.uint8).view(-1, 4),
+        lambda a: torch.from_numpy(a).numpy(),
+        lambda a: a[1:2],
+        lambda a: a.reshape(-1)[5:].view(np.uint8),
+        lambda a: memoryview(a),
+    ],
+)
+def test_any_view_keeps_the_memory(keep):
+    pool = BufferPool(1 << 20)
+    array = pool.lease((4, 8), INT32)
+    where = address(array)
+    view = keep(array)
+    del array
+    gc.collect()
+    other = pool.lease((4, 8), INT32)
+    assert address(other) != where
+    del view
+    gc.collect()
+    assert address(pool.lease((4, 8), INT32)) == where
+
+
+def test_idle_memory_is_bounded_and_closing_frees_it():
+    pool = BufferPool(8192)
+    kept = [pool.lease((4096,), np.dtype(np.uint8)) for _ in range(5)]
+    assert pool.leased_bytes == 5 * 4096
+    kept.clear()
+    assert (pool.leased_bytes, pool.idle_bytes) == (0, 8192)
+    late = pool.lease((10,), INT32)
+    pool.close()
+    del late
+    assert (pool.leased_bytes, pool.idle_bytes) == (0, 0)
+
+
+def test_an_empty_array_can_be_leased():
+    array = BufferPool(0).lease((0, 7), INT32)
+    assert array.shape == (0, 7)
+
+
+def test_threads_never_share_a_buffer():
+    pool = BufferPool(1 << 20)
+    wrong = []
+
+    def work(mark: int) -> None:
+        for _ in range(300):
+            array = pool.lease((64,), np.dtype(np.int64))
+            array[:] = mark
+            tensor = torch.from_numpy(array)
+            del array
+            if not bool((tensor == mark).all()):
+                wrong.append(mark)
+
+    threads = [threading.Thread(target=work, args=(mark,)) for mark in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+    assert pool.leased_bytes == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_pinned_memory_without_a_device_is_refused():
+    with pytest.raises(RuntimeError, match="needs a CUDA device"):
+        BufferPool(1 << 20, pinned=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_pinned_memory_waits_for_copies_from_it():
+    pool = BufferPool(1 << 30, pinned=True)
+    for mark in range(50):
+        array = pool.lease((1 << 20,), np.dtype(np.uint8))
+        array[:] = mark
+        tensor = torch.from_numpy(array)
+        assert tensor.is_pinned()
+        copy = tensor.to("cuda", non_blocking=True)
+        del array, tensor
+        assert int(copy.max()) == int(copy.min()) == mark

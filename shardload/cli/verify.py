@@ -1,0 +1,54 @@
+"""`shardload verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from shardload.cli.text import counted, echo, echo_json, printable, ranges
+from shardload.format.table import ShardEntry
+from shardload.quantities import format_bytes
+from shardload.reader.verify import Damage, verify_dataset
+
+
+@click.command()
+@click.argument("dataset")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one a core]")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def verify(dataset: str, workers: int | None, as_json: bool) -> int:
+    """Compare every byte of DATASET with what was written, and name what is damaged; exit status 1 if anything is."""
+    seen: list[ShardEntry] = []
+    columns = (TextColumn("verifying"), BarColumn(), TextColumn("{task.fields[facts]}"))
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
+        task = progress.add_task("", total=None, facts="")
+
+        def on_shard(entry: ShardEntry) -> None:
+            seen.append(entry)
+            progress.update(task, advance=1, facts=f"{len(seen):,} shards")
+
+        damages = verify_dataset(dataset, workers=workers, on_shard=on_shard)
+    num_bytes = sum(entry.num_bytes for entry in seen)
+    if as_json:
+        facts = {"dataset": dataset, "sound": not damages, "num_shards": len(seen), "num_bytes": num_bytes}
+        echo_json(facts | {"damages": [dataclasses.asdict(damage) for damage in damages]})
+    elif not damages:
+        samples = counted(sum(entry.num_samples for entry in seen), "sample")
+        shards = counted(len(seen), "shard")
+        echo(f"{dataset}: {shards}, {samples}, {format_bytes(num_bytes)}: all as written")
+    else:
+        for damage in damages:
+            echo(_line(damage))
+    if damages:
+        click.echo(f"shardload: error: {dataset} is damaged in {counted(len(damages), 'place')}", err=True)
+    return 1 if damages else 0
+
+
+def _line(damage: Damage) -> str:
+    place = damage.file + (f", {damage.section}" if damage.section else "")
+    samples = f"; samples {ranges(damage.sample_ids)}" if damage.sample_ids else ""
+    return printable(f"{place}: {damage.message}{samples}")

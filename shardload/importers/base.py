@@ -1,0 +1,109 @@
+"""What every source gives: units that can be read alone, and what is known before the first is read."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from shardload.format.manifest import Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of a source as it was when the source was scanned; one that differs later is refused."""
+
+    path: str
+    """Path below the source's folder, with `/`."""
+    num_bytes: int
+    modified_ns: int
+    """Time of the last change in nanoseconds: tells a file rewritten while it is packed, and goes nowhere else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A half-open range of bytes of a file."""
+
+    file: SourceFile
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A piece of the source that one worker packs alone; its number goes into the names of its shards."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the source in this unit."""
+        return sum(piece.stop - piece.start for piece in self.pieces)
+
+    def __str__(self) -> str:
+        first, last = self.pieces[0].file.path, self.pieces[-1].file.path
+        return f"unit {self.number} ({first})" if first == last else f"unit {self.number} ({first} to {last})"
+
+
+class Sample(NamedTuple):
+    """One sample as a source gives it."""
+
+    values: dict[str, Any]
+    """Field name -> value."""
+    place: object
+    """Where it comes from: `str()` names it. Text is made only when it is asked for, as finding a line number costs."""
+    num_bytes: int
+    """Bytes of the source it was made from, as stored there."""
+
+
+class UnitReader(Protocol):
+    """Reads units. Small and picklable, so that it can be sent to any process."""
+
+    def read(self, unit: Unit) -> Generator[Sample, None, None]:
+        """Yields the samples of a unit, in order.
+
+        Raises:
+            PackError: a file cannot be read, has changed or holds what it should not; names file and place.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePlan:
+    """A source as it will be packed."""
+
+    reader: UnitReader
+    units: list[Unit]
+    types: dict[str, str]
+    """Field name -> type, in order."""
+    metadata: Metadata
+    """What goes into the manifest beside the schema."""
+    hint: str = ""
+    """What to do about a sample that does not fit, or nothing."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the source in all units."""
+        return sum(unit.num_bytes for unit in self.units)
+
+
+class Source(Protocol):
+    """Something to pack."""
+
+    location: str
+    """What the user called it."""
+    skipped: dict[str, int]
+    """What was left out: reason -> number."""
+
+    def plan(self, types: Mapping[str, str] | None, unit_size: int | None) -> SourcePlan:
+        """Returns units and types. The units depend on the source and these arguments only, never on who packs.
+
+        Args:
+            types: types that the user gave, or None.
+            unit_size: bytes of a unit; None for a size that follows from the source.
+
+        Raises:
+            PackError: the source cannot be packed so.
+        """
+        ...

@@ -1,0 +1,63 @@
+"""Which source a path is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from shardload.errors import PackError
+from shardload.importers.base import Source
+from shardload.importers.files import examine_file, scan_folder, shown
+from shardload.importers.folder import FolderSource
+from shardload.importers.jsonl import JSONL_SUFFIXES, JsonlSource, is_jsonl
+from shardload.importers.patterns import Include
+
+
+def open_source(paths: Sequence[str], include: Sequence[str] = ()) -> Source:
+    """Returns the source that paths name: a folder, or one or several JSON Lines files.
+
+    A folder whose selected files all are JSON Lines files is a JSON Lines source, with the files in the order of their
+    paths; every other folder is a source of whole files.
+
+    Args:
+        paths: a folder, or files in the order in which they are to be packed.
+        include: patterns that select files of a folder; see `Include`.
+
+    Raises:
+        PackError: there is nothing to pack there.
+        ValueError: patterns are given for files, or are none.
+    """
+    patterns = Include(include)
+    if len(paths) == 1 and os.path.isdir(paths[0]):
+        return _open_folder(paths[0], patterns)
+    if include:
+        raise ValueError("include patterns select files of a folder, but the source is given as files")
+    if not paths:
+        raise ValueError("there is no source")
+    for path in paths:
+        facts = examine_file("", path)
+        if not is_jsonl(facts.path):
+            raise PackError(
+                f"{shown(path)} is not a source: give a folder, or JSON Lines files ({', '.join(JSONL_SUFFIXES)})"
+            )
+    if len({os.path.realpath(path) for path in paths}) < len(paths):
+        raise PackError("the same file is given twice as a source")
+    return JsonlSource(", ".join(paths), os.getcwd(), "", [examine_file("", path) for path in paths], {})
+
+
+def _open_folder(location: str, include: Include) -> Source:
+    scan = scan_folder(location, include)
+    skipped = dict(sorted(scan.skipped.items()))
+    if not scan.files:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        raise PackError(f"{location} holds no file to pack" + (f"; left out: {left_out}" if left_out else ""))
+    jsonl = [file for file in scan.files if is_jsonl(file.path)]
+    if len(jsonl) == len(scan.files):
+        return JsonlSource(location, os.path.abspath(location), location, jsonl, skipped)
+    if jsonl:
+        other = next(file for file in scan.files if not is_jsonl(file.path))
+        raise PackError(
+            f"{location} holds {len(jsonl)} JSON Lines files and {len(scan.files) - len(jsonl)} others (such as "
+            f"{other.path}): choose with include patterns, such as --include '*.jsonl'"
+        )
+    return FolderSource(location, scan.files, skipped)

@@ -1,0 +1,189 @@
+"""A folder of files as a source: one file is one sample.
+
+| the selected files are | field |
+| --- | --- |
+| all `.jpg`, `.jpeg` | `image: jpeg` |
+| all `.png` | `image: png` |
+| all of `TEXT_SUFFIXES` | `text: str`, UTF-8 |
+| all others | `data: bytes` |
+
+A mixture is refused, unless the types given name the field, which then takes every file. Each sample also has
+`path: str`, relative to the folder. If every file lies in a sub-folder, the first sub-folder of its path gives
+`label: int64`, a number into the sorted names of those sub-folders, which stand as `classes` in the manifest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+from shardload.errors import PackError
+from shardload.format import layout
+from shardload.format.schema import canonical_json, parse_field
+from shardload.importers.base import Sample, SourceFile, SourcePlan, Unit
+from shardload.importers.files import open_file, unreadable
+from shardload.importers.units import cut_units
+
+_TEXT_SUFFIX_LINES = """
+    .bat .bib .c .cc .cfg .clj .cmake .conf .cpp .cs .css .csv .cu .cuh .cxx .el .erl .ex .exs .f90 .go .h .hh .hpp .hs
+    .htm .html .hxx .ini .ipynb .java .jl .js .json .jsx .kt .lisp .log .lua .markdown .md .mjs .ml .php .pl .po .proto
+    .ps1 .py .pyi .pyx .r .rb .rs .rst .scala .scss .sh .sql .srt .svg .swift .tcl .tex .text .toml .ts .tsv .tsx .txt
+    .vtt .vue .xhtml .xml .yaml .yml .zig
+"""
+TEXT_SUFFIXES = frozenset(_TEXT_SUFFIX_LINES.split())
+"""Suffixes of files that are taken for text, whatever their case."""
+
+_CONTENT_FIELDS = {"jpeg": "image", "png": "image", "text": "text", "data": "data"}
+_TYPES = {"jpeg": "jpeg", "png": "png", "text": "str", "data": "bytes"}
+_LABEL_KINDS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+_CONTENT_KINDS = ("bytes", "str", "jpeg", "png", "audio", "video")
+# What is left of a manifest's 1 MiB for everything but the class names.
+_MAX_CLASSES_BYTES = layout.MAX_MANIFEST_BYTES - (16 << 10)
+_SHOWN_SUFFIXES = 6
+
+
+class FolderSource:
+    """The files of a folder, one sample each."""
+
+    def __init__(self, location: str, files: Sequence[SourceFile], skipped: dict[str, int]) -> None:
+        self.location = location
+        self.skipped = skipped
+        self._files = files
+
+    def plan(self, types: Mapping[str, str] | None, unit_size: int | None) -> SourcePlan:
+        """Returns units and types; types given replace those of their fields."""
+        given = dict(types or {})
+        content, content_type = self._content(given)
+        classes = self._classes()
+        fields = {content: content_type, **({"label": "int64"} if classes else {}), "path": "str"}
+        self._check(given, fields)
+        # The order is that of the folder's fields, whatever the order of those given.
+        fields |= given
+        kind = parse_field(content, fields[content]).kind
+        reader = FolderReader(os.path.abspath(self.location), self.location, content, kind == "str", classes)
+        units = cut_units(self._files, [False] * len(self._files), unit_size)
+        return SourcePlan(reader, units, fields, {"classes": list(classes)} if classes else {})
+
+    def _content(self, given: Mapping[str, str]) -> tuple[str, str]:
+        """Returns the field that takes the files' content, and its type."""
+        named = [name for name in dict.fromkeys(_CONTENT_FIELDS.values()) if name in given]
+        if len(named) > 1:
+            raise PackError(
+                f"{self.location}: the schema names {' and '.join(named)}, but a file's content goes into one field"
+            )
+        if named:
+            return named[0], given[named[0]]
+        kinds = Counter(_kind(file.path) for file in self._files)
+        if len(kinds) == 1:
+            kind = next(iter(kinds))
+            return _CONTENT_FIELDS[kind], _TYPES[kind]
+        field = "image" if set(kinds) == {"jpeg", "png"} else "data"
+        commonest = Counter(filter(None, (_suffix(file.path) for file in self._files))).most_common(1)[0][0]
+        raise PackError(
+            f"{self.location} holds files of several kinds ({self._suffix_counts()}): choose some with include "
+            f"patterns, such as --include '*{commonest}', or take all as they are with "
+            f'--schema \'{{"{field}": "bytes"}}\''
+        )
+
+    def _suffix_counts(self) -> str:
+        counts = Counter(_suffix(file.path) or "no suffix" for file in self._files).most_common()
+        text = ", ".join(f"{count} {suffix}" for suffix, count in counts[:_SHOWN_SUFFIXES])
+        rest = sum(count for _, count in counts[_SHOWN_SUFFIXES:])
+        return f"{text}, {rest} others" if rest else text
+
+    def _classes(self) -> dict[str, int]:
+        """Returns the labels by name, or none if a file lies outside of any sub-folder."""
+        if not all("/" in file.path for file in self._files):
+            return {}
+        names = sorted({file.path.partition("/")[0] for file in self._files}, key=str.encode)
+        num_bytes = len(canonical_json(names))
+        if num_bytes > _MAX_CLASSES_BYTES:
+            name = os.path.basename(os.path.abspath(self.location))
+            raise PackError(
+                f"{self.location}: the names of its {len(names)} sub-folders, which would be the labels' classes, "
+                f"are {num_bytes} bytes together; a manifest holds 1 MiB: pack the folder above it with "
+                f"--include '{name}/**', which makes it one class"
+            )
+        return {name: label for label, name in enumerate(names)}
+
+    def _check(self, given: Mapping[str, str], fields: Mapping[str, str]) -> None:
+        """Refuses types that a folder has no value for."""
+        for name, text in given.items():
+            field = parse_field(name, text)
+            if name not in fields:
+                raise PackError(
+                    f"{self.location}: field {name!r} is in the schema, but this folder gives {', '.join(fields)}"
+                )
+            takes = {"path": ("str",), "label": _LABEL_KINDS}.get(name, _CONTENT_KINDS)
+            if field.kind not in takes or field.shape:
+                raise PackError(
+                    f"{self.location}: field {name!r} cannot be {text}; of a folder it is one of {', '.join(takes)}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class FolderReader:
+    """Reads units of a folder."""
+
+    root: str
+    location: str
+    content: str
+    """Field that takes the content of a file."""
+    as_text: bool
+    classes: Mapping[str, int]
+    """Labels by the name of the first sub-folder; empty if there are none."""
+
+    def read(self, unit: Unit) -> Generator[Sample, None, None]:
+        """Yields one sample a file."""
+        for piece in unit.pieces:
+            path = piece.file.path
+            name = os.path.join(self.location, path)
+            data = _read_whole(self.root, piece.file, name)
+            values: dict[str, object] = {self.content: _decode(data, name, self.content) if self.as_text else data}
+            if self.classes:
+                values["label"] = self.classes[path.partition("/")[0]]
+            values["path"] = path
+            yield Sample(values, name, len(data))
+
+
+def _read_whole(root: str, file: SourceFile, name: str) -> bytes:
+    if file.num_bytes > layout.MAX_RECORD_BYTES:
+        raise PackError(f"{name} has {file.num_bytes} bytes; a sample holds less than 4 GiB")
+    with open_file(root, file, name) as opened:
+        try:
+            # One byte more than there was, so that a file that grows meanwhile is noticed.
+            parts, missing = [], file.num_bytes + 1
+            while missing and (part := opened.read(missing)):
+                parts.append(part)
+                missing -= len(part)
+        except OSError as error:
+            raise unreadable(name, error) from error
+    if missing != 1:
+        now = file.num_bytes + 1 - missing if missing else "more"
+        raise PackError(f"{name} changed while it was being packed: it had {file.num_bytes} bytes and now has {now}")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _decode(data: bytes, name: str, field: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise PackError(
+            f"{name} is not UTF-8: byte {error.start} is {data[error.start]:#04x}; to keep the bytes as they are, give "
+            f'--schema \'{{"{field}": "bytes"}}\''
+        ) from None
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _kind(path: str) -> str:
+    suffix = _suffix(path)
+    if suffix in (".jpg", ".jpeg"):
+        return "jpeg"
+    if suffix == ".png":
+        return "png"
+    return "text" if suffix in TEXT_SUFFIXES else "data"

@@ -1,0 +1,178 @@
+"""Units packed by worker processes.
+
+Each worker has a pipe of its own: units go down, progress and results come up. So a worker that dies is known at once
+and with its unit, nothing is shared that it could leave locked, and it ends when this process does. (The executor of
+the standard library tells of a death without naming the work, and its workers outlive a killed parent.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+from shardload.errors import PackError, ShardloadError
+from shardload.format.table import ShardEntry
+from shardload.importers import Unit
+from shardload.packing.progress import REPORT_SECONDS, Count, Tally
+from shardload.packing.signals import signals_held
+from shardload.packing.unit import Job, pack_unit
+
+# A worker that was killed has nothing to wait for but the end of its current system call.
+_END_SECONDS = 1.0
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    pipe: Connection
+    unit: Unit | None = None
+    """What it is packing."""
+
+
+def pack_in_processes(job: Job, units: Sequence[Unit], num_workers: int, tally: Tally) -> list[ShardEntry]:
+    """Packs units with several processes and returns their shards, in no order.
+
+    Raises:
+        PackError: that of the first unit that failed, or a worker died; all workers have ended then.
+    """
+    waiting = list(reversed(units))
+    entries: list[ShardEntry] = []
+    with contextlib.ExitStack() as stack:
+        workers = {worker.pipe: worker for worker in _start(job, num_workers, stack)}
+        for worker in workers.values():
+            _hand_out(worker, waiting)
+        while busy := [pipe for pipe, worker in workers.items() if worker.unit is not None]:
+            for pipe in wait(busy, timeout=REPORT_SECONDS):
+                worker = workers[pipe]  # type: ignore[index]
+                entries += _receive(worker, tally)
+                if worker.unit is None and waiting:
+                    _hand_out(worker, waiting)
+            tally.tell()
+    return entries
+
+
+def _start(job: Job, num_workers: int, stack: contextlib.ExitStack) -> list[_Worker]:
+    workers: list[_Worker] = []
+    stack.callback(_stop, workers)
+    context = multiprocessing.get_context("spawn")
+    for number in range(num_workers):
+        # A signal half-way through would leave a worker with half a description of its work.
+        with signals_held():
+            try:
+                mine, theirs = context.Pipe()
+                process = context.Process(
+                    target=_work, args=(theirs, job), name=f"shardload-pack-{number}", daemon=True
+                )
+                with _signals_blocked(), _without_main():
+                    process.start()
+            except OSError as error:
+                raise PackError(f"worker process {number + 1} of {num_workers} cannot be started: {error}") from error
+            theirs.close()
+            workers.append(_Worker(process, mine))
+    return workers
+
+
+def _stop(workers: list[_Worker]) -> None:
+    """Kills all workers. Idle ones hold nothing; what the others wrote is removed by whoever claimed the target."""
+    with signals_held():
+        for worker in workers:
+            worker.process.kill()
+            worker.pipe.close()
+        for worker in workers:
+            worker.process.join(_END_SECONDS)
+
+
+def _hand_out(worker: _Worker, waiting: list[Unit]) -> None:
+    if waiting:
+        worker.unit = waiting.pop()
+        try:
+            worker.pipe.send(worker.unit)
+        except OSError:
+            raise _death(worker) from None
+
+
+def _receive(worker: _Worker, tally: Tally) -> list[ShardEntry]:
+    """Takes one message of a worker; returns the shards of its unit if that is finished."""
+    try:
+        message = worker.pipe.recv()
+    except (EOFError, OSError):
+        raise _death(worker) from None
+    assert worker.unit is not None
+    if isinstance(message, Count):
+        tally.update(worker.unit.number, message)
+        return []
+    if isinstance(message, BaseException):
+        raise message
+    entries, count = message
+    tally.update(worker.unit.number, count, finished=True)
+    worker.unit = None
+    return list(entries)
+
+
+def _death(worker: _Worker) -> PackError:
+    worker.process.join(_END_SECONDS)
+    code = worker.process.exitcode
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        cause = f"was killed by {name}" + (" (perhaps for want of memory)" if name == "SIGKILL" else "")
+    else:
+        cause = f"ended with status {code}"
+    return PackError(f"{worker.unit}: the worker process {cause}; nothing was published")
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Blocks signals for processes started meanwhile; they inherit the mask and lift it when they are ready."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keeps processes started meanwhile from running the user's script again.
+
+    A worker needs nothing of it. Without this a script that calls `pack` outside of `if __name__ == "__main__"` would
+    fail, one from standard input too, and a training script would load torch in every worker.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _work(pipe: Connection, job: Job) -> None:
+    """Packs units as they come, until the pipe is closed."""
+    # Ctrl-C on a terminal reaches every process: this one is ended by its parent.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            unit: Unit = pipe.recv()
+            try:
+                result: object = pack_unit(job, unit, pipe.send)
+            except (ShardloadError, OSError, ValueError) as error:
+                result = error
+            pipe.send(result)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone, also in the middle of a long sample or a slow write."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,120 @@
+"""How far a pack has come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+REPORT_SECONDS = 0.1
+"""How often progress is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What has been packed of a unit, or of all."""
+
+    num_samples: int = 0
+    source_bytes: int = 0
+    """Bytes of the source, as stored there."""
+    stored_bytes: int = 0
+    """Bytes of shards; those of wide values and rows come when their shard is finished."""
+
+    def __add__(self, other: Count) -> Count:
+        return Count(
+            self.num_samples + other.num_samples,
+            self.source_bytes + other.source_bytes,
+            self.stored_bytes + other.stored_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A pack under way. The first one comes before the first sample, when the source is known."""
+
+    done: Count
+    total_bytes: int
+    """Bytes of the whole source."""
+    seconds: float
+    """Time since the first unit was begun."""
+    types: Mapping[str, str]
+    """Field name -> type of the samples."""
+    num_units: int
+    num_workers: int
+
+    @property
+    def fraction(self) -> float:
+        """Part of the source that is packed."""
+        return min(1.0, self.done.source_bytes / self.total_bytes) if self.total_bytes else 1.0
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples a second since the start."""
+        return self.done.num_samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes of the source a second since the start."""
+        return self.done.source_bytes / self.seconds if self.seconds else 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the source a byte stored."""
+        return self.done.source_bytes / self.done.stored_bytes if self.done.stored_bytes else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time that the rest will take at this speed; None before anything is known."""
+        speed = self.bytes_per_second
+        return max(0, self.total_bytes - self.done.source_bytes) / speed if speed else None
+
+
+Report = Callable[[Progress], None]
+
+
+class Tally:
+    """Adds up what the units tell, and reports the sum every so often. Used by one thread."""
+
+    def __init__(self, blank: Progress, report: Report | None) -> None:
+        """Starts the clock.
+
+        Args:
+            blank: the progress before the first sample.
+            report: called with each progress, or None.
+        """
+        self._blank = blank
+        self._report = report
+        self._started = self._reported = time.monotonic()
+        self._finished = Count()
+        self._running: dict[int, Count] = {}
+        if report is not None:
+            report(blank)
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def done(self) -> Count:
+        """What has been packed so far."""
+        return sum(self._running.values(), self._finished)
+
+    def update(self, unit: int, count: Count, finished: bool = False) -> None:
+        """Takes what a unit has come to."""
+        if finished:
+            self._running.pop(unit, None)
+            self._finished += count
+        else:
+            self._running[unit] = count
+        self.tell()
+
+    def tell(self, last: bool = False) -> None:
+        """Reports, if it is time to or this is the last one."""
+        now = time.monotonic()
+        if self._report is not None and (last or now - self._reported >= REPORT_SECONDS):
+            self._reported = now
+            blank = self._blank
+            self._report(
+                Progress(self.done, blank.total_bytes, self.seconds, blank.types, blank.num_units, blank.num_workers)
+            )

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shardload
+from shardload.quantities import format_bytes
+
+JPEG = b"\xff\xd8\xff\xe0"
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    root = tmp_path / "texts"
+    for number in range(20):
+        path = root / f"class{number % 2}" / f"{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"text {number} " * number)
+    (root / ".hidden").touch()
+    return root
+
+
+def test_summary_on_standard_output_the_rest_on_standard_error(run, texts: Path, tmp_path: Path) -> None:
+    status, output, errors = run("pack", texts, tmp_path / "out", "--workers", 2)
+    assert status == 0
+    size = format_bytes(sum(path.stat().st_size for path in texts.rglob("*.txt")))
+    assert errors[:2] == ["schema: text: str, label: int64, path: str", f"packing {size} in 1 unit with 1 worker"]
+    assert len(errors) == 3
+    assert re.fullmatch(r"100 %: 20 samples, [\d,]+ samples/s, .* MB/s, ratio \d\.\d\d, 0\.0 s left", errors[2])
+    assert output.startswith(f"{tmp_path}/out: 20 samples packed and on disk\n")
+    fingerprint = shardload.open(tmp_path / "out").fingerprint
+    for expected in (
+        f"source +{size} in 1 unit\n",
+        "stored .* in 1 shard\n",
+        "left out +1 hidden",
+        f"fingerprint +{fingerprint}",
+    ):
+        assert re.search(expected, output)
+
+
+def test_summary_as_json(run, texts: Path, tmp_path: Path) -> None:
+    status, output, _ = run("pack", texts, tmp_path / "out", "--json", "--include", "class1/*", "--include", "*8.txt")
+    facts = json.loads(output)
+    dataset = shardload.open(tmp_path / "out")
+    assert status == 0 and facts["num_samples"] == len(dataset) == 12
+    assert facts["fingerprint"] == dataset.fingerprint and facts["skipped"] == {"hidden": 1, "not included": 8}
+    assert facts["types"] == {"text": "str", "label": "int64", "path": "str"}
+    assert facts["ratio"] == facts["source_bytes"] / facts["stored_bytes"]
+
+
+def test_options_reach_the_dataset(run, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"text": "bytes"}')
+    words = ("--schema", tmp_path / "schema.json", "--compression", "none", "--shard-size", "20KiB")
+    assert run("pack", texts, tmp_path / "out", *words)[0] == 0
+    manifest = shardload.open(tmp_path / "out").manifest
+    assert (manifest.codec, manifest.shard_size, manifest.schema[0].type) == ("none", 20 << 10, "bytes")
+    assert run("pack", texts, tmp_path / "out", "--replace")[0] == 0
+    manifest = shardload.open(tmp_path / "out").manifest
+    assert (manifest.codec, manifest.shard_size, manifest.version) == ("zstd:3", 256 << 20, 2)
+
+
+def test_several_files(run, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"name": name}) + "\n")
+    assert run("pack", "b.jsonl", "a.jsonl", "out", cwd=tmp_path)[0] == 0
+    assert [sample["name"] for sample in shardload.open(tmp_path / "out")] == ["b", "a"]
+
+
+def test_live_progress_on_a_terminal(environment, texts: Path, tmp_path: Path) -> None:
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "shardload", "pack", str(texts), str(tmp_path / "out"), "--json"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=child, env=environment | {"TERM": "xterm", "COLUMNS": "150"}
+    )
+    os.close(child)
+    shown = b""
+    try:
+        while select.select([parent], [], [], 60)[0]:
+            try:
+                shown += os.read(parent, 4096)
+            except OSError:
+                break
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        os.close(parent)
+    assert process.returncode == 0 and json.loads(output)["num_samples"] == 20
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert re.search(r"100 % 20 samples, [\d,]+ samples/s, [\d.]+ MB/s, ratio [\d.]+, 0\.0 s left", text)
+    assert "\x1b[?25h" in shown.decode()
+
+
+def test_a_closed_standard_error_does_not_stop_the_packing(environment, texts: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "shardload", "pack", str(texts), str(tmp_path / "out")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writing, timeout=60, env=environment)
+    os.close(writing)
+    assert done.returncode == 0 and len(shardload.open(tmp_path / "out")) == 20
+
+
+WRONG_USAGE = [
+    ([], "Missing argument 'SOURCE...'. (see shardload pack --help)"),
+    (["a"], "Missing argument 'SOURCE...'. (see shardload pack --help)"),
+    (["a", "b", "--workers", "0"], "Invalid value for '--workers': 0 is not in the range x>=1."),
+    (["a", "b", "--workers", "x"], "Invalid value for '--workers': 'x' is not a valid integer range."),
+    (["a", "b", "--compression", "lz4"], "Invalid value for '--compression': unknown compression 'lz4'; use none or"),
+    (["a", "b", "--compression", "zstd:99"], "Invalid value for '--compression': zstd level '99' must be an integer"),
+    (["a", "b", "--shard-size", "big"], "Invalid value for '--shard-size': it must be a number of bytes or text such"),
+    (
+        ["a", "b", "--schema", "nowhere"],
+        "Invalid value for '--schema': 'nowhere' is neither a JSON object nor a readable",
+    ),
+    (["a", "b", "--schema", "{"], "Invalid value for '--schema': broken JSON: "),
+    (["a", "b", "--schema", '{"a": 1}'], "Invalid value for '--schema': field 'a': 1 is not a type such as int64"),
+    (["a", "b", "--schema", '{"a": "int"}'], "Invalid value for '--schema': field 'a': unknown type 'int'; the types"),
+    (["a", "b", "--schema", '{"_a": "int8"}'], "Invalid value for '--schema': field name '_a' is reserved"),
+    (["a", "b", "--schema", '{"a": "str", "a": "str"}'], "Invalid value for '--schema': field 'a' stands in it twice"),
+    (["a", "b", "--schema", "{}"], "Invalid value for '--schema': a schema has 1 to 1024 fields, not 0"),
+    (["a", "b", "--fast"], "No such option"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG_USAGE, ids=[" ".join(words) for words, _ in WRONG_USAGE])
+def test_wrong_usage_has_status_2(words: list[str], message: str, capsys, tmp_path, monkeypatch) -> None:
+    from shardload.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["pack", *words]) == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and errors.startswith(f"shardload: error: {message}") and errors.count("\n") == 1
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.relpath(path))
+
+
+def write(name: str, data: bytes):
+    return lambda root: (root / name).write_bytes(data)
+
+
+GOOD = b'{"a": 1}\n'
+BAD_SOURCES = [
+    (lambda root: root.rmdir(), "source does not exist"),
+    (lambda root: None, "source holds no file to pack"),
+    (write(".hidden", b""), "source holds no file to pack; left out: 1 hidden"),
+    (lambda root: (root / "a.txt").symlink_to("/proc/self/mem"), "source/a.txt cannot be read: Input/output error"),
+    (lambda root: os.mkfifo(root / "a.txt"), "source/a.txt is a FIFO; only regular files can be packed"),
+    (lambda root: make_socket(root / "a.txt"), "source/a.txt is a socket; only regular files can be packed"),
+    (lambda root: (root / "a\nb\x1b").symlink_to("gone"), "source/a b\\x1b is a link that leads nowhere"),
+    (
+        write("a.txt", b"abc\xff"),
+        "source/a.txt is not UTF-8: byte 3 is 0xff; to keep the bytes as they are, give --schema",
+    ),
+    (
+        lambda root: write(os.fsdecode(b"\xff.txt"), b"")(root),
+        "source: the file name b'\\xff.txt' is not UTF-8; rename",
+    ),
+    (
+        lambda root: (write("a.jpg", JPEG)(root), write("b.txt", b"")(root)),
+        "source holds files of several kinds (1 .jpg,",
+    ),
+    (write("a.jpg", b"no image"), "source/a.jpg: field 'image': expected jpeg, got bytes that start with b'no image'"),
+    (write("a.jsonl", b""), "source is empty: no sample to pack"),
+    (write("a.jsonl", GOOD * 2 + b'{"a": \n'), "source/a.jsonl line 3: broken JSON: Expecting value at column 7"),
+    (write("a.jsonl", GOOD + b'{"a": 1, "a": 2}\n'), "source/a.jsonl line 2: field 'a' stands in an object twice"),
+    (write("a.jsonl", b'{"_id": 1}\n'), "source/a.jsonl line 1: field name '_id' is reserved: names starting with"),
+    (write("a.jsonl", b'{"a": "\xff"}\n'), "source/a.jsonl line 1 is not UTF-8: byte 7 of the line is 0xff"),
+    (
+        write("a.jsonl", GOOD * 1001 + b'{"a": "x"}\n'),
+        "source/a.jsonl line 1002: field 'a': expected int64, got str of",
+    ),
+    (write("a.jsonl.gz", b"\x1f\x8b\x08\0"), "source/a.jsonl.gz is damaged or was cut short: Compressed file ended"),
+    (
+        write("a.jsonl.zst", b"\x28\xb5\x2f\xfd"),
+        "source/a.jsonl.zst is damaged or was cut short: a zstd frame has no end",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_SOURCES, ids=[message[:50] for _, message in BAD_SOURCES])
+def test_bad_source_is_one_sentence_and_leaves_nothing(
+    refused, tmp_path: Path, monkeypatch, make, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source").mkdir()
+    make(tmp_path / "source")
+    before = sorted(os.listdir("."))
+    assert refused("pack", "source", "out").startswith(message)
+    assert sorted(os.listdir(".")) == before
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"a": "int32[2]"}, "source.jsonl line 1: field 'a': expected int32[2], got int 1"),
+        ({"a": "str"}, "source.jsonl line 1: field 'a': expected str, got int 1"),
+        ({"b": "str"}, "source.jsonl line 1: field 'b': expected str, got no such field in the sample"),
+    ],
+)
+def test_wrong_type_or_shape(refused, tmp_path: Path, monkeypatch, schema: dict[str, str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source.jsonl").write_bytes(GOOD)
+    assert refused("pack", "source.jsonl", "out", "--schema", json.dumps(schema)).startswith(message)
+    assert os.listdir(".") == ["source.jsonl"]
+
+
+def test_target_that_exists(refused, run, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "keep").touch()
+    assert "is not empty and holds 'keep', which is no part of a dataset" in refused("pack", texts, tmp_path / "full")
+    assert "exists and is not a directory" in refused("pack", texts, tmp_path / "full" / "keep")
+    assert "the target lies inside the source" in refused("pack", texts, texts / "out")
+    run("pack", texts, tmp_path / "out")
+    assert "exists and holds a dataset: choose another target" in refused("pack", texts, tmp_path / "out")
+    assert len(shardload.open(tmp_path / "out")) == 20

@@ -84,7 +84,20 @@ def main() -> None:
 
     title("1. Pack: the source files of Python's standard library")
     schema = json.dumps({"text": "bytes"})
-    run("shardload", "pack", corpus, dataset, "--include", "**/*.py", "--schema", schema, "--shard-size", "4MiB")
+    run(
+        "shardload",
+        "pack",
+        corpus,
+        dataset,
+        "--include",
+        "*.py",
+        "--exclude",
+        "site-packages",
+        "--schema",
+        schema,
+        "--shard-size",
+        "4MiB",
+    )
     run("shardload", "info", dataset)
     run("shardload", "head", dataset, "-n", 2)
     run("shardload", "verify", dataset)

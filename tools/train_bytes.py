@@ -58,7 +58,7 @@ class FileDataset(torch.utils.data.Dataset):
     """The usual dataset: one file a sample."""
 
     def __init__(self, folder: str) -> None:
-        self.paths = sorted(Path(folder).rglob("*.py"))
+        self.paths = sorted(path for path in Path(folder).rglob("*.py") if "site-packages" not in path.parts)
 
     def __len__(self) -> int:
         return len(self.paths)

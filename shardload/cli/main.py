@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import TextIO
 
 import click
 
@@ -68,16 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except _EndedError as ended:
             return _say(_ENDING_SIGNALS[ended.number], 128 + ended.number)
         except BrokenPipeError:
-            _discard_output()
+            _discard(sys.stdout)
             return _CLOSED_OUTPUT
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx is not None else "shardload"
             return _say(f"error: {error.format_message()} (see {command} --help)", 2)
         except (ShardloadError, OSError, ValueError) as error:
-            _discard_output()
+            _discard(sys.stdout)
             return _say(f"error: {_sentence(error)}", 1)
         except MemoryError:
             return _say("error: there is not enough memory", 1)
+        finally:
+            # Messages that nobody reads any more must not change the exit status.
+            try:
+                if sys.stderr is not None:
+                    sys.stderr.flush()
+            except OSError:
+                _discard(sys.stderr)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -105,11 +113,11 @@ def _say(text: str, status: int) -> int:
     return status
 
 
-def _discard_output() -> None:
-    """Lets what is left in the buffer of standard output go nowhere: Python would try to write it at the end."""
+def _discard(stream: TextIO) -> None:
+    """Lets what is left in a stream's buffer go nowhere: Python would try to write it at the end, and fail."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 

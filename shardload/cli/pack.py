@@ -94,6 +94,9 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
 )
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one a core]")
 @click.option("--include", multiple=True, metavar="GLOB", help="Files of a folder to pack, such as '*.py'; repeatable.")
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="Files and folders of a folder to leave out; repeatable."
+)
 @click.option("--replace", is_flag=True, help="Write the next version of a dataset that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) -> int:

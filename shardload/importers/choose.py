@@ -10,10 +10,10 @@ from shardload.importers.base import Source
 from shardload.importers.files import examine_file, scan_folder, shown
 from shardload.importers.folder import FolderSource
 from shardload.importers.jsonl import JSONL_SUFFIXES, JsonlSource, is_jsonl
-from shardload.importers.patterns import Include
+from shardload.importers.patterns import Selection
 
 
-def open_source(paths: Sequence[str], include: Sequence[str] = ()) -> Source:
+def open_source(paths: Sequence[str], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Source:
     """Returns the source that paths name: a folder, or one or several JSON Lines files.
 
     A folder whose selected files all are JSON Lines files is a JSON Lines source, with the files in the order of their
@@ -21,17 +21,18 @@ def open_source(paths: Sequence[str], include: Sequence[str] = ()) -> Source:
 
     Args:
         paths: a folder, or files in the order in which they are to be packed.
-        include: patterns that select files of a folder; see `Include`.
+        include: patterns that select files of a folder; see `Selection`.
+        exclude: patterns of files and folders that are left out.
 
     Raises:
         PackError: there is nothing to pack there.
         ValueError: patterns are given for files, or are none.
     """
-    patterns = Include(include)
+    selection = Selection(include, exclude)
     if len(paths) == 1 and os.path.isdir(paths[0]):
-        return _open_folder(paths[0], patterns)
-    if include:
-        raise ValueError("include patterns select files of a folder, but the source is given as files")
+        return _open_folder(paths[0], selection)
+    if include or exclude:
+        raise ValueError("include and exclude patterns select files of a folder, but the source is given as files")
     if not paths:
         raise ValueError("there is no source")
     for path in paths:
@@ -45,8 +46,8 @@ def open_source(paths: Sequence[str], include: Sequence[str] = ()) -> Source:
     return JsonlSource(", ".join(paths), os.getcwd(), "", [examine_file("", path) for path in paths], {})
 
 
-def _open_folder(location: str, include: Include) -> Source:
-    scan = scan_folder(location, include)
+def _open_folder(location: str, selection: Selection) -> Source:
+    scan = scan_folder(location, selection)
     skipped = dict(sorted(scan.skipped.items()))
     if not scan.files:
         left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from shardload.errors import PackError
 from shardload.importers.base import SourceFile
-from shardload.importers.patterns import Include, is_hidden
+from shardload.importers.patterns import Selection, is_hidden
 
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -33,7 +33,7 @@ class Scan:
     """What was left out: reason -> number."""
 
 
-def scan_folder(location: str, include: Include) -> Scan:
+def scan_folder(location: str, selection: Selection) -> Scan:
     """Returns the selected files below a folder.
 
     Hidden files and folders are left out unless a pattern writes their dot. Links to regular files are followed,
@@ -50,11 +50,13 @@ def scan_folder(location: str, include: Include) -> Scan:
         for entry in _entries(location, folder):
             path = folder + entry.name
             if entry.is_dir(follow_symlinks=False):
-                if not include.enters_hidden and entry.name.startswith(b"."):
+                if not selection.enters_hidden and entry.name.startswith(b"."):
                     scan.skipped["hidden"] += 1
+                elif selection.excludes(_decode(path)):
+                    scan.skipped["excluded"] += 1
                 else:
                     folders.append(path + b"/")
-            elif reason := _reason_to_skip(entry, path, include):
+            elif reason := _reason_to_skip(entry, path, selection):
                 scan.skipped[reason] += 1
             else:
                 scan.files.append(_examine(location, path))
@@ -148,10 +150,12 @@ def _entries(location: str, folder: bytes) -> Iterator[os.DirEntry[bytes]]:
         raise unreadable(shown(_decode(path)), error) from error
 
 
-def _reason_to_skip(entry: os.DirEntry[bytes], path: bytes, include: Include) -> str:
+def _reason_to_skip(entry: os.DirEntry[bytes], path: bytes, selection: Selection) -> str:
     text = _decode(path)
-    if not include.selects(text):
+    if not selection.selects(text):
         return "hidden" if is_hidden(text) else "not included"
+    if selection.excludes(text):
+        return "excluded"
     try:
         return "links to directories" if entry.is_symlink() and entry.is_dir() else ""
     except OSError:

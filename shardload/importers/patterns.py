@@ -1,4 +1,4 @@
-"""Which files of a folder are packed: the include patterns, with the rules of a shell's `**` globs."""
+"""Which files of a folder are packed: include and exclude patterns, with the rules of a shell's `**` globs."""
 
 from __future__ import annotations
 
@@ -6,28 +6,33 @@ import re
 from collections.abc import Sequence
 
 
-class Include:
-    """Selects files by path.
+class Selection:
+    """Selects files by path: those that an include pattern names and no exclude pattern does.
 
     A pattern without `/` is compared with the file's name, one with `/` with the whole path below the source; `*` and
     `?` stay within a name, `**` stands for any folders. As in a shell, none of them stands for a leading dot: a hidden
-    file, or one in a hidden folder, is selected only by a pattern that writes the dot.
+    file, or one in a hidden folder, is selected only by a pattern that writes the dot. An exclude pattern may also name
+    a folder, and then leaves out all that is below it.
     """
 
-    def __init__(self, patterns: Sequence[str]) -> None:
-        """Compiles the patterns; without any, every file that is not hidden is selected.
+    def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+        """Compiles the patterns; without include patterns, every file that is not hidden is selected.
 
         Raises:
             ValueError: a pattern is empty or leaves the folder.
         """
-        self.patterns = tuple(patterns)
-        self._expressions = [_expression(pattern) for pattern in self.patterns or ("*",)]
-        self.enters_hidden = any(part.startswith(".") for pattern in self.patterns for part in pattern.split("/"))
+        self._included = [_expression(pattern) for pattern in include or ("*",)]
+        self._excluded = [_expression(pattern) for pattern in exclude]
+        self.enters_hidden = any(part.startswith(".") for pattern in include for part in pattern.split("/"))
         """Whether files in hidden folders can be selected at all."""
 
     def selects(self, path: str) -> bool:
         """Tells whether a file is selected; the path is relative, with `/`."""
-        return any(expression.fullmatch(path) for expression in self._expressions)
+        return any(expression.fullmatch(path) for expression in self._included)
+
+    def excludes(self, path: str) -> bool:
+        """Tells whether a file or folder is left out by name; a folder takes along all that is below it."""
+        return any(expression.fullmatch(path) for expression in self._excluded)
 
 
 def is_hidden(path: str) -> bool:
@@ -38,7 +43,7 @@ def is_hidden(path: str) -> bool:
 def _expression(pattern: str) -> re.Pattern[str]:
     parts = pattern.split("/")
     if not all(parts) or {".", ".."} & set(parts):
-        raise ValueError(f"include pattern {pattern!r} must be relative to the source, such as *.py or images/**/*.png")
+        raise ValueError(f"the pattern {pattern!r} must be relative to the source, such as *.py or images/**/*.png")
     if len(parts) == 1:
         parts = ["**", *parts]
     folders = ["(?:(?!\\.)[^/]+/)*" if part == "**" else _part(part) + "/" for part in parts[:-1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import one_of, resolve_ranks
 from shardload.loader.state import OrderKey
-from shardload.order.cursor import Partition, Tail, rank_batches
+from shardload.order.cursor import Partition, RankBatch, Tail, rank_batches
 from shardload.order.rng import SampleIds
 from shardload.reader import ShardDataset
 
@@ -22,8 +23,10 @@ class ShardSampler(DistributedSampler[int]):
 
     The order is a true permutation of all samples, a function of (seed, epoch, position): rank r of R takes positions r,
     r + R, ... Each iteration is the next epoch, with or without `set_epoch`. Iterate batches through `batch_sampler`
-    where you can: it plans reads, knows the exact state, and gives transforms their `rng`.
+    where you can: it announces reads, knows the exact state, and gives transforms their `rng`.
     """
+
+    dataset: ShardDataset  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -56,14 +59,16 @@ class ShardSampler(DistributedSampler[int]):
         super().__init__(dataset, ranks.num_replicas, ranks.rank, bool(shuffle), seed, bool(drop_last))  # type: ignore[arg-type]
         self.progress = Progress(OrderKey(dataset.fingerprint, len(dataset), seed, bool(shuffle)))
 
-    def batch_sampler(self, batch_size: int, *, tail: Tail | None = None) -> ShardBatchSampler:
+    def batch_sampler(self, batch_size: int, read_ahead: int = 16, *, tail: Tail | None = None) -> ShardBatchSampler:
         """Returns the batches of this order, for `DataLoader(batch_sampler=...)`. They share this sampler's place.
 
         Args:
             batch_size: samples a batch and rank.
+            read_ahead: how many batches before they are read the operating system is told of them, from this process and
+                for worker processes too; 0 for never. What is not in memory then comes with many reads under way at once.
             tail: what becomes of the end of an epoch (see `Partition`); None for what `drop_last` says.
         """
-        return ShardBatchSampler(self, batch_size, tail)
+        return ShardBatchSampler(self, batch_size, read_ahead, tail)
 
     def __iter__(self) -> Iterator[int]:
         partition = self._partition(1)
@@ -115,7 +120,10 @@ class ShardBatchSampler(BatchSampler):
 
     sampler: ShardSampler
 
-    def __init__(self, sampler: ShardSampler, batch_size: int, tail: Tail | None) -> None:
+    def __init__(self, sampler: ShardSampler, batch_size: int, read_ahead: int, tail: Tail | None) -> None:
+        if not isinstance(read_ahead, int) or isinstance(read_ahead, bool) or read_ahead < 0:
+            raise ValueError(f"read_ahead must be an integer from 0, not {read_ahead!r}")
+        self.read_ahead = read_ahead
         self.partition = sampler._partition(batch_size, tail)
         self.partition.check()
         super().__init__(sampler, batch_size, self.partition.tail == "drop")
@@ -123,11 +131,23 @@ class ShardBatchSampler(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         progress = self.sampler.progress
         place, turn = progress.begin(self.partition), progress.turn
-        for batch in rank_batches(self.partition, self.sampler.rank, place.position, progress.order(place.epoch)):
+        batches = rank_batches(self.partition, self.sampler.rank, place.position, progress.order(place.epoch))
+        for batch in self._announced(batches):
             progress.deliver(batch.cursor, turn)
             # The epoch travels with every request: a worker process cannot hold a stale one.
             yield SampleIds(batch.sample_ids.tolist(), progress.key.seed, place.epoch)
         progress.end()
+
+    def _announced(self, batches: Iterator[RankBatch]) -> Iterator[RankBatch]:
+        """Yields the batches, each after the operating system was told of those that follow it."""
+        waiting: collections.deque[RankBatch] = collections.deque()
+        for batch in batches:
+            if self.read_ahead:
+                self.sampler.dataset.will_need(batch.sample_ids)
+            waiting.append(batch)
+            if len(waiting) > self.read_ahead:
+                yield waiting.popleft()
+        yield from waiting
 
     def __len__(self) -> int:
         return self.sampler.progress.num_batches(self.partition)

@@ -72,26 +72,26 @@ def pack(
     compression: str = DEFAULT_COMPRESSION,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     workers: int | None = None,
-    include: Sequence[str] | None = None,
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     unit_size: int | str | None = None,
     replace: bool = False,
     progress: Report | None = None,
 ) -> PackSummary:
     """Packs a source into a dataset, which appears whole when all is on the device, or not at all.
 
-    The source is cut into units by a rule that does not depend on the workers, so the bytes of all files are the same
-    for any number of them.
+    The bytes of all files are the same for any number of workers.
 
     Args:
-        source: a folder of images, texts or other files; or JSON Lines files, plain, `.gz` or `.zst`, one, several or a
-            folder of them. Links to regular files are followed, links to directories are not.
+        source: a folder of images, texts or other files; or JSON Lines files, plain, `.gz` or `.zst`, one, several or
+            a folder of them. Links to files are followed, links to directories are not.
         target: directory of the dataset; created if it is not there.
-        schema: field name -> type. For a folder these replace the inferred types of their fields; for JSON Lines this
-            is the whole schema.
+        schema: field name -> type: for a folder in place of inferred ones, for JSON Lines the whole schema.
         compression: `none` or `zstd:<level>`, for fields of bytes, str and json.
         shard_size: most bytes of a shard file, as a number or text such as 256MiB.
         workers: processes; None for one a core, at most one a unit. With one, this process does the work.
         include: patterns that select files of a folder, such as `*.py` or `train/**/*.jpg`.
+        exclude: patterns of files and folders of a folder that are left out, such as `tests` or `*_old.py`.
         unit_size: bytes of the source in a unit; None for a 64th of it, between 16 MiB and 1 GiB.
         replace: write the next version of a dataset that is there.
         progress: called in this thread at the start, then about ten times a second, and at the end.
@@ -102,8 +102,8 @@ def pack(
         ValueError: another argument cannot be.
     """
     settings = _checked(None if schema is None else dict(schema), compression, shard_size, unit_size, workers)
+    patterns = _listed(include), _listed(exclude)
     paths = [os.fspath(path) for path in ([source] if isinstance(source, str | os.PathLike) else source)]
-    patterns = [include] if isinstance(include, str) else list(include or ())
     root = os.fspath(target)
     _check_places(paths, root)
     place: Target | None = None
@@ -116,6 +116,10 @@ def pack(
             if place is not None:
                 place.abandon()
         raise
+
+
+def _listed(patterns: Sequence[str] | str) -> Sequence[str]:
+    return [patterns] if isinstance(patterns, str) else patterns
 
 
 def _checked(
@@ -154,9 +158,13 @@ def _check_places(paths: Sequence[str], target: str) -> None:
 
 
 def _pack_into(
-    place: Target, paths: Sequence[str], patterns: Sequence[str], settings: _Settings, progress: Report | None
+    place: Target,
+    paths: Sequence[str],
+    patterns: tuple[Sequence[str], Sequence[str]],
+    settings: _Settings,
+    progress: Report | None,
 ) -> PackSummary:
-    source = open_source(paths, patterns)
+    source = open_source(paths, *patterns)
     plan = source.plan(settings.types, settings.unit_size)
     schema = parse_schema(plan.types, settings.compression.partition(":")[0])
     num_workers = _num_workers(settings, plan)

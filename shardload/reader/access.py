@@ -71,6 +71,11 @@ class Access:
             columns[field.name] = Column(field, out, valid)
         return SampleBatch(sample_ids, columns)
 
+    def will_need(self, sample_ids: Int64, fields: Sequence[Field]) -> None:
+        """Tells the operating system which bytes a coming batch will read."""
+        for reads in plan_by_shard(sample_ids, self._table.first_sample_ids):
+            self.shard(reads.shard_id).will_need(reads.local_ids, fields)
+
     def column(self, field: Field) -> NDArray[Any]:
         """Returns a fixed field of all samples."""
         size = int(self._table.first_sample_ids[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
 import os
@@ -12,6 +13,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.errors import ShardloadError
 from shardload.format.manifest import Manifest, Metadata
 from shardload.format.schema import Field, Schema
 from shardload.format.table import ShardTable
@@ -183,6 +185,14 @@ class ShardDataset:
         """
         fields = self.field_list if fields is None else fields
         return self._process_access().read_batch(sample_ids, buffers or {}, fields)
+
+    def will_need(self, sample_ids: Int64) -> None:
+        """Tells the operating system that samples will be read soon, so that it can fetch them meanwhile.
+
+        A file that cannot be read is passed over here: the read itself tells, with the place.
+        """
+        with contextlib.suppress(ShardloadError):
+            self._process_access().will_need(sample_ids, self.field_list)
 
     def column(self, name: str) -> NDArray[Any]:
         """Returns a fixed field of all samples: array of shape (samples, *field_shape); bfloat16 as float32.

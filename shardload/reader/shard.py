@@ -116,6 +116,20 @@ class ShardReader:
         """Returns packed rows, checked: structured array of shape (samples,). `local_ids` do not fall."""
         return self._table.take(self.file(), local_ids)
 
+    def will_need(self, local_ids: Int64, fields: Sequence[Field]) -> None:
+        """Tells the operating system that some fields of some samples will be read soon. `local_ids` do not fall."""
+        file = self.file()
+        for field in fields:
+            if field.wide:
+                section = self.head.section(layout.SECTION_WIDE, self._schema.number(field.name))
+                for start in (section.start + local_ids * section.item_bytes).tolist():
+                    file.will_need(start, section.item_bytes)
+        if any(field.in_record for field in fields):
+            heap = self.head.section(layout.SECTION_HEAP)
+            places = record_places(self.rows(local_ids), heap.start, heap.stop, self._records.header.size)
+            for start, stored in zip(places.start.tolist(), places.stored.tolist(), strict=True):
+                file.will_need(start, stored)
+
     def read_wide(self, field: Field, local_ids: Int64, slots: Int64, out: NDArray[np.uint8]) -> None:
         """Copies values of a wide field into their slots; nothing is checked.
 

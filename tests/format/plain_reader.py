@@ -138,6 +138,7 @@ def read_shard(data, entry, schema):
             for n in order:
                 values[n] = body[at : at + lengths[n]]
                 at += lengths[n]
+        check(not nullable or int.from_bytes(row["validity"], "little") < 1 << len(nullable), "the validity")
         missing = [n for k, n in enumerate(nullable) if not row["validity"][k // 8] >> k % 8 & 1]
         check(not any(np.frombuffer(bytes(values[n]), "u1").any() for n in missing), "a missing value")
         check(not any(len(values[n]) for n in missing if n in in_record), "the length of a missing value")

@@ -137,8 +137,9 @@ def test_empty_dataset(plain_reader: ModuleType, tmp_path: Path, types: dict[str
 
 def test_many_wide_fields(plain_reader: ModuleType, tmp_path: Path) -> None:
     schema = {f"f{number}": "uint8[513]" for number in range(400)}
-    samples = [{name: np.full(513, number, "u1") for name in schema} for number in range(9)]
-    # Just below the size of the nine: a wrong bound on padding and directory would put nine into one shard.
+    samples = [{name: np.full(513, number, "u1") for name in schema} for number in range(8)]
+    # Just below the size of the eight, of which nearly half is padding (4,104 bytes a section) and directory: a wrong
+    # bound on those would put all into one shard.
     write(tmp_path / "one", schema, samples)
     size = next((tmp_path / "one/shards").iterdir()).stat().st_size
     write(tmp_path / "two", schema, samples, shard_size=size - 1)

@@ -123,6 +123,9 @@ def test_sealed_nonsense() -> None:
     ):
         with pytest.raises(FormatError):
             decode(tail)
+    other = TAIL[:-104] + struct.pack("<Q", SIZE + 64) + TAIL[-96:]  # footer and table agree, the sections do not
+    with pytest.raises(FormatError):
+        decode(other, size=SIZE + 64)
     entry = struct.pack("<IIQQQ32s", 1, 0xFFFFFFFF, 4096, huge, 0, bytes(32))
     with pytest.raises(FormatError):
         decode(entry + TAIL[64:])

@@ -294,3 +294,11 @@ def test_reader_and_units_are_small_pickles(tree) -> None:
     assert len(pickle.dumps(plan.reader)) < 1000
     read = [sample.values["path"] for sample in pickle.loads(pickle.dumps(plan.reader)).read(plan.units[0])]
     assert len(read) == 500
+
+
+def test_excluded_files_and_folders_are_left_out_and_counted(tree):
+    root = tree({"a.txt": b"", "b.txt": b"", "old/c.txt": b"", "old/deep/d.txt": b"", "new/e.txt": b""})
+    source = open_source([root], ["*.txt"], ["old", "b.*"])
+    plan = source.plan(None, None)
+    assert [sample.values["path"] for unit in plan.units for sample in plan.reader.read(unit)] == ["a.txt", "new/e.txt"]
+    assert source.skipped == {"excluded": 2}

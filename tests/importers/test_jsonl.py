@@ -258,5 +258,5 @@ def test_a_file_of_another_kind_is_no_source(tree) -> None:
 
 def test_include_is_for_folders(tree) -> None:
     root = tree({"a.jsonl": GOOD})
-    with pytest.raises(ValueError, match="include patterns select files of a folder"):
+    with pytest.raises(ValueError, match="include and exclude patterns select files of a folder"):
         open_source([f"{root}/a.jsonl"], ["*.jsonl"])

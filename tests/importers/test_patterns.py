@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardload.importers.patterns import Include
+from shardload.importers.patterns import Selection
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,24 @@ from shardload.importers.patterns import Include
     ],
 )
 def test_what_a_pattern_selects(patterns: list[str], selected: list[str], others: list[str]) -> None:
-    include = Include(patterns)
-    assert [path for path in selected + others if include.selects(path)] == selected
+    selection = Selection(patterns)
+    assert [path for path in selected + others if selection.selects(path)] == selected
+
+
+@pytest.mark.parametrize(
+    ("patterns", "left_out", "others"),
+    [
+        (["tests"], ["tests", "a/tests"], ["tests.py", "a/tests.py"]),
+        (["a/*.py"], ["a/b.py"], ["a/b/c.py", "b.py"]),
+        (["**/old/*"], ["old/x", "a/old/x"], ["old", "x"]),
+    ],
+)
+def test_what_a_pattern_leaves_out(patterns: list[str], left_out: list[str], others: list[str]) -> None:
+    selection = Selection(exclude=patterns)
+    assert [path for path in left_out + others if selection.excludes(path)] == left_out
 
 
 @pytest.mark.parametrize("pattern", ["", "/etc/*", "../*", "a//b", "a/../b", "./a", "d/"])
 def test_a_pattern_that_leaves_the_folder_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="must be relative to the source"):
-        Include([pattern])
+        Selection([pattern])

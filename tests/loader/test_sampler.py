@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -176,3 +177,30 @@ def test_pickle(numbers):
 def test_batch_size_without_a_batch(numbers):
     with pytest.raises(ValueError, match="do not fill"):
         shardload.ShardSampler(shardload.open(numbers), drop_last=True).batch_sampler(2000)
+
+
+@pytest.mark.parametrize("read_ahead", [0, 1, 5, 1000])
+def test_reads_are_announced_ahead_and_change_nothing(mixed, monkeypatch, read_ahead):
+    dataset = shardload.open(mixed)
+    announced = []
+    monkeypatch.setattr(type(dataset), "will_need", lambda self, ids: announced.append(ids.tolist()))
+    batches = shardload.ShardSampler(dataset).batch_sampler(16, read_ahead=read_ahead)
+    want = batches_of(shardload.ShardSampler(dataset).batch_sampler(16, read_ahead=0))
+    announced.clear()
+    for i, batch in enumerate(batches):
+        assert list(batch) == want[i]
+        assert len(announced) == (min(len(want), i + 1 + read_ahead) if read_ahead else 0)
+    assert announced == (want if read_ahead else [])
+
+
+def test_announcing_reads_every_kind_of_field_and_tells_nothing_of_its_own(mixed, tmp_path):
+    """A hint for samples that are not there is no error: the read is."""
+    dataset = shardload.open(mixed)
+    dataset.will_need(np.arange(500))
+    copy = shutil.copytree(mixed, tmp_path / "copy")
+    shutil.rmtree(copy / "shards")
+    dataset = shardload.open(copy)
+    batches = shardload.ShardSampler(dataset).batch_sampler(16)
+    assert sum(map(len, batches)) == 500
+    with pytest.raises(shardload.StorageError, match="missing"):
+        dataset.__getitems__(next(iter(batches)))

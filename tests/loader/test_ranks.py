@@ -104,7 +104,7 @@ def test_ranks_are_fixed_at_the_first_iteration(numbers, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("num_replicas", "rank"), [(0, 0), (2, 2), (2, -1), (2, True), (2.0, 0), (None, 0)])
 def test_ranks_that_cannot_be(num_replicas, rank):
-    with pytest.raises(ValueError, match="rank|replicas"):
+    with pytest.raises(ValueError, match=r"rank|replicas"):
         resolve_ranks(num_replicas, rank)
 
 

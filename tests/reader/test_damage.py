@@ -74,6 +74,15 @@ def test_bytes_appended(small):
         path.write_bytes(good)
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_shard_of_another_length_is_refused_before_it_is_read(small, change):
+    shard = next((small / "shards").iterdir())
+    good = shard.read_bytes()
+    shard.write_bytes(good[:change] if change < 0 else good + b"\0")
+    with pytest.raises(shardload.FormatError, match=f"{len(good) + change} bytes instead of {len(good)}"):
+        shardload.open(small)[0]
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "manifests/1", "tables", "shards"])
 def test_missing_files_are_named(small, name):
     victim = small / name if name.count(".") or "/" in name else next((small / name).iterdir())

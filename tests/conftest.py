@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from samples import write_mixed
 
 import shardload
+
+# A shell that starts jobs in the background lets them, and all their children, ignore Ctrl-C; the tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(i?)B?")
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kKMGT]?)(i?)B?")
+_MAX_BYTES = (1 << 48) - 1
 _POWERS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -16,16 +17,16 @@ def parse_bytes(size: int | str, name: str) -> int:
         name: name of the option, for messages.
 
     Raises:
-        ValueError: not such a size, or below 1.
+        ValueError: not such a size, below 1, or 256 TiB and more.
     """
     if isinstance(size, int) and not isinstance(size, bool):
         num_bytes = size
     elif isinstance(size, str) and (match := _SIZE.fullmatch(size.strip())) is not None:
         num_bytes = int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]])
     else:
-        raise ValueError(f"{name} must be a number of bytes or text such as 256MiB, not {size!r}")
-    if num_bytes < 1:
-        raise ValueError(f"{name} must be at least 1 byte, not {size!r}")
+        raise ValueError(f"{name} must be a number of bytes or text such as 256MiB, not {size!r}"[:120])
+    if not 1 <= num_bytes <= _MAX_BYTES:
+        raise ValueError(f"{name} must be at least 1 byte and less than 256 TiB, not {size!r}"[:120])
     return num_bytes
 
 

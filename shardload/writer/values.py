@@ -250,10 +250,23 @@ def _str(value: Any) -> bytes:
 
 def _json(value: Any) -> bytes:
     try:
+        _check_keys(value)
         text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return _bounded(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueMismatch(f"expected json, got {describe(value)} that JSON cannot hold: {error}") from None
+
+
+def _check_keys(value: Any) -> None:
+    """Refuses keys that are no text: json would turn 1 into "1" without a word, and None into "null"."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r} is not text"[:100])
+            _check_keys(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_keys(inner)
 
 
 def _media_encoder(field: Field) -> Encode:

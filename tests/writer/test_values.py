@@ -114,6 +114,7 @@ def encode(kind: str, value: Any) -> Any:
         ("json", {"a": {1, 2}}, "JSON cannot hold"),
         ("json", {"a": b"x"}, "JSON cannot hold"),
         ("json", {(1, 2): 3}, "JSON cannot hold"),
+        ("json", {"a": [{1: 2}]}, "the key 1 is not text"),
         ("json", "\ud800", "JSON cannot hold"),
         ("json", HUGE, "JSON cannot hold"),
         ("jpeg", b"\x89PNG\r\n\x1a\n", "bytes that start with"),

@@ -28,7 +28,7 @@ def test_parse(text, num_bytes):
     "text", ["", "MiB", "-1", "1 apple", "0", 0, -5, True, 1.5, None, "9" * 400, "999T", 1 << 48, "1e3", "٣"]
 )
 def test_what_is_no_size(text):
-    with pytest.raises(ValueError, match="^size must be"):
+    with pytest.raises(ValueError, match=r"^size must be"):
         parse_bytes(text, "size")
 
 

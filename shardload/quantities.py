@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import operator
 import re
+from typing import Any
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kKMGT]?)(i?)B?")
 _MAX_BYTES = (1 << 48) - 1
 _POWERS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def as_integer(value: Any, name: str, minimum: int | None = 0) -> int:
+    """Returns an integer of Python, numpy or torch as Python's own.
+
+    Raises:
+        ValueError: not an integer (bool is none here), or below the minimum.
+    """
+    wanted = "an integer" if minimum is None else f"an integer from {minimum}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be {wanted}, not {value!r}"[:120]) from None
+    if isinstance(value, bool) or (minimum is not None and number < minimum):
+        raise ValueError(f"{name} must be {wanted}, not {value!r}"[:120])
+    return number
 
 
 def parse_bytes(size: int | str, name: str) -> int:

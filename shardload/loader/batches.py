@@ -33,14 +33,24 @@ class BatchRecipe:
     with_ids: bool = False
     """Whether batches carry `_sample_id`, `_position` and `_epoch`."""
 
+    def __post_init__(self) -> None:
+        if self.dtypes and (self.transform is not None or self.collate_fn is not None):
+            raise ValueError("dtypes= is for fields as stored; with a transform or collate_fn, make the dtypes there")
+        tensors = [field.name for field in self.fields if not field.in_record]
+        for name in self.dtypes:
+            if name not in tensors:
+                raise ValueError(
+                    f"dtypes: {name!r} is not a fixed field that is read; those are {', '.join(tensors) or 'none'}"
+                )
+
 
 def make_recipe(
-    dataset: ShardDataset, fields: Sequence[str] | None, transform: Callable[..., Any] | None
+    dataset: ShardDataset, fields: Sequence[str] | None, transform: Callable[..., Any] | None, **options: Any
 ) -> BatchRecipe:
     """Returns the recipe for some of a dataset's fields and the loader's or the dataset's transform.
 
     Raises:
-        ValueError: a field is not there, or both have a transform.
+        ValueError: a field is not there, both have a transform, or `options`, the recipe's other attributes, do not fit.
     """
     if transform is not None and dataset.transform is not None:
         raise ValueError("both the dataset and the loader have a transform: leave one out")
@@ -49,7 +59,7 @@ def make_recipe(
         if name not in available:
             raise ValueError(f"there is no field {name!r} to read; the fields are {', '.join(available)}")
     chosen = tuple(field for name, field in available.items() if fields is None or name in fields)
-    return BatchRecipe(chosen, dataset.transform if transform is None else transform)
+    return BatchRecipe(chosen, dataset.transform if transform is None else transform, **options)
 
 
 @dataclass(frozen=True, slots=True)

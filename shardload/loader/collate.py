@@ -66,8 +66,8 @@ def collate_samples(samples: Sequence[Any]) -> Any:
     """
     if any(sample is None for sample in samples):
         raise ValueError(
-            "the transform returned None, which would silently make the batch smaller: drop such samples when packing "
-            "(pack --filter), or return a substitute; on_error does not apply to it"
+            "the transform returned None, which would silently make the batch smaller: return a substitute, or leave such "
+            "samples out when packing (a coming `pack --filter`); no `on_error` of the loader does that"
         )
     try:
         return default_collate(list(samples))
@@ -92,12 +92,17 @@ def batch_bytes(batch: Any) -> int:
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """Returns a batch whose tensors are on a device."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, dict):
+    if isinstance(batch, dict) and type(batch) is dict:
         return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
+    # Tensors, and the batch classes of frameworks, know how to move themselves.
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return type(batch)({name: to_device(value, device) for name, value in batch.items()})  # type: ignore[call-arg]
     return batch
 
 

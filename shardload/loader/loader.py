@@ -20,10 +20,10 @@ from shardload.loader.collate import to_device
 from shardload.loader.prefetch import Prefetcher
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import Ranks, one_of, resolve_ranks
-from shardload.loader.state import OrderKey, Place
+from shardload.loader.state import OrderKey
 from shardload.memory import BufferPool
 from shardload.order.cursor import Partition, Tail, rank_batches
-from shardload.quantities import parse_bytes
+from shardload.quantities import as_integer, parse_bytes
 from shardload.reader import ShardDataset
 from shardload.telemetry import LoaderStats
 
@@ -100,25 +100,21 @@ class ShardLoader:
             ValueError: settings that contradict each other or give no batch.
         """
         self.dataset = dataset
-        self.batch_size = batch_size
+        self.batch_size = as_integer(batch_size, "batch_size", 1)
         self.device = None if device is None else torch.device(device)
         self._shuffle = bool(shuffle)
         self._ranks_given = (one_of(num_replicas, world_size), rank)
         self._ranks_fixed: Ranks | None = None
         self._tail_given = _given_tail(tail, drop_last)
-        self._progress = Progress(OrderKey(dataset.fingerprint, len(dataset), seed, self._shuffle))
-        samples = make_recipe(dataset, fields, transform)
-        self._recipe = dataclasses.replace(
-            samples,
-            batch_transform=batch_transform,
-            collate_fn=collate_fn,
-            dtypes=dict(dtypes or {}),
-            with_ids=with_ids,
-        )
+        self._progress = Progress(OrderKey(dataset.fingerprint, len(dataset), as_integer(seed, "seed"), self._shuffle))
+        after = {"batch_transform": batch_transform, "collate_fn": collate_fn, "dtypes": dict(dtypes or {})}
+        self._recipe = make_recipe(dataset, fields, transform, with_ids=with_ids, **after)
         cuda = self.device is not None and self.device.type == "cuda"
         self._pinned = cuda if pin_memory is None else pin_memory
-        self._prefetch_batches = _count(prefetch_batches, DEFAULT_PREFETCH_BATCHES, "prefetch_batches")
-        self._prefetch_bytes = parse_bytes(prefetch_bytes or DEFAULT_PREFETCH_BYTES, "prefetch_bytes")
+        wanted = DEFAULT_PREFETCH_BATCHES if prefetch_batches is None else prefetch_batches
+        self._prefetch_batches = as_integer(wanted, "prefetch_batches")
+        size = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
+        self._prefetch_bytes = parse_bytes(size, "prefetch_bytes")
         self._stats = LoaderStats()
         self._pool: BufferPool | None = None
         self._iteration: weakref.ref[_Iteration] | None = None
@@ -127,7 +123,10 @@ class ShardLoader:
         self._partition().check()
 
     def __iter__(self) -> Iterator[Any]:
-        """Starts the remainder of a loaded state, else the next epoch not yet begun."""
+        """Returns an iterator over the remainder of a loaded state, else over the next epoch not yet begun.
+
+        Its first `next` begins the epoch: an iterator that is only made costs nothing.
+        """
         if self._closed:
             raise LoaderClosedError("this loader is closed; make a new one")
         self._close_iteration()
@@ -137,8 +136,7 @@ class ShardLoader:
         if self._pool is None:
             idle = self._prefetch_bytes * 2
             self._pool = BufferPool(idle, pinned=self._pinned)
-        place = self._progress.begin(partition)
-        iteration = _Iteration(self, partition, place, self._pool)
+        iteration = _Iteration(self, partition, self._pool)
         self._iteration = weakref.ref(iteration)
         return iteration
 
@@ -163,7 +161,7 @@ class ShardLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next `iter`; a state that was just loaded wins. Not needed: epochs advance by themselves."""
-        self._progress.set_epoch(epoch)
+        self._progress.set_epoch(epoch, self._partition())
 
     def state_dict(self) -> dict[str, str]:
         """Returns the state of what was given to the training loop: one key, the same on all ranks."""
@@ -251,18 +249,14 @@ class ShardLoader:
 class _Iteration:
     """One run over an epoch or what is left of it."""
 
-    def __init__(self, loader: ShardLoader, partition: Partition, place: Place, pool: BufferPool) -> None:
+    def __init__(self, loader: ShardLoader, partition: Partition, pool: BufferPool) -> None:
         self._loader = loader
+        self._partition = partition
+        self._pool = pool
         self._process_id = os.getpid()
+        self._turn = 0
         self._last: float | None = None
-        progress = loader._progress
-        self._turn = progress.turn
-        maker = BatchMaker(loader.dataset, loader._recipe, pool, progress.key.seed)
-        ids = rank_batches(partition, loader.rank, place.position, progress.order(place.epoch))
-        deliveries = maker.deliveries(ids, place.epoch)
-        # The thread starts with the first `next`: an iterator that is only made costs an epoch number, not a read.
-        self._deliveries: Iterator[Delivery] | None = deliveries
-        self._prefetcher: Prefetcher[Delivery] | None = None
+        self._next: Callable[[], Delivery] | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._ended: BaseException | None = None
 
@@ -278,15 +272,18 @@ class _Iteration:
             )
         start = time.perf_counter()
         try:
-            delivery = self._take()
+            if self._next is None:
+                self._next = self._begin()
+            delivery = self._next()
+            batch = delivery.batch if self._loader.device is None else to_device(delivery.batch, self._loader.device)
         except StopIteration:
-            self._loader._progress.end()
+            self._loader._progress.end(self._turn)
             self._end(StopIteration())
             raise
         except BaseException:
+            # Going on would leave out the batch that failed: only a new iterator, from a state, can.
             self.close()
             raise
-        batch = delivery.batch if self._loader.device is None else to_device(delivery.batch, self._loader.device)
         self._loader._progress.deliver(delivery.cursor, self._turn)
         self._count(delivery, start, time.perf_counter())
         return batch
@@ -295,25 +292,26 @@ class _Iteration:
         """Ends the iteration; a later `next` raises LoaderClosedError."""
         self._end(LoaderClosedError("this iterator is closed: the loader was closed, or a newer iterator took over"))
 
-    def _take(self) -> Delivery:
-        if self._loader._prefetch_batches == 0:
-            assert self._deliveries is not None
-            return next(self._deliveries)
-        if self._prefetcher is None:
-            assert self._deliveries is not None
-            loader = self._loader
-            self._prefetcher = Prefetcher(
-                self._deliveries, lambda item: item.num_bytes, loader._prefetch_batches, loader._prefetch_bytes
-            )
-            self._deliveries = None
-            # A loop left by break, an exception, or the interpreter's end all drop or outlive this object.
-            self._finalizer = weakref.finalize(self, self._prefetcher.close)
-        return self._prefetcher.take()
+    def _begin(self) -> Callable[[], Delivery]:
+        """Enters the epoch, starts the thread, and returns what gives the next batch."""
+        loader, progress = self._loader, self._loader._progress
+        place, self._turn = progress.begin(self._partition), progress.turn
+        maker = BatchMaker(loader.dataset, loader._recipe, self._pool, progress.key.seed)
+        ids = rank_batches(self._partition, loader.rank, place.position, progress.order(place.epoch))
+        deliveries = maker.deliveries(ids, place.epoch)
+        if loader._prefetch_batches == 0:
+            return deliveries.__next__
+        prefetcher = Prefetcher(
+            deliveries, lambda item: item.num_bytes, loader._prefetch_batches, loader._prefetch_bytes
+        )
+        # A loop left by break, an exception, or the interpreter's end all drop or outlive this object.
+        self._finalizer = weakref.finalize(self, prefetcher.close)
+        return prefetcher.take
 
     def _end(self, reason: BaseException) -> None:
         if self._ended is None:
             self._ended = reason
-            self._deliveries = None
+            self._next = None
             if self._finalizer is not None:
                 self._finalizer()
 
@@ -346,11 +344,3 @@ def _given_tail(tail: Tail | None, drop_last: bool | None) -> str | None:
     if drop_last is not None:
         return "drop" if drop_last else "torch"
     return tail
-
-
-def _count(value: int | None, default: int, name: str) -> int:
-    if value is None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name} must be an integer from 0, not {value!r}")
-    return value

@@ -26,7 +26,7 @@ class Prefetcher(Generic[Item]):
         """Starts the thread.
 
         Args:
-            items: what is run ahead; closed, if it can be, when the thread ends.
+            items: what is run ahead.
             num_bytes: size of an item.
             max_items: most finished items that wait.
             max_bytes: most bytes that wait; one item may always wait.

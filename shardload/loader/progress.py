@@ -17,26 +17,33 @@ from shardload.errors import LoaderClosedError
 from shardload.loader.state import OrderKey, Place, decode_state, encode_state
 from shardload.order import Permutation
 from shardload.order.cursor import Partition
+from shardload.quantities import as_integer
 
 Int64 = NDArray[np.int64]
 
 
 class Progress:
-    """The place of one run in its order. Not safe to use from several threads."""
+    """The place of one run in its order. Not safe to use from several threads.
+
+    An epoch is entered when the first batch of an iteration is asked for, and counts as the current one until the next
+    iteration, a loaded state, or `set_epoch` after its end.
+    """
 
     def __init__(self, key: OrderKey) -> None:
         self.key = key
-        # A wrong seed is told here rather than in the middle of a run.
-        self.order(0)
+        self.turn = 0
+        """Number of iterations begun; each delivers under its own, so that an older one cannot move the place."""
         self._place = Place()
-        # Where the epoch under way was entered: `state_at` and `len` count from here.
+        # Where the current epoch was entered, or will be: `state_at` and `len` count from here.
         self._entered = Place()
         self._next_epoch = 0
         # A loaded place waits here for the next iteration, which runs its remainder.
         self._loaded: Place | None = None
-        self._running = False
-        self.turn = 0
-        """Number of iterations begun; each delivers under its own, so that an older one cannot move the place."""
+        self._begun = False
+        self._live = False
+        self._resumed = False
+        # A wrong seed is told here rather than in the middle of a run.
+        self.order(0)
 
     def order(self, epoch: int) -> Callable[[Int64], Int64]:
         """Returns the function from positions of an epoch to sample ids."""
@@ -45,74 +52,97 @@ class Progress:
         key = self.key
         return Permutation(key.num_samples, seed=key.seed, epoch=epoch, recipe=key.recipe).sample_ids
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, partition: Partition) -> None:
         """Sets the epoch of the next iteration; a place that was just loaded wins over it."""
-        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
-            raise ValueError(f"epoch must be an integer from 0, not {epoch!r}")
+        epoch = as_integer(epoch, "epoch")
         if self._loaded is not None:
-            if epoch != self._loaded.epoch:
-                warnings.warn(
-                    f"set_epoch({epoch}) is ignored once: the state that was loaded goes on in epoch {self._loaded.epoch}",
-                    UserWarning,
-                    stacklevel=3,
-                )
+            coming = self._normal(self._loaded, partition).epoch
+            if epoch != coming:
+                message = f"set_epoch({epoch}) is ignored once: the state that was loaded goes on in epoch {coming}"
+                warnings.warn(message, UserWarning, stacklevel=3)
             return
         self._next_epoch = epoch
+        if not self._live:
+            self._place = self._entered = Place(epoch)
+            self._begun = False
 
     def begin(self, partition: Partition) -> Place:
         """Starts an iteration: the remainder of a loaded place, else the next epoch not yet begun."""
+        if self._resumed and self._live and self._place.position - self._entered.position <= partition.global_batch:
+            warnings.warn(
+                f"the rest of epoch {self._entered.epoch}, which a loaded state had to go on with, was left after at most one "
+                f"batch; epoch {self._next_epoch} starts now. Load the state again after looking at a batch",
+                UserWarning,
+                stacklevel=4,
+            )
         place = self._upcoming(partition)
+        self._resumed = self._loaded is not None
         self._loaded = None
         self._place = self._entered = place
         self._next_epoch = place.epoch + 1
-        self._running = True
+        self._begun = self._live = True
         self.turn += 1
         return place
 
-    def deliver(self, cursor: int, turn: int) -> None:
-        """Notes that the training loop was given the batch that ends at `cursor`, by the iteration of a turn.
+    def deliver(self, cursor: int, turn: int, *, whole_batch: bool = True) -> None:
+        """Notes that the training loop was given what ends at `cursor`, by the iteration of a turn.
+
+        Args:
+            cursor: cursor after it.
+            turn: the iteration's `turn`.
+            whole_batch: False for samples one by one, which nobody knows the batches of.
 
         Raises:
             LoaderClosedError: a newer iteration has begun.
         """
         if turn != self.turn:
             raise LoaderClosedError("this iterator is closed: a newer one of the same order took over")
-        self._place = replace(self._place, position=cursor, batches=self._place.batches + 1)
+        batches = self._place.batches + 1 if whole_batch else 0
+        self._place = replace(self._place, position=cursor, batches=batches)
 
-    def end(self) -> None:
-        """Notes that an iteration ran to its end."""
-        self._running = False
+    def end(self, turn: int) -> None:
+        """Notes that the iteration of a turn ran to its end."""
+        if turn == self.turn:
+            self._live = False
 
     def num_batches(self, partition: Partition) -> int:
-        """Returns the batches of the epoch under way or coming: those done in it and those left."""
-        place = self._entered if self._running else self._upcoming(partition)
-        return place.batches + partition.num_batches(place.position)
+        """Returns the batches of the current or coming epoch: those done in it and those left."""
+        place = self._entered if self._begun else self._upcoming(partition)
+        return _batches_done(place, partition) + partition.num_batches(place.position)
+
+    def num_samples(self, partition: Partition) -> int:
+        """Returns the samples a rank has in the current or coming epoch; `partition` has batches of one."""
+        position = (self._entered if self._begun else self._upcoming(partition)).position
+        return position // partition.num_replicas + partition.num_batches(position)
 
     def remaining(self, partition: Partition) -> int:
-        """Returns the batches that are left of the epoch under way or coming."""
-        place = self._place if self._running else self._upcoming(partition)
+        """Returns the batches that are left of the current or coming epoch; 0 after its last one."""
+        place = self._place if self._begun else self._upcoming(partition)
         return partition.num_batches(place.position)
 
-    def state(self, partition: Partition | None) -> dict[str, str]:
-        """Returns the state of what was delivered; an epoch that was delivered whole counts as the next one's start.
-
-        Without a partition only a cursor at the very end is an epoch's end.
-        """
-        return encode_state(self.key, self._normal(self._current(), partition))
+    def state(self, partition: Partition) -> dict[str, str]:
+        """Returns the state of what was delivered; an epoch that was delivered whole counts as the next one's start."""
+        return encode_state(self.key, self._normal(self._place, partition))
 
     def state_at(self, num_batches: int, partition: Partition) -> dict[str, str]:
-        """Returns the state after so many batches of the epoch under way or coming.
+        """Returns the state after so many batches of the current or coming epoch.
 
         Raises:
-            ValueError: the epoch has no such batch, or it lies before the place where this run entered the epoch.
+            ValueError: the epoch has no such batch, it lies before the place where this run entered the epoch, or it is
+                the start of an epoch that was delivered whole, which nobody goes on with.
         """
-        entered = self._entered if self._running or self._place != self._entered else self._upcoming(partition)
-        last = entered.batches + partition.num_batches(entered.position)
-        if not isinstance(num_batches, int) or not entered.batches <= num_batches <= last:
+        num_batches = as_integer(num_batches, "num_batches", None)
+        entered = self._entered if self._begun else self._upcoming(partition)
+        first = _batches_done(entered, partition)
+        last = first + partition.num_batches(entered.position)
+        if not first <= num_batches <= last:
+            raise ValueError(f"num_batches must be from {first} to {last} in epoch {entered.epoch}, not {num_batches}")
+        if num_batches == 0 and self._begun and partition.num_batches(self._place.position) == 0:
             raise ValueError(
-                f"num_batches must be from {entered.batches} to {last} in epoch {entered.epoch}, not {num_batches!r}"
+                f"epoch {entered.epoch} was delivered whole: its start would repeat it. num_batches counts the batches of that "
+                f"epoch (its end is {last}) until the next iteration begins"
             )
-        cursor = entered.position + (num_batches - entered.batches) * partition.global_batch
+        cursor = entered.position + (num_batches - first) * partition.global_batch
         place = Place(entered.epoch, min(cursor, self.key.num_samples), num_batches)
         return encode_state(self.key, self._normal(place, partition))
 
@@ -123,8 +153,7 @@ class Progress:
             StateMismatchError: the state belongs to another dataset, seed or order; nothing has changed then.
             ValueError: `skip_samples` is negative.
         """
-        if not isinstance(skip_samples, int) or skip_samples < 0:
-            raise ValueError(f"skip_samples must be an integer from 0, not {skip_samples!r}")
+        skip_samples = as_integer(skip_samples, "skip_samples")
         place = decode_state(state, self.key)
         epochs, position = divmod(place.position + skip_samples, max(1, self.key.num_samples))
         # Batches that were skipped or belong to an epoch before are no batches of this one.
@@ -132,23 +161,17 @@ class Progress:
         self._loaded = Place(place.epoch + epochs, position, batches)
         self._place = self._entered = self._loaded
         self._next_epoch = self._loaded.epoch
-        self._running = False
-
-    def _current(self) -> Place:
-        """Returns the place of what was delivered; before any delivery, the place where the next iteration starts."""
-        if self._loaded is not None:
-            return self._loaded
-        if not self._running and self._place == Place():
-            return Place(self._next_epoch)
-        return self._place
+        self._begun = self._live = False
 
     def _upcoming(self, partition: Partition) -> Place:
         if self._loaded is not None:
             return self._normal(self._loaded, partition)
         return Place(self._next_epoch)
 
-    def _normal(self, place: Place, partition: Partition | None) -> Place:
-        over = (
-            place.position >= self.key.num_samples if partition is None else partition.num_batches(place.position) == 0
-        )
-        return Place(place.epoch + 1) if over else place
+    def _normal(self, place: Place, partition: Partition) -> Place:
+        return place if partition.num_batches(place.position) else Place(place.epoch + 1)
+
+
+def _batches_done(place: Place, partition: Partition) -> int:
+    """Returns the batches done before a place; a state of single samples does not know, so they are worked out."""
+    return place.batches or place.position // partition.global_batch

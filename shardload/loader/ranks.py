@@ -6,6 +6,8 @@ import os
 import sys
 from dataclasses import dataclass
 
+from shardload.quantities import as_integer
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -58,9 +60,7 @@ def one_of(num_replicas: int | None, world_size: int | None) -> int | None:
 
 
 def _checked(rank: int, num_replicas: int, source: str) -> Ranks:
-    for name, value in (("num_replicas", num_replicas), ("rank", rank)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"{name} must be an integer, not {value!r}")
+    rank, num_replicas = as_integer(rank, "rank", None), as_integer(num_replicas, "num_replicas", None)
     if num_replicas < 1 or not 0 <= rank < num_replicas:
         raise ValueError(
             f"rank {rank} of {num_replicas} (from {source}) cannot be: ranks go from 0 to num_replicas - 1"

@@ -13,6 +13,7 @@ from shardload.loader.ranks import one_of, resolve_ranks
 from shardload.loader.state import OrderKey
 from shardload.order.cursor import Partition, RankBatch, Tail, rank_batches
 from shardload.order.rng import SampleIds
+from shardload.quantities import as_integer
 from shardload.reader import ShardDataset
 
 _BLOCK = 1 << 12
@@ -55,6 +56,7 @@ class ShardSampler(DistributedSampler[int]):
             ValueError: ranks or seed that cannot be.
         """
         ranks = resolve_ranks(one_of(num_replicas, world_size), rank)
+        seed = as_integer(seed, "seed")
         # Torch wants its own Dataset class by name but uses only the length.
         super().__init__(dataset, ranks.num_replicas, ranks.rank, bool(shuffle), seed, bool(drop_last))  # type: ignore[arg-type]
         self.progress = Progress(OrderKey(dataset.fingerprint, len(dataset), seed, bool(shuffle)))
@@ -78,17 +80,17 @@ class ShardSampler(DistributedSampler[int]):
         for batch in rank_batches(blocks, self.rank, cursor, self.progress.order(place.epoch)):
             for sample_id in batch.sample_ids.tolist():
                 cursor = min(cursor + self.num_replicas, num_samples)
-                self.progress.deliver(cursor, turn)
+                self.progress.deliver(cursor, turn, whole_batch=False)
                 yield sample_id
-        self.progress.end()
+        self.progress.end(turn)
 
     def __len__(self) -> int:
-        return self.progress.num_batches(self._partition(1))
+        return self.progress.num_samples(self._partition(1))
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next iteration; epochs advance by themselves without it."""
         super().set_epoch(epoch)
-        self.progress.set_epoch(epoch)
+        self.progress.set_epoch(epoch, self._partition(1))
 
     def state_dict(self) -> dict[str, str]:
         """Returns the state of what was *issued*: a DataLoader with workers or prefetching is ahead of its training loop.
@@ -98,8 +100,12 @@ class ShardSampler(DistributedSampler[int]):
         return self.progress.state(self._partition(1))
 
     def state_at(self, batches_done: int, batch_size: int) -> dict[str, str]:
-        """Returns the exact state after so many batches of the epoch under way were trained on."""
-        return self.progress.state_at(batches_done, self._partition(batch_size))
+        """Returns the exact state after so many batches of the current epoch were trained on.
+
+        Batches are counted from the epoch's start, the last one may be short, as under `DataLoader(drop_last=False)`.
+        """
+        batch_size = as_integer(batch_size, "batch_size", 1)
+        return self.progress.state_at(batches_done, self._partition(batch_size, exact_end=True))
 
     def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0) -> None:
         """Takes up a state of a sampler, batch sampler or loader of the same order."""
@@ -121,9 +127,8 @@ class ShardBatchSampler(BatchSampler):
     sampler: ShardSampler
 
     def __init__(self, sampler: ShardSampler, batch_size: int, read_ahead: int, tail: Tail | None) -> None:
-        if not isinstance(read_ahead, int) or isinstance(read_ahead, bool) or read_ahead < 0:
-            raise ValueError(f"read_ahead must be an integer from 0, not {read_ahead!r}")
-        self.read_ahead = read_ahead
+        self.read_ahead = as_integer(read_ahead, "read_ahead")
+        batch_size = as_integer(batch_size, "batch_size", 1)
         self.partition = sampler._partition(batch_size, tail)
         self.partition.check()
         super().__init__(sampler, batch_size, self.partition.tail == "drop")
@@ -136,7 +141,7 @@ class ShardBatchSampler(BatchSampler):
             progress.deliver(batch.cursor, turn)
             # The epoch travels with every request: a worker process cannot hold a stale one.
             yield SampleIds(batch.sample_ids.tolist(), progress.key.seed, place.epoch)
-        progress.end()
+        progress.end(turn)
 
     def _announced(self, batches: Iterator[RankBatch]) -> Iterator[RankBatch]:
         """Yields the batches, each after the operating system was told of those that follow it."""

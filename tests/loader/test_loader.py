@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 import weakref
+from collections import UserDict
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -218,8 +220,104 @@ def test_foreign_states_are_refused_and_change_nothing(numbers, mixed):
 def test_state_at_outside_the_epoch(numbers):
     loader = make(numbers)
     for bad in (-1, 63, 1.0):
-        with pytest.raises(ValueError, match="num_batches must be from 0 to 62"):
+        with pytest.raises(ValueError, match=r"num_batches must be (from 0 to 62|an integer)"):
             loader.state_at(bad)
+
+
+def test_state_at_the_start_of_an_epoch_that_is_over_would_repeat_it(numbers):
+    loader = make(numbers)
+    assert len(ids_of(loader)) == 992
+    assert loader.state_at(62) == loader.state_dict()
+    with pytest.raises(ValueError, match="would repeat it"):
+        loader.state_at(0)
+
+
+def place_of(loader) -> tuple[int, int]:
+    state = json.loads(loader.state_dict()["shardload"])
+    return state["epoch"], state["position"]
+
+
+def test_the_state_names_the_epoch_that_comes(numbers):
+    loader = make(numbers)
+    loader.set_epoch(3)
+    assert place_of(loader) == (3, 0)
+    assert len(ids_of(loader)) == 992
+    assert place_of(loader) == (4, 0)
+    loader.set_epoch(7)
+    assert place_of(loader) == (7, 0)
+    batches = iter(loader)
+    assert next(batches)["_epoch"][0] == 7
+    # In the middle of an epoch set_epoch is about the next iteration; what was delivered stays delivered.
+    loader.set_epoch(7)
+    assert place_of(loader) == (7, 16)
+    loader.close()
+
+
+def test_an_iterator_that_is_only_made_costs_nothing(numbers):
+    loader = make(numbers)
+    iter(loader)
+    assert next(iter(loader))["_epoch"][0] == 0
+    state = loader.state_dict()
+    loader.close()
+    loader = make(numbers)
+    loader.load_state_dict(state)
+    iter(loader)
+    assert next(iter(loader))["_position"].tolist() == list(range(16, 32))
+    loader.close()
+
+
+def test_leaving_a_loaded_remainder_after_a_peek_warns(numbers):
+    loader = make(numbers)
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    loader.load_state_dict(state)
+    next(iter(loader))
+    with pytest.warns(UserWarning, match="rest of epoch 0, which a loaded state"):
+        next(iter(loader))
+    # Leaving any other epoch is the user's own choice.
+    next(iter(loader))
+    loader.close()
+
+
+def test_len_and_remaining_hold_until_the_next_epoch_begins(numbers):
+    loader = make(numbers, 10)
+    batches = iter(loader)
+    for _ in range(4):
+        next(batches)
+    resumed = make(numbers, 5)
+    resumed.load_state_dict(loader.state_dict())
+    loader.close()
+    want = 4 + (1003 - 40) // 5
+    for done, _batch in enumerate(resumed, 1):
+        assert (len(resumed), resumed.remaining) == (want, want - 4 - done)
+    assert (len(resumed), resumed.remaining) == (want, 0)
+    next(iter(resumed))
+    assert (len(resumed), resumed.remaining) == (200, 199)
+    resumed.close()
+
+
+def test_an_error_after_the_read_ends_the_iteration(numbers, monkeypatch):
+    """A batch that could not be delivered must not be passed over by whoever catches the error."""
+    import shardload.loader.loader as module
+
+    calls = []
+
+    def fails_once(batch, device):
+        calls.append(device)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return batch
+
+    monkeypatch.setattr(module, "to_device", fails_once)
+    loader = make(numbers, device="cpu")
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(batches)
+    with pytest.raises(shardload.LoaderClosedError):
+        next(batches)
+    assert place_of(loader) == (0, 16)
 
 
 def test_kept_batches_stay_what_they_were(numbers):
@@ -320,9 +418,31 @@ def test_collate_fn_and_batch_transform(mixed):
         next(iter(make(mixed, collate_fn=list)))
 
 
-def test_device_cpu(mixed):
+def test_device(mixed):
     with make(mixed, device="cpu") as loader:
         assert next(iter(loader))["number"].device.type == "cpu"
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: list
+
+
+@pytest.mark.parametrize(
+    ("wrap", "unwrap"),
+    [
+        (lambda t: t, lambda b: b),
+        (lambda t: {"a": [t, "text"]}, lambda b: b["a"][0]),
+        (lambda t: Pair(t, [1]), lambda b: b.left),
+        (lambda t: UserDict(a=t), lambda b: b["a"]),
+        (lambda t: (t,), lambda b: b[0]),
+    ],
+)
+def test_batches_of_any_shape_are_moved(mixed, wrap, unwrap):
+    with make(mixed, with_ids=False, device="meta", batch_transform=lambda b: wrap(b["number"])) as loader:
+        batch = next(iter(loader))
+    assert unwrap(batch).device.type == "meta"
+    assert type(batch) is type(wrap(torch.zeros(1)))
 
 
 def test_an_error_of_the_thread_is_raised_in_its_turn(tmp_path):
@@ -385,7 +505,8 @@ def test_a_loaded_position_wins_over_set_epoch_once(numbers):
     resumed.load_state_dict(state)
     with pytest.warns(UserWarning, match="goes on in epoch 0"):
         resumed.set_epoch(4)
-    assert next(iter(resumed))["_epoch"][0] == 0
+    batches = iter(resumed)
+    assert [next(batches)["_epoch"][0] for _ in range(2)] == [0, 0]
     resumed.set_epoch(4)
     assert next(iter(resumed))["_epoch"][0] == 4
     loader.close()
@@ -508,6 +629,10 @@ def test_ranks_from_the_environment(numbers, monkeypatch, capsys):
         ({"tail": "wrap"}, "tail must be one of"),
         ({"seed": -1}, "seed"),
         ({"fields": ["none"]}, "no field 'none'"),
+        ({"dtypes": {"none": torch.int32}}, "'none' is not a fixed field"),
+        ({"dtypes": {"number": torch.int32}, "collate_fn": list}, "dtypes= is for fields as stored"),
+        ({"prefetch_bytes": 0}, "prefetch_bytes"),
+        ({"batch_size": True}, "batch_size"),
         ({"prefetch_batches": -1}, "prefetch_batches"),
         ({"prefetch_bytes": "much"}, "prefetch_bytes"),
     ],
@@ -515,6 +640,12 @@ def test_ranks_from_the_environment(numbers, monkeypatch, capsys):
 def test_settings_that_cannot_be(numbers, options, message):
     with pytest.raises(ValueError, match=message):
         make(numbers, **options)
+
+
+def test_integers_of_numpy_are_taken(numbers):
+    loader = make(numbers, np.int64(16), seed=np.int64(3), num_replicas=np.int32(2), rank=np.int8(1))
+    loader.set_epoch(np.int64(2))
+    assert ids_of(loader) == Permutation(1003, seed=3, epoch=2).sample_ids(np.arange(1, 992, 2)).tolist()
 
 
 def test_world_size_and_drop_last_are_other_names(numbers):

@@ -204,3 +204,65 @@ def test_announcing_reads_every_kind_of_field_and_tells_nothing_of_its_own(mixed
     assert sum(map(len, batches)) == 500
     with pytest.raises(shardload.StorageError, match="missing"):
         dataset.__getitems__(next(iter(batches)))
+
+
+def test_states_of_the_plain_sampler_and_of_batches_agree(numbers):
+    """len stays that of the whole epoch after a resume, whichever state it comes from."""
+    dataset = shardload.open(numbers)
+    for replicas in (1, 2):
+        sampler = shardload.ShardSampler(dataset, replicas, 0)
+        whole = len(sampler)
+        stream = iter(sampler)
+        for _ in range(20):
+            next(stream)
+        for state in (sampler.state_dict(), sampler.state_at(2, 10)):
+            again = shardload.ShardSampler(dataset, replicas, 0)
+            again.load_state_dict(state)
+            assert len(again) == whole
+            assert len(DataLoader(dataset, batch_size=10, sampler=again)) == -(-whole // 10)
+            batches = shardload.ShardSampler(dataset, replicas, 0).batch_sampler(10)
+            batches.load_state_dict(state)
+            assert len(batches) == -(-whole // 10)
+            assert batches.remaining == len(batches) - 2
+            # Counted from the epoch's start, also after the resume.
+            assert json.loads(again.state_at(3, 10)["shardload"])["position"] == 30 * replicas
+
+
+def test_state_at_keeps_the_short_last_batch(tmp_path):
+    """With drop_last the sampler drops what does not fill the ranks; DataLoader still gives a short last batch."""
+    with shardload.ShardWriter(tmp_path / "d", {"number": "int64"}) as writer:
+        for i in range(10):
+            writer.write({"number": i})
+    dataset = shardload.open(tmp_path / "d")
+    sampler = shardload.ShardSampler(dataset, 2, 1, drop_last=True)
+    loader = DataLoader(dataset, batch_size=2, sampler=sampler)
+    want = [batch["number"].tolist() for batch in loader]
+    assert [len(numbers) for numbers in want] == [2, 2, 1]
+    for done in (1, 2):
+        again = shardload.ShardSampler(dataset, 2, 1, drop_last=True)
+        again.load_state_dict(sampler.state_at(done, 2))
+        assert [b["number"].tolist() for b in DataLoader(dataset, batch_size=2, sampler=again)] == want[done:]
+    assert json.loads(sampler.state_at(3, 2)["shardload"])["epoch"] == 1
+
+
+def test_len_holds_while_workers_are_ahead(numbers):
+    """The sampler is used up long before the training loop is; len is still that of the resumed epoch."""
+    dataset = shardload.open(numbers)
+    batches = shardload.ShardSampler(dataset, drop_last=True).batch_sampler(100)
+    state = batches.state_at(4)
+    resumed = shardload.ShardSampler(dataset, drop_last=True).batch_sampler(50)
+    resumed.load_state_dict(state)
+    loader = DataLoader(dataset, batch_sampler=resumed, collate_fn=shardload.collate, num_workers=2, timeout=60)
+    for _batch in loader:
+        assert len(loader) == 4 + 12
+
+
+def test_an_older_iterators_end_does_not_end_the_newer(numbers):
+    batches = shardload.ShardSampler(shardload.open(numbers), drop_last=True).batch_sampler(500)
+    first = iter(batches)
+    assert len(list(first)) == 2
+    second = iter(batches)
+    next(second)
+    with pytest.raises(StopIteration):
+        next(first)
+    assert batches.remaining == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -14,6 +14,9 @@ from shardload.cli.images import image_size
 from shardload.cli.text import cut, echo, echo_json, line_width
 from shardload.format.schema import MEDIA_TYPES, Field
 from shardload.quantities import format_bytes
+
+if TYPE_CHECKING:
+    from shardload.reader.dataset import ShardDataset
 
 _SHOWN_BYTES = 16
 _SHOWN_ITEMS = 6
@@ -28,14 +31,31 @@ def head(dataset: str, count: int, as_json: bool) -> int:
     from shardload.reader import open_dataset
 
     opened = open_dataset(dataset)
-    fields, shown = opened.schema.fields, range(min(count, len(opened)))
-    if as_json:
-        samples = [
-            {field.name: _fact(field, sample[field.name]) for field in fields}
-            for sample in map(opened.__getitem__, shown)
-        ]
+    shown = range(min(count, len(opened)))
+    try:
+        if as_json:
+            _echo_json(opened, shown)
+        else:
+            _echo(opened, shown)
+    except RecursionError:
+        raise ValueError(f"{opened.location}: a JSON value is nested too deeply to be shown") from None
+    return 0
+
+
+def _echo_json(opened: ShardDataset, shown: range) -> None:
+    fields = opened.schema.fields
+    samples = [
+        {field.name: _fact(field, sample[field.name]) for field in fields} for sample in map(opened.__getitem__, shown)
+    ]
+    try:
         echo_json({"dataset": opened.location, "num_samples": len(opened), "samples": samples})
-        return 0
+    except ValueError as error:
+        # A number such as 1e999 is JSON, and infinite once it is read.
+        raise ValueError(f"{opened.location}: a value cannot be shown as JSON: {error}") from None
+
+
+def _echo(opened: ShardDataset, shown: range) -> None:
+    fields = opened.schema.fields
     names = max(len(field.name) for field in fields)
     for sample_id in shown:
         sample = opened[sample_id]
@@ -45,7 +65,6 @@ def head(dataset: str, count: int, as_json: bool) -> int:
             echo(f"  {cut(field.name, names):<{names}}  {text}")
     if len(opened) > len(shown):
         echo(f"... {len(opened) - len(shown):,} more")
-    return 0
 
 
 def _text(field: Field, value: Any, width: int) -> str:

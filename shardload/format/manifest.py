@@ -186,9 +186,11 @@ def _check_numbers(manifest: Manifest) -> None:
 
 
 def _check_schema(manifest: Manifest) -> None:
-    if COMPRESSION.fullmatch(manifest.codec) is None:
+    match = COMPRESSION.fullmatch(manifest.codec)
+    low, high = layout.MIN_ZSTD_LEVEL, layout.MAX_ZSTD_LEVEL
+    if match is None or not low <= int(match[1] or 0) <= high:
         raise UnsupportedVersionError(
-            f"codec {manifest.codec[:40]!r} is unknown; this version has none and zstd:<level>"
+            f"codec {manifest.codec[:40]!r} is unknown; this version has none and zstd:<level> from {low} to {high}"
         )
     codec = manifest.codec.partition(":")[0]
     for entry, field in zip(manifest.schema, manifest.parsed_schema.fields, strict=True):

@@ -69,7 +69,8 @@ def record_places(rows: NDArray[Any], heap_start: int, heap_stop: int, header_by
     """Returns where the records of packed rows lie.
 
     Raises:
-        FormatError: a record would lie outside the heap, or has flags or lengths that cannot be.
+        FormatError: a record would lie outside the heap, or has flags or lengths that cannot be; names the bytes, and as
+            `sample_id` the row's place among the given ones.
     """
     place = rows[PLACE]
     start = (place & np.uint64(layout.OFFSET_MASK)).astype(np.int64)
@@ -82,7 +83,10 @@ def record_places(rows: NDArray[Any], heap_start: int, heap_stop: int, header_by
         bad = int(np.argmin(good))
         raise FormatError(
             f"a packed row points at bytes {start[bad]} to {start[bad] + stored[bad]} (raw {raw[bad]}, flags {flags[bad]}), "
-            f"which is no record in the heap from {heap_start} to {heap_stop}"
+            f"which is no record in the heap from {heap_start} to {heap_stop}",
+            start=int(start[bad]),
+            stop=int(start[bad] + stored[bad]),
+            sample_id=bad,
         )
     return RecordPlaces(start, stored, raw, flags == np.uint64(layout.RECORD_FLAG_FRAME))
 

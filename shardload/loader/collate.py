@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from shardload.format.schema import Field
-from shardload.reader.batch import Column, SampleBatch, decode_value
+from shardload.reader.batch import SampleBatch
 
 Lease = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 Batch = dict[str, Any]
@@ -49,7 +49,7 @@ def collate_columns(batch: SampleBatch, dtypes: Mapping[str, torch.dtype], lease
     result: Batch = {}
     for name, column in batch.columns.items():
         if isinstance(column.values, list):
-            result[name] = _values(column, column.values)
+            result[name] = batch.values_of(name)
         else:
             result[name] = _tensor(column.field, column.values, dtypes.get(name), lease)
         if column.valid is not None:
@@ -104,15 +104,6 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return type(batch)({name: to_device(value, device) for name, value in batch.items()})  # type: ignore[call-arg]
     return batch
-
-
-def _values(column: Column, stored: list[bytes]) -> list[Any]:
-    field = column.field
-    if column.valid is None:
-        return [decode_value(field, data) for data in stored]
-    return [
-        decode_value(field, data) if valid else None for data, valid in zip(stored, column.valid.tolist(), strict=True)
-    ]
 
 
 def _tensor(field: Field, values: NDArray[Any], dtype: torch.dtype | None, lease: Lease | None) -> torch.Tensor:

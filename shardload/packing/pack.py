@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def pack(
         schema: field name -> type: for a folder in place of inferred ones, for JSON Lines the whole schema.
         compression: `none` or `zstd:<level>`, for fields of bytes, str and json.
         shard_size: most bytes of a shard file, as a number or text such as 256MiB.
-        workers: processes; None for one a core, at most one a unit. With one, this process does the work.
+        workers: processes; None for one a core, at most one a unit. With one, this process does the work; None is one in
+            a daemonic process, which may start no others.
         include: patterns that select files of a folder, such as `*.py` or `train/**/*.jpg`.
         exclude: patterns of files and folders of a folder that are left out, such as `tests` or `*_old.py`.
         unit_size: bytes of the source in a unit; None for a 64th of it, between 16 MiB and 1 GiB.
@@ -186,8 +188,15 @@ def _pack_into(
 
 
 def _num_workers(settings: _Settings, plan: SourcePlan) -> int:
-    wanted = settings.num_workers or len(os.sched_getaffinity(0))
-    return max(1, min(wanted, len(plan.units)))
+    daemonic = multiprocessing.current_process().daemon
+    wanted = settings.num_workers or (1 if daemonic else len(os.sched_getaffinity(0)))
+    num_workers = max(1, min(wanted, len(plan.units)))
+    if daemonic and num_workers > 1:
+        raise PackError(
+            f"{num_workers} workers cannot be started: this is a daemonic process, such as a worker of a "
+            "multiprocessing.Pool or a DataLoader, and may start no others: pack with workers=1",
+        )
+    return num_workers
 
 
 def _pack_here(job: Job, units: Sequence[Unit], tally: Tally) -> list[ShardEntry]:

@@ -62,7 +62,7 @@ def pack_in_processes(job: Job, units: Sequence[Unit], num_workers: int, tally: 
 
 def _start(job: Job, num_workers: int, stack: contextlib.ExitStack) -> list[_Worker]:
     workers: list[_Worker] = []
-    stack.callback(_stop, workers)
+    stack.callback(_stop, workers, os.getpid())
     context = multiprocessing.get_context("spawn")
     for number in range(num_workers):
         # A signal half-way through would leave a worker with half a description of its work.
@@ -81,8 +81,11 @@ def _start(job: Job, num_workers: int, stack: contextlib.ExitStack) -> list[_Wor
     return workers
 
 
-def _stop(workers: list[_Worker]) -> None:
+def _stop(workers: list[_Worker], parent: int) -> None:
     """Kills all workers. Idle ones hold nothing; what the others wrote is removed by whoever claimed the target."""
+    if os.getpid() != parent:
+        # A child that a callback forked unwinds through here too: the workers are its parent's.
+        return
     with signals_held():
         for worker in workers:
             worker.process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ class Access:
 
     def __init__(self, location: str, snapshot: Snapshot, verify: Verify) -> None:
         self.process_id = os.getpid()
+        self._location = location
         self._table = snapshot.table
         self._schema = snapshot.manifest.parsed_schema
         self._codec = make_codec(snapshot.manifest.codec)
@@ -69,7 +71,7 @@ class Access:
             else:
                 out[...] = rows[field.name]
             columns[field.name] = Column(field, out, valid)
-        return SampleBatch(sample_ids, columns)
+        return SampleBatch(sample_ids, columns, self._location)
 
     def will_need(self, sample_ids: Int64, fields: Sequence[Field]) -> None:
         """Tells the operating system which bytes a coming batch will read."""
@@ -136,7 +138,8 @@ class Access:
 
     def _read_wide(self, plan: list[ShardReads], rows: NDArray[Any], field: Field, out: NDArray[Any]) -> None:
         """Fills a batch's values of a wide field and checks those that are due, all in one call."""
-        data = out.reshape(len(out), -1).view(np.uint8)
+        # The width is told, not left to numpy: of a batch of no samples it cannot be found.
+        data = out.reshape(len(out), math.prod(field.shape)).view(np.uint8)
         sums = np.zeros(len(out), dtype=np.uint32)
         due = np.zeros(len(out), dtype=np.bool_)
         for reads in plan:

@@ -10,6 +10,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.errors import FormatError
 from shardload.format.schema import Field
 
 
@@ -34,12 +35,25 @@ class Column:
         return value.item() if not self.field.shape else value
 
 
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"JSON has no {name}")
+
+
+# Python's json would by itself guess at UTF-16 and take NaN, neither of which a writer may store.
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def decode_value(field: Field, data: bytes) -> Any:
-    """Returns the value of a field in the record from its bytes."""
+    """Returns the value of a field in the record from its bytes.
+
+    Raises:
+        ValueError: the bytes are no UTF-8 or no JSON.
+        RecursionError: JSON is nested deeper than the interpreter's stack still has room.
+    """
     if field.kind == "str":
         return data.decode()
     if field.kind == "json":
-        return json.loads(data)
+        return _JSON.decode(data.decode())
     return data
 
 
@@ -60,6 +74,8 @@ class SampleBatch(Sequence[dict[str, Any]]):
     """int64 of shape (batch,)."""
     columns: Mapping[str, Column] = field(default_factory=dict)
     """The fields asked for, in the order of the schema."""
+    location: str = ""
+    """Directory of the dataset, for messages."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -72,7 +88,41 @@ class SampleBatch(Sequence[dict[str, Any]]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         slot = range(len(self))[index]
-        return {name: column.value(slot) for name, column in self.columns.items()}
+        return {name: self._value(column, slot) for name, column in self.columns.items()}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[slot] for slot in range(len(self)))
+
+    def values_of(self, name: str) -> list[Any]:
+        """Returns a record field's values in all samples: bytes, str or what JSON holds; None where one is missing.
+
+        Raises:
+            FormatError: a value is no UTF-8 or no JSON; names dataset, field and sample.
+        """
+        column = self.columns[name]
+        if not isinstance(column.values, list):
+            raise ValueError(f"{name!r} is not a field of bytes, str, json or media: its values are an array")
+        present = [True] * len(self) if column.valid is None else column.valid.tolist()
+        values: list[Any] = []
+        try:
+            for data, here in zip(column.values, present, strict=True):
+                values.append(decode_value(column.field, data) if here else None)
+        except (ValueError, RecursionError) as error:
+            raise self._undecodable(column.field, len(values), error) from None
+        return values
+
+    def _value(self, column: Column, slot: int) -> Any:
+        try:
+            return column.value(slot)
+        except (ValueError, RecursionError) as error:
+            raise self._undecodable(column.field, slot, error) from None
+
+    def _undecodable(self, field: Field, slot: int, error: Exception) -> FormatError:
+        """Returns the error for bytes that have their checksum and are no value of their field all the same."""
+        sample_id = int(self.sample_ids[slot])
+        if isinstance(error, RecursionError):
+            detail = "JSON nested too deeply to be read here"
+        else:
+            detail = f"no {'UTF-8' if field.kind == 'str' else 'JSON'}: {error}"
+        message = f"{self.location}: field {field.name!r} of sample {sample_id} is {detail}"
+        return FormatError(message, dataset=self.location, sample_id=sample_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import operator
 import os
@@ -191,7 +192,8 @@ class ShardDataset:
 
         A file that cannot be read is passed over here: the read itself tells, with the place.
         """
-        with contextlib.suppress(ShardloadError):
+        # OSError: a file system may refuse hints, which is no reason not to read.
+        with contextlib.suppress(ShardloadError, OSError):
             self._process_access().will_need(sample_ids, self.field_list)
 
     def column(self, name: str) -> NDArray[Any]:
@@ -250,12 +252,23 @@ class ShardDataset:
 
 
 def takes_rng(transform: Transform) -> bool:
-    """Tells whether a transform has a parameter named `rng`."""
+    """Tells whether a transform has a parameter named `rng` that nobody has bound yet (`functools.partial`)."""
     try:
         parameters = inspect.signature(transform).parameters
+        return "rng" in parameters and not _binds_rng(transform)
     except (TypeError, ValueError):
         return False
-    return "rng" in parameters
+
+
+def _binds_rng(transform: Any) -> bool:
+    """Tells whether a partial gives `rng`: a signature keeps what was bound by name, as a default."""
+    while True:
+        transform = inspect.unwrap(transform, stop=lambda inner: isinstance(inner, functools.partial))
+        if not isinstance(transform, functools.partial):
+            return False
+        if "rng" in transform.keywords:
+            return True
+        transform = transform.func
 
 
 def apply_transform(transform: Transform, batch: SampleBatch, seed: int, epoch: int) -> list[Any]:

@@ -93,6 +93,15 @@ class RowTable:
             rows[start:stop] = self._piece(file, int(page), int(page) + 1)[local_ids[start:stop] - page * per_page]
         return rows
 
+    def will_need(self, file: FileReader, local_ids: NDArray[np.int64]) -> None:
+        """Tells the operating system that the pages of some samples will be read soon. `local_ids` do not fall."""
+        if self._digests is None:
+            file.will_need(self._pages.start, self._pages.stop - self._pages.start)
+        for page in np.unique(local_ids // self._rows.rows_per_page).tolist():
+            if self._cache.get((self._shard_id, page)) is None:
+                start, stop = self._rows.page_bounds(page, self._num_samples)
+                file.will_need(self._section.start + start, stop - start)
+
     def _piece(self, file: FileReader, first: int, last: int) -> NDArray[Any]:
         """Returns the rows of pages first to last - 1."""
         key = (self._shard_id, first)

@@ -15,7 +15,7 @@ from shardload.codecs import Codec
 from shardload.errors import ChecksumError, FormatError
 from shardload.format import layout
 from shardload.format.checksum import block_sum, data_sums, identity_sums
-from shardload.format.record import RecordLayout, record_layout, record_places, split_record
+from shardload.format.record import RecordLayout, RecordPlaces, record_layout, record_places, split_record
 from shardload.format.rows import row_layout, sum_column
 from shardload.format.schema import Field, Schema
 from shardload.format.shard import TAIL_READ_BYTES, ShardHead, check_header, decode_head, tail_bytes
@@ -92,6 +92,7 @@ class ShardReader:
         self._schema = schema
         self._codec = codec
         self._files = files
+        self._whole = whole
         self._records: RecordLayout = record_layout(schema)
         self._checked: dict[int, CheckedBlocks] = {}
         self._identity = (entry.generation, entry.unit, entry.part)
@@ -117,16 +118,21 @@ class ShardReader:
         return self._table.take(self.file(), local_ids)
 
     def will_need(self, local_ids: Int64, fields: Sequence[Field]) -> None:
-        """Tells the operating system that some fields of some samples will be read soon. `local_ids` do not fall."""
+        """Tells the operating system that some fields of some samples will be read soon. `local_ids` do not fall.
+
+        Of a row table held by page only the pages are announced: to know the records they would have to be read here and
+        now, which is what hints are to spare the caller.
+        """
         file = self.file()
         for field in fields:
             if field.wide:
                 section = self.head.section(layout.SECTION_WIDE, self._schema.number(field.name))
                 for start in (section.start + local_ids * section.item_bytes).tolist():
                     file.will_need(start, section.item_bytes)
-        if any(field.in_record for field in fields):
-            heap = self.head.section(layout.SECTION_HEAP)
-            places = record_places(self.rows(local_ids), heap.start, heap.stop, self._records.header.size)
+        if not self._whole:
+            self._table.will_need(file, local_ids)
+        elif any(field.in_record for field in fields):
+            places = self._places(self.rows(local_ids), local_ids)
             for start, stored in zip(places.start.tolist(), places.stored.tolist(), strict=True):
                 file.will_need(start, stored)
 
@@ -180,20 +186,14 @@ class ShardReader:
         Raises:
             FormatError: a record is damaged; names shard, bytes and sample.
         """
-        heap = self.head.section(layout.SECTION_HEAP)
-        try:
-            places = record_places(rows, heap.start, heap.stop, self._records.header.size)
-        except FormatError as error:
-            raise self._damaged(FormatError, error.message, local_ids) from None
+        places = self._places(rows, local_ids)
         starts, stops = places.start, places.start + places.stored
-        if (np.diff(starts) < 0).any():
-            raise self._damaged(FormatError, "the records are not in the order of their samples", local_ids)
         due = self._due(layout.NO_FIELD, local_ids, verify)
         sums = identity_sums(*self._identity, layout.NO_FIELD, local_ids)
         file, values = self.file(), []
         for first, last in merge_ranges(starts, stops, max_gap_bytes=MAX_GAP_BYTES, max_read_bytes=MAX_READ_BYTES):
             start = int(starts[first])
-            buffer = np.empty(int(stops[first:last].max()) - start, dtype=np.uint8)
+            buffer = np.empty(int(stops[last - 1]) - start, dtype=np.uint8)
             file.read_into(buffer, start)
             for i in range(first, last):
                 record = buffer[int(starts[i]) - start : int(stops[i]) - start]
@@ -210,8 +210,8 @@ class ShardReader:
 
     def field_lengths(self, rows: NDArray[Any], local_ids: Int64, place: int) -> Int64:
         """Returns the stored length of a record field's values, in bytes decompressed: int64 of shape (samples,)."""
-        heap, header_bytes = self.head.section(layout.SECTION_HEAP), self._records.header.size
-        places = record_places(rows, heap.start, heap.stop, header_bytes)
+        header_bytes = self._records.header.size
+        places = self._places(rows, local_ids)
         if len(self._records.fields) == 1:
             return places.raw - header_bytes
         headers = np.empty((len(rows), header_bytes), dtype=np.uint8)
@@ -228,7 +228,9 @@ class ShardReader:
         # The record's sum covers more than was read here; the row's total, under the page digest, stands in for it.
         wrong = lengths.sum(axis=1) + header_bytes != places.raw
         if wrong.any():
-            raise self._damaged(ChecksumError, "a record's field lengths do not add up", local_ids[wrong])
+            bad = int(np.argmax(wrong))
+            detail = "a record's field lengths do not add up"
+            raise self._damaged(ChecksumError, detail, local_ids[bad:], int(places.start[bad]), int(stops[bad]))
         return np.ascontiguousarray(lengths[:, place])
 
     def due(self, field: Field, local_ids: Int64, verify: Verify) -> NDArray[np.bool_]:
@@ -243,6 +245,30 @@ class ShardReader:
     def file(self) -> FileReader:
         """Returns the open file."""
         return self._files.get(self._shard_id, self.entry)
+
+    def _places(self, rows: NDArray[Any], local_ids: Int64) -> RecordPlaces:
+        """Returns where records lie, checked against the heap and each other. `local_ids` do not fall.
+
+        The writer puts records one after another. Were they let overlap, a small shard with right checksums could ask for
+        any amount of memory.
+
+        Raises:
+            FormatError: a record is outside the heap, or starts inside one before it; names shard, bytes and sample.
+        """
+        heap = self.head.section(layout.SECTION_HEAP)
+        try:
+            places = record_places(rows, heap.start, heap.stop, self._records.header.size)
+        except FormatError as error:
+            bad = error.sample_id or 0
+            raise self._damaged(FormatError, error.message, local_ids[bad:], error.start, error.stop) from None
+        starts, stops = places.start, places.start + places.stored
+        # A sample asked for twice stands twice, with one and the same record.
+        inside = (starts[1:] < stops[:-1]) & (local_ids[1:] != local_ids[:-1])
+        if inside.any():
+            bad = int(np.argmax(inside)) + 1
+            detail = f"the record starts before the end of the one before it, at {stops[bad - 1]}"
+            raise self._damaged(FormatError, detail, local_ids[bad:], int(starts[bad]), int(stops[bad]))
+        return places
 
     def _due(self, number: int, local_ids: Int64, verify: Verify) -> NDArray[np.bool_]:
         if verify != "once":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardload.errors import ShardloadError, StateMismatchError, StorageError
+from shardload.errors import ShardloadError, StateMismatchError, StorageError, UnsupportedVersionError
 from shardload.format import layout
 from shardload.format.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from shardload.format.table import ShardTable, decode_table, table_bytes, table_name
@@ -54,7 +54,16 @@ def read_manifest(storage: LocalStorage, version: int | None) -> Manifest:
     data = storage.read_small(name, layout.MAX_MANIFEST_BYTES)
     try:
         return decode_manifest(data, f"{storage.root}/{name}")
+    except UnsupportedVersionError as error:
+        raise _placed(error, storage.root, name)  # noqa: B904 - the same error, with its place
     except ShardloadError as error:
+        if name == "manifests/1" and version is None:
+            # Without hard links a writer may die within its commit: then there never was a dataset.
+            raise StorageError(
+                f"{storage.root} is not a dataset: its only commit, {name}, is unfinished or damaged",
+                dataset=storage.root,
+                shard=name,
+            ) from error
         raise _placed(error, storage.root, name)  # noqa: B904 - the same error, with its place
 
 

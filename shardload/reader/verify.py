@@ -12,7 +12,7 @@ import numpy as np
 
 from shardload.errors import FormatError, ShardloadError
 from shardload.format import layout
-from shardload.format.manifest import MANIFEST_NAME
+from shardload.format.manifest import MANIFEST_NAME, Manifest
 from shardload.format.table import ShardEntry
 from shardload.reader.access import Access
 from shardload.reader.snapshot import Snapshot, read_manifest, read_snapshot
@@ -62,6 +62,8 @@ def verify_dataset(
     except ShardloadError as error:
         return [Damage(error.shard or "tables", error.message)]
 
+    newer = list(_check_newer(storage, snapshot.manifest))
+
     def check(shard_id: int) -> list[Damage]:
         found = list(_check_shard(storage, snapshot, shard_id))
         if on_shard is not None:
@@ -69,7 +71,7 @@ def verify_dataset(
         return found
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        return [damage for found in pool.map(check, range(len(snapshot.table))) for damage in found]
+        return newer + [damage for found in pool.map(check, range(len(snapshot.table))) for damage in found]
 
 
 def _check_manifests(storage: LocalStorage) -> Iterator[Damage]:
@@ -87,6 +89,29 @@ def _check_manifests(storage: LocalStorage) -> Iterator[Damage]:
         return
     if original != manifest.encode():
         yield Damage(name, f"{storage.root}: {name} is not the manifest that {MANIFEST_NAME} is a copy of")
+
+
+def _check_newer(storage: LocalStorage, manifest: Manifest) -> Iterator[Damage]:
+    """Yields that a later version was committed, or begun, than the one that opens: its writer ended in between."""
+    newest = max((int(name) for name in storage.list("manifests") if name.isdecimal()), default=0)
+    # Another look: a writer that is just done has made the copy by now.
+    if newest <= max(manifest.version, read_manifest(storage, None).version):
+        return
+    name = f"manifests/{newest}"
+    try:
+        read_manifest(storage, newest)
+    except ShardloadError as error:
+        yield Damage(
+            name,
+            f"{error.message}; {MANIFEST_NAME} is version {manifest.version}, so this one was not finished, or damaged "
+            "since; a writer that replaces the dataset removes it",
+        )
+    else:
+        yield Damage(
+            MANIFEST_NAME,
+            f"{storage.root}: {MANIFEST_NAME} is version {manifest.version}, but version {newest} was committed after it: "
+            f"version {manifest.version} opens until {name} is copied to {MANIFEST_NAME} or the next version is written",
+        )
 
 
 def _check_shard(storage: LocalStorage, snapshot: Snapshot, shard_id: int) -> Iterator[Damage]:

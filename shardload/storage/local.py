@@ -104,6 +104,7 @@ class FileWriter:
         self._operations = operations
         self._digest = hashlib.sha256()
         self._pending = bytearray()
+        self._process = os.getpid()
         self._descriptor = operations.open_new(path)
 
     def __enter__(self) -> Self:
@@ -137,11 +138,20 @@ class FileWriter:
         return self._digest.digest()
 
     def abandon(self) -> None:
-        """Removes the file unless it was finished."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            self._operations.close(descriptor)
-            self._operations.unlink(self.path)
+        """Removes the file unless it was finished, as far as that succeeds.
+
+        It raises no error of its own, as another led here. A process forked meanwhile only closes its descriptor.
+        """
+        if self._descriptor < 0:
+            return
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
+            with contextlib.suppress(OSError):
+                self._operations.close(descriptor)
+        finally:
+            if os.getpid() == self._process:
+                with contextlib.suppress(OSError):
+                    self._operations.unlink(self.path)
 
     def _flush(self) -> None:
         pending, self._pending = self._pending, bytearray()
@@ -225,7 +235,8 @@ class LocalStorage:
             if error.errno not in _NO_LINKS:
                 raise
             # File systems without hard links: the exclusive creation still decides, and the fsync in write comes before
-            # the name is made durable; a crash in between leaves a manifest that its own fingerprint refuses.
+            # the name is made durable; a crash in between leaves a manifest that its own fingerprint refuses and
+            # the next writer removes.
             try:
                 self.write(name, self.read_small(prepared, 1 << 30))
             except FileExistsError:

@@ -123,9 +123,9 @@ class UnitWriter:
 
     def abandon(self) -> None:
         """Removes the part that is not finished; finished ones stay."""
-        if self._file is not None:
-            self._file.abandon()
-            self._file = self._shard = None
+        file, self._file, self._shard = self._file, None, None
+        if file is not None:
+            file.abandon()
 
     def _start_shard(self) -> ShardFile:
         part = len(self.entries)

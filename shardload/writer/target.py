@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from shardload.codecs.zstd import library_version
-from shardload.errors import FormatError, PackError
+from shardload.errors import FormatError, PackError, ShardloadError, UnsupportedVersionError
 from shardload.format import layout
 from shardload.format.manifest import MANIFEST_NAME, FieldEntry, Generation, Manifest, Metadata, Writer, decode_manifest
 from shardload.format.schema import Schema
@@ -22,17 +22,20 @@ from shardload.format.table import ShardEntry, make_table, table_name
 from shardload.quantities import format_bytes
 from shardload.storage import OPERATIONS, LocalStorage, Operations
 from shardload.version import VERSION
+from shardload.writer.lock import DirectoryLock
 
 WORK = ".work"
 _SHARD = re.compile(r"[0-9]{4,}-[0-9]{6,}-[0-9]{5,}\.shard")
+_NOTHING = "nothing was published"
 _OWN_NAMES = {MANIFEST_NAME, "manifests", "tables", "shards", WORK}
 
 
 class Target:
     """A directory claimed for writing the next version of a dataset.
 
-    The claim is a lock on the directory that goes with the process; where a file system does not lock, the exclusive
-    creation of shards and of `manifests/<version>` still lets one writer win.
+    The claim is a lock on the directory that goes with this object and with the process; where a file system does not
+    lock, the exclusive creation of shards and of `manifests/<version>` still lets one writer win. It belongs to the
+    process that made it: a forked child can only let go of its own descriptors.
     """
 
     def __init__(self, root: str, replace: bool, operations: Operations = OPERATIONS) -> None:
@@ -51,24 +54,42 @@ class Target:
         self.storage = LocalStorage(self.root, operations)
         self.version, self.generation = 1, 1
         self._table = ""
+        self._unfinished = ""
         with _named(self.root):
             if os.path.lexists(self.root) and not os.path.isdir(self.root):
                 raise PackError(f"{root} exists and is not a directory", dataset=root)
             self._missing = _missing_directories(self.root)
             self._created = bool(self._missing)
             os.makedirs(self.root, exist_ok=True)
-            self._lock = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
+            self._lock = DirectoryLock(self.root)
         try:
             self._locked = self._take_lock()
             self._check(replace)
         except BaseException:
-            self._release()
+            self._lock.release()
             raise
         try:
             self._prepare()
         except BaseException:
             self.abandon()
             raise
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this is the process that made the claim, not a forked child."""
+        return self._lock.is_mine
+
+    def check_process(self) -> None:
+        """Refuses to go on in a forked child.
+
+        Raises:
+            PackError: another process made the claim.
+        """
+        if not self._lock.is_mine:
+            raise PackError(
+                f"{self.root}: this writer belongs to process {self._lock.process}; a process forked from it cannot write",
+                dataset=self.root,
+            )
 
     def commit(
         self, schema: Schema, entries: Sequence[ShardEntry], shard_size: int, codec: str, metadata: Metadata
@@ -80,6 +101,7 @@ class Target:
                 unless the message says that it failed only after the commit.
             FormatError: the manifest would not be one, such as for metadata that it cannot hold.
         """
+        self.check_process()
         data = make_table(entries).encode()
         manifest = _manifest(schema, entries, data, self.version, self.generation, shard_size, codec, metadata)
         encoded = manifest.encode()
@@ -88,9 +110,9 @@ class Target:
             self._write_table(table_name(manifest.table), data)
             self._commit(encoded)
         except OSError as error:
-            version = self.version if self._is_committed(encoded) else None
-            raise write_error(self.root, error, version) from error
-        self._release()
+            outcome = self._outcome() if self._is_committed(encoded) else _NOTHING
+            raise write_error(self.root, error, outcome) from error
+        self._lock.release()
         return manifest
 
     def _write_table(self, name: str, data: bytes) -> None:
@@ -121,23 +143,47 @@ class Target:
             return self.storage.read_small(f"manifests/{self.version}", layout.MAX_MANIFEST_BYTES) == encoded
         return False
 
+    def _outcome(self) -> str:
+        """Says what a failure after the commit has left."""
+        there = f"this came after the commit: version {self.version} is there whole"
+        with contextlib.suppress(OSError, ShardloadError):
+            current = self._current()
+            if current is not None and current.version != self.version:
+                return (
+                    f"{there}, but {MANIFEST_NAME} is still version {current.version}: open gives that one until "
+                    f"manifests/{self.version} is copied to {MANIFEST_NAME} or the next version is written"
+                )
+        return f"{there}, but may not survive a power loss"
+
     def abandon(self) -> None:
-        """Removes what was written since the claim and gives the directory back."""
-        if self._lock < 0:
+        """Removes what was written since the claim, as far as that succeeds, and gives the directory back.
+
+        In a forked child it only lets go of the child's descriptor.
+        """
+        if self._lock.released:
             return
+        try:
+            if self._lock.is_mine:
+                self._clean_up()
+        finally:
+            self._lock.release()
+
+    def _clean_up(self) -> None:
+        storage = self.storage
+        steps: list[Callable[[], None]] = [self._remove_work]
         with contextlib.suppress(OSError):
             # An error or a signal after the commit must not take the shards from a dataset that readers may have opened.
-            if not self.storage.exists(f"manifests/{self.version}"):
-                self._remove_uncommitted(self.generation)
-                self._remove_table()
-            self._remove_work()
-            if self.version == 1:
-                for name in ("tables", "manifests", "shards"):
-                    with contextlib.suppress(OSError):
-                        self.storage.operations.rmdir(self.storage.path(name))
-            if self._created:
-                self.storage.operations.rmdir(self.root)
-        self._release()
+            # So also where it cannot be told whether there was one.
+            if str(self.version) not in storage.list("manifests"):
+                steps = [lambda: self._remove_uncommitted(self.generation), self._remove_table, self._remove_work]
+        removed = ["tables", "manifests", "shards"] if self.version == 1 else []
+        steps += [partial(storage.operations.rmdir, storage.path(name)) for name in removed]
+        if self._created:
+            steps.append(lambda: storage.operations.rmdir(self.root))
+        for step in steps:
+            # What stays is removed by the next writer; the error that led here counts, not this one.
+            with contextlib.suppress(OSError):
+                step()
 
     def _publish(self, encoded: bytes) -> None:
         """Makes the committed manifest the current one. A crash before this leaves a dataset that opens all the same."""
@@ -149,12 +195,9 @@ class Target:
 
     def _take_lock(self) -> bool:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return self._lock.take()
         except BlockingIOError:
             raise PackError(f"{self.root}: another writer is at work there", dataset=self.root) from None
-        except OSError:
-            return False
-        return True
 
     def _check(self, replace: bool) -> None:
         """Refuses a place that may not be written to, before anything there is changed."""
@@ -176,6 +219,9 @@ class Target:
 
     def _prepare(self) -> None:
         with _named(self.root):
+            if self._unfinished:
+                self.storage.operations.unlink(self.storage.path(self._unfinished))
+                self.storage.sync_directory("manifests")
             self._remove_uncommitted(self.generation)
             self._remove_work()
             for name in self._missing:
@@ -184,13 +230,44 @@ class Target:
             self.storage.make_directory(WORK)
 
     def _next_version(self) -> None:
-        versions = [int(name) for name in self.storage.list("manifests") if name.isdecimal()]
+        current = self._current()
+        versions = sorted(int(name) for name in self.storage.list("manifests") if name.isdecimal())
+        # manifest.json counts too: it may be all that is left of its version.
+        generations = [0] if current is None else [current.generations[-1].generation]
+        taken = [0] if current is None else [current.version]
         for version in versions:
             name = f"manifests/{version}"
-            data = self.storage.read_small(name, layout.MAX_MANIFEST_BYTES)
-            manifest = decode_manifest(data, f"{self.root}/{name}")
-            self.version = max(self.version, version + 1)
-            self.generation = max(self.generation, manifest.generations[-1].generation + 1)
+            try:
+                generations.append(self._read(name).generations[-1].generation)
+                taken.append(version)
+            except UnsupportedVersionError:
+                raise
+            except FormatError:
+                published = current is not None and current.version >= version
+                if published or version != versions[-1] or not self._locked:
+                    raise
+                # Cut off while it was made, which happens without hard links only: this was no commit yet.
+                self._unfinished = name
+        self.version, self.generation = max(taken) + 1, max(generations) + 1
+
+    def _current(self) -> Manifest | None:
+        """Returns what manifest.json says, or None where it is not there."""
+        if not self.storage.exists(MANIFEST_NAME):
+            return None
+        try:
+            return self._read(MANIFEST_NAME)
+        except UnsupportedVersionError:
+            raise
+        except FormatError as error:
+            raise PackError(
+                f"{self.root}: {MANIFEST_NAME} is not a manifest of shardload, or damaged, and is not overwritten: "
+                "choose another target, or move the file away",
+                dataset=self.root,
+                shard=MANIFEST_NAME,
+            ) from error
+
+    def _read(self, name: str) -> Manifest:
+        return decode_manifest(self.storage.read_small(name, layout.MAX_MANIFEST_BYTES), f"{self.root}/{name}")
 
     def _remove_uncommitted(self, generation: int) -> None:
         """Removes shards of a generation that no manifest names: no reader can have seen them."""
@@ -213,11 +290,6 @@ class Target:
         with contextlib.suppress(FileNotFoundError):
             operations.rmdir(work)
 
-    def _release(self) -> None:
-        lock, self._lock = self._lock, -1
-        if lock >= 0:
-            os.close(lock)
-
 
 @contextlib.contextmanager
 def _named(root: str) -> Iterator[None]:
@@ -237,8 +309,8 @@ def _missing_directories(path: str) -> list[str]:
     return missing
 
 
-def write_error(root: str, error: OSError, committed: int | None = None) -> PackError:
-    """Returns the error for a failed write below a target; `committed` is the version that was published before it."""
+def write_error(root: str, error: OSError, outcome: str = _NOTHING) -> PackError:
+    """Returns the error for a failed write below a target; `outcome` says what was published before it."""
     if isinstance(error, PackError):
         return error
     detail = error.strerror or str(error)
@@ -248,9 +320,6 @@ def write_error(root: str, error: OSError, committed: int | None = None) -> Pack
         with contextlib.suppress(OSError):
             detail += f" ({format_bytes(shutil.disk_usage(os.path.dirname(root) or '.').free)} free)"
     name = f" ({os.path.relpath(error.filename, root)})" if isinstance(error.filename, str) else ""
-    outcome = "nothing was published"
-    if committed is not None:
-        outcome = f"this came after the commit: version {committed} is there whole, but may not survive a power loss"
     return PackError(f"{root}: cannot be written{name}: {detail}; {outcome}", dataset=root)
 
 

@@ -21,6 +21,9 @@ _CODES |= {
     for sign, code in zip(("", "u"), pair, strict=True)
 }
 
+# Up to here every integer is exact. Lists with fractions come as float64, so bfloat16 has its check before and after.
+_EXACT_UP_TO = {"float16": 1 << 11, "float32": 1 << 24, "float64": 1 << 53, "bfloat16": 1 << 53}
+
 Encode = Callable[[Any], Any]
 
 
@@ -149,12 +152,28 @@ def _float_dtype(field: Field) -> np.dtype[Any]:
 
 
 def _float(field: Field, value: Any) -> float:
+    code = "<" + scalar_code(field)
     try:
         number = float(value)
-        struct.pack("<" + scalar_code(field), number)
+        stored = struct.pack(code, number)
     except (OverflowError, struct.error):
         raise _mismatch(field, value, f", too large for {field.kind}") from None
+    # A float is rounded as numpy does; an integer that changes would be another number, an id perhaps.
+    if isinstance(value, int | np.integer) and struct.unpack(code, stored)[0] != int(value):
+        raise _mismatch(field, value, f", which {field.kind} cannot hold exactly: give a float if it may be rounded")
     return number
+
+
+def _check_integers(field: Field, value: Any, array: Any) -> None:
+    """Refuses integers that a float field would round, in `value` or its nested lists; `array` is their array."""
+    with np.errstate(over="ignore"):
+        far = np.abs(array.astype(np.float64)) >= _EXACT_UP_TO[field.kind]
+    if not far.any():
+        return
+    for one in np.asarray(value, dtype=object)[far]:
+        one = one[()] if isinstance(one, np.ndarray) else one
+        if isinstance(one, int | np.integer) and not isinstance(one, bool):
+            _bfloat16_bits(field, one, one) if field.kind == "bfloat16" else _float(field, one)
 
 
 def _as_scalar(field: Field, value: Any) -> Any:
@@ -200,6 +219,9 @@ def _array_encoder(field: Field) -> Encode:
             or (value.dtype.kind == "b") != (given.kind == "b")
         ):
             raise _mismatch(field, value)
+        if dtype.kind == "f" and value.dtype.kind in "iu":
+            # numpy takes 64-bit integers to float64 for safe.
+            _check_integers(field, value, value)
         return value.astype(dtype, copy=False).tobytes()
 
     return encode
@@ -224,6 +246,8 @@ def _listed(field: Field, value: Any) -> Any:
         raise ValueMismatch(
             f"expected {field.type}, got a list of {array.dtype} {list(array.shape)} (or values out of range)"
         )
+    if field.dtype.kind == "f" or field.kind == "bfloat16":
+        _check_integers(field, value, array)
     if field.kind == "bfloat16":
         return array
     with np.errstate(over="raise"):
@@ -250,23 +274,29 @@ def _str(value: Any) -> bytes:
 
 def _json(value: Any) -> bytes:
     try:
-        _check_keys(value)
+        _check_json(value)
         text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return _bounded(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueMismatch(f"expected json, got {describe(value)} that JSON cannot hold: {error}") from None
 
 
-def _check_keys(value: Any) -> None:
-    """Refuses keys that are no text: json would turn 1 into "1" without a word, and None into "null"."""
+def _check_json(value: Any, depth: int = 0) -> None:
+    """Refuses what would not come back as it is.
+
+    json would turn a key 1 into "1" without a word. Python reads JSON by recursion, so what is nested deeply could be
+    written here and not be read from deeper in a program.
+    """
+    if depth > layout.MAX_JSON_DEPTH:
+        raise ValueError(f"it is nested over {layout.MAX_JSON_DEPTH} deep")
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"the key {key!r} is not text"[:100])
-            _check_keys(inner)
+            _check_json(inner, depth + 1)
     elif isinstance(value, list | tuple):
         for inner in value:
-            _check_keys(inner)
+            _check_json(inner, depth + 1)
 
 
 def _media_encoder(field: Field) -> Encode:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +23,7 @@ DEFAULT_SHARD_SIZE = "256MiB"
 DEFAULT_COMPRESSION = "none"
 
 _FAILED = "out of use since a write failed, and nothing was published"
+_ABANDONED = "abandoned"
 
 
 class ShardWriter:
@@ -32,8 +35,12 @@ class ShardWriter:
     ```
 
     Nothing is touched before the first `write` or the `with` block. Memory stays below about one shard: wide values
-    (fixed fields of 512 bytes and more) are kept until their shard is closed. Not safe to use from several threads.
+    (fixed fields of 512 bytes and more) are kept until their shard is closed. Not safe to use from several threads, nor
+    from a process forked after the first `write`. A writer that is dropped without `close` is abandoned, with a warning.
     """
+
+    _place: Target | None = None
+    _ended = ""
 
     def __init__(
         self,
@@ -71,9 +78,7 @@ class ShardWriter:
         self._metadata = check_metadata(metadata or {})
         self._operations = operations
         self._encoder = SampleEncoder(self.schema, codec)
-        self._place: Target | None = None
         self._unit: UnitWriter | None = None
-        self._ended = ""
 
     def __enter__(self) -> Self:
         self._open()
@@ -103,8 +108,7 @@ class ShardWriter:
         try:
             unit.add(encoded)
         except BaseException as error:
-            self.abandon()
-            self._ended = _FAILED
+            self._give_up(_FAILED)
             if isinstance(error, OSError):
                 raise write_error(self.target, error) from error
             raise
@@ -125,7 +129,7 @@ class ShardWriter:
             entries = unit.finish()
             manifest = self._place.commit(self.schema, entries, self._shard_size, self._compression, self._metadata)
         except BaseException as error:
-            self.abandon()
+            self._give_up(_ABANDONED)
             if isinstance(error, OSError):
                 raise write_error(self.target, error) from error
             raise
@@ -133,14 +137,36 @@ class ShardWriter:
         return manifest
 
     def abandon(self) -> None:
-        """Gives up: removes what was written; no dataset appears."""
-        if self._ended:
+        """Gives up: removes what was written, as far as the storage lets it; no dataset appears.
+
+        In a process forked from the writer's own this only closes what the child has open.
+        """
+        if not self._ended:
+            self._give_up(_ABANDONED)
+
+    def __del__(self) -> None:
+        place = self._place
+        # At the end of the interpreter half of what a clean-up needs may be gone, and the lock goes anyway.
+        if self._ended or place is None or sys.is_finalizing():
             return
-        self._ended = "abandoned"
-        if self._unit is not None:
-            self._unit.abandon()
-        if self._place is not None:
-            self._place.abandon()
+        self.abandon()
+        if place.is_mine:
+            warnings.warn(
+                f"{self.target}: a ShardWriter was dropped without close() or abandon(): nothing was published",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def _give_up(self, end: str) -> None:
+        # First of all: also after a clean-up that fails a later close() must know.
+        self._ended = end
+        try:
+            if self._unit is not None:
+                self._unit.abandon()
+        finally:
+            if self._place is not None:
+                self._place.abandon()
 
     def _open(self) -> UnitWriter:
         if self._ended:
@@ -148,4 +174,6 @@ class ShardWriter:
         if self._unit is None:
             self._place = Target(self.target, self._replace, self._operations)
             self._unit = UnitWriter(self._place.storage, self.schema, self._place.generation, 0, self._shard_size)
+        elif self._place is not None:
+            self._place.check_process()
         return self._unit

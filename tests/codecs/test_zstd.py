@@ -18,6 +18,7 @@ import shardload
 from shardload.codecs import make_codec
 from shardload.codecs.zstd import MAX_WINDOW_BYTES, ZstdCodec, library_version
 from shardload.errors import FormatError
+from shardload.format import layout
 
 CODEC = ZstdCodec("3")
 TEXT = b"the quick brown fox " * 500
@@ -185,6 +186,14 @@ def test_codecs_by_name() -> None:
                  "zstd:3\n", "zstd:٣", "zstd:²", "zstd:" + "9" * 5000, "lz4:1", "", "NONE", "none:1"):  # fmt: skip
         with pytest.raises(FormatError):
             make_codec(name)
+
+
+def test_levels_are_those_that_a_manifest_may_name() -> None:
+    for level in (layout.MIN_ZSTD_LEVEL, layout.MAX_ZSTD_LEVEL):
+        assert ZstdCodec(str(level)).level == level
+    for level in (layout.MIN_ZSTD_LEVEL - 1, layout.MAX_ZSTD_LEVEL + 1):
+        with pytest.raises(FormatError, match="must be an integer from -100 to 22"):
+            ZstdCodec(str(level))
 
 
 def test_library_version() -> None:

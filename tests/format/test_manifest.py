@@ -147,12 +147,22 @@ def test_a_path_in_each_text(path: tuple[str | int, ...]) -> None:
         lambda m: m | {"codec": "zstd"},
         lambda m: m | {"codec": "zstd:3x"},
         lambda m: m | {"codec": "../"},
+        lambda m: m | {"codec": "zstd:999"},
+        lambda m: m | {"codec": "zstd:23"},
+        lambda m: m | {"codec": "zstd:-101"},
         lambda m: m | {"schema": [{"codec": "lz4", "name": "x", "type": "str"}], "generations": [_generation(1)]},
     ],
 )
 def test_unknown_versions(change: Callable[[Any], Any]) -> None:
     with pytest.raises(UnsupportedVersionError, match=r"draft|needs|codec"):
         decode_manifest(sealed(change(built())), "m")
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd:-100", "zstd:0", "zstd:22"])
+def test_codecs(codec: str) -> None:
+    schema = [{"codec": "none", "name": "x", "type": "str"}]
+    data = sealed(built() | {"codec": codec, "schema": schema, "generations": [_generation(1)]})
+    assert decode_manifest(data, "m").codec == codec
 
 
 def _generation(fields: int = 3, samples: int = 7, number: int = 1) -> dict[str, int]:

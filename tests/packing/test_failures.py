@@ -52,6 +52,28 @@ def test_an_error_of_the_callback_leaves_nothing(tmp_path: Path, slow_rows) -> N
     assert os.listdir(tmp_path / "out") == [] and children() == []
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_child_that_a_callback_forks_leaves_the_work_alone(tmp_path: Path, rows, monkeypatch, workers: int) -> None:
+    """It ends as any process does, by unwinding: through the pack of its parent."""
+    monkeypatch.setattr("shardload.packing.progress.REPORT_SECONDS", 0)
+    parent, ends = os.getpid(), []
+
+    def fork(progress: Progress) -> None:
+        if progress.done.num_samples and not ends:
+            if pid := os.fork():
+                ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            else:
+                raise SystemExit
+
+    try:
+        summary = pack(rows, tmp_path / "out", workers=workers, unit_size=100_000, progress=fork)
+    finally:
+        if os.getpid() != parent:
+            os._exit(7)
+    assert ends == [7] and summary.num_samples == len(list(shardload.open(tmp_path / "out"))) == 2000
+
+
 def test_death_of_a_worker_names_its_unit(tmp_path: Path, slow_rows) -> None:
     def kill(progress: Progress) -> None:
         if progress.done.num_samples:

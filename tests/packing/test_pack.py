@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -266,3 +267,16 @@ def test_class_names_beyond_a_manifest_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(PackError, match=r"names of its 4300 sub-folders.*a manifest holds 1 MiB"):
         pack(source, tmp_path / "out")
     assert os.listdir(tmp_path) == ["source"]
+
+
+def test_a_daemonic_process_packs_alone(tmp_path: Path, rows, digests, monkeypatch) -> None:
+    """As a worker of a multiprocessing.Pool is: it may not start processes."""
+    pack(rows, tmp_path / "free", workers=2, unit_size=100_000)
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert pack(rows, tmp_path / "alone", unit_size=100_000).num_workers == 1
+    assert digests(tmp_path / "alone") == digests(tmp_path / "free")
+    with pytest.raises(PackError, match=r"2 workers cannot be started: this is a daemonic process.* workers=1"):
+        pack(rows, tmp_path / "two", workers=2, unit_size=100_000)
+    assert pack(rows, tmp_path / "one unit", workers=2).num_workers == 1
+    assert sorted(os.listdir(tmp_path)) == ["alone", "free", "one unit"]

@@ -173,3 +173,12 @@ def test_a_file_cut_while_it_is_read(small):
     with pytest.raises(shardload.StorageError, match="cut after it was opened") as caught:
         dataset[11]
     assert caught.value.shard == "shards/0001-000000-00000.shard"
+
+
+def test_an_unfinished_only_commit_is_no_dataset(small):
+    """What a crash leaves where the commit could not be a link: nothing was published yet, and that is what is said."""
+    (small / "manifest.json").unlink()
+    commit = small / "manifests" / "1"
+    commit.write_bytes(commit.read_bytes()[:100])
+    with pytest.raises(shardload.StorageError, match="is not a dataset: its only commit"):
+        shardload.open(small)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import resource
@@ -18,6 +19,9 @@ from samples import mixed_sample, same, write_mixed
 from torch.utils.data import DataLoader
 
 import shardload
+from shardload.format.layout import SECTION_ROWS, SECTION_WIDE
+from shardload.reader.dataset import takes_rng
+from shardload.storage import FileReader
 
 
 def open_descriptors() -> set[str]:
@@ -282,3 +286,110 @@ def test_worker_processes(mixed, method, read_before):
             numbers.append(i)
     assert numbers == list(range(500))
     loader.close()
+
+
+EMPTY_SCHEMAS = [{"wide": "float32[64,2]"}, {"small": "int16[3]"}, {"one": "int64"}, {"text": "str", "data": "bytes"}]
+
+
+@pytest.mark.parametrize("verify", ["once", "always", "off"])
+@pytest.mark.parametrize("schema", EMPTY_SCHEMAS, ids=lambda schema: next(iter(schema)))
+def test_a_batch_of_no_samples(tmp_path, schema, verify):
+    sample = {
+        "wide": np.zeros((64, 2), np.float32),
+        "small": np.zeros(3, np.int16),
+        "one": 1,
+        "text": "a",
+        "data": b"b",
+    }
+    with shardload.ShardWriter(tmp_path / "d", schema) as writer:
+        writer.write({name: sample[name] for name in schema})
+    dataset = shardload.open(tmp_path / "d", verify=verify)
+    batch = dataset.__getitems__([])
+    assert len(batch) == 0 and list(batch) == []
+    collated = shardload.collate(batch)
+    assert all(len(values) == 0 for values in collated.values())
+    if "wide" in schema:
+        assert collated["wide"].shape == (0, 64, 2)
+
+
+def test_ranks_that_get_nothing_of_a_short_tail(tmp_path):
+    schema = {"number": "int64", "wide": "int32[300]", "small": "int16[3]", "text": "str"}
+    with shardload.ShardWriter(tmp_path / "d", schema) as writer:
+        for i in range(9):
+            writer.write({"number": i, "wide": [i] * 300, "small": [i] * 3, "text": str(i)})
+    seen = []
+    for rank in range(4):
+        loader = shardload.ShardLoader(
+            shardload.open(tmp_path / "d"), 2, shuffle=True, tail="short", num_replicas=4, rank=rank
+        )
+        for batch in loader:
+            assert batch["wide"].shape == (len(batch["text"]), 300)
+            seen += batch["wide"][:, 0].tolist()
+    assert sorted(seen) == list(range(9))
+
+
+def test_hints_of_a_table_that_is_not_held_whole_read_nothing(mixed, monkeypatch):
+    dataset = shardload.open(mixed)
+    access = dataset._process_access()
+    access._whole = False
+    for shard_id in range(len(dataset.table)):
+        access.shard(shard_id)
+    read, hinted = [], []
+    monkeypatch.setattr(FileReader, "read_into", lambda self, buffer, start: read.append(start))
+    monkeypatch.setattr(FileReader, "will_need", lambda self, start, num_bytes: hinted.append((start, num_bytes)))
+    dataset.will_need(np.array([3, 3, 4, 17]))
+    assert read == []
+    head = access.shard(0).head
+    rows, wide = head.section(SECTION_ROWS), head.section(SECTION_WIDE, dataset.schema.number("wide"))
+    for start, num_bytes in ((wide.start + 3 * 1024, 1024), (wide.start + 17 * 1024, 1024)):
+        assert any(at <= start and start + num_bytes <= at + size for at, size in hinted)
+    assert any(rows.start <= at < rows.stop for at, _ in hinted)
+
+
+def test_hints_by_page_leave_what_is_read_right(mixed):
+    dataset = shardload.open(mixed)
+    dataset._process_access()._whole = False
+    for start in range(0, 500, 100):
+        dataset.will_need(np.arange(start, start + 100))
+        for i, sample in enumerate(dataset.__getitems__(range(start, start + 100)), start):
+            assert same(sample, mixed_sample(i))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_hint_that_fails_is_no_error(mixed, monkeypatch, whole):
+    def refuse(*arguments):
+        raise OSError(22, "Invalid argument")
+
+    dataset = shardload.open(mixed)
+    dataset._process_access()._whole = whole
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    dataset.will_need(np.arange(500))
+    assert same(dataset[3], mixed_sample(3))
+
+
+def test_a_generator_that_is_bound_already_is_kept(mixed):
+    def draw(sample, rng):
+        return sample["number"], rng
+
+    class Drawer:
+        bound = functools.partialmethod(draw_of_self, rng="mine")
+
+    @functools.wraps(draw)
+    def wrapped(*arguments, **keywords):
+        return draw(*arguments, **keywords)
+
+    for transform in (
+        functools.partial(draw, rng="mine"),
+        functools.partial(functools.partial(draw, rng="mine")),
+        functools.wraps(draw)(functools.partial(wrapped, rng="mine")),
+        Drawer().bound,
+    ):
+        assert not takes_rng(transform)
+        dataset = shardload.open(mixed, fields=["number"], transform=transform)
+        assert dataset[4] == (4, "mine")
+        assert next(iter(shardload.ShardLoader(dataset, 500, shuffle=False, collate_fn=list)))[4] == (4, "mine")
+    assert takes_rng(draw) and takes_rng(functools.partial(draw)) and takes_rng(wrapped)
+
+
+def draw_of_self(self, sample, rng):
+    return sample["number"], rng

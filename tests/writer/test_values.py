@@ -30,6 +30,14 @@ def encode(kind: str, value: Any) -> Any:
     return encoded.wide[0] if schema.wide_fields else encoded.fixed["x"]
 
 
+def nested(depth: int) -> list[Any]:
+    """Returns lists in lists, so many of them."""
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "got"),
     [
@@ -70,6 +78,25 @@ def encode(kind: str, value: Any) -> Any:
         ("bfloat16", np.int64((1 << 60) + 1), "which bfloat16"),
         ("bfloat16", np.longdouble(1), "a scalar of"),
         ("bfloat16", 1e-45, "which bfloat16"),
+        ("float16", 2049, "int 2049, which float16 cannot hold exactly"),
+        ("float32", 16_777_217, "int 16777217, which float32 cannot hold exactly"),
+        ("float32", np.int64(16_777_217), "numpy.int64, which float32 cannot hold exactly"),
+        ("float32", np.array(16_777_217), "numpy.int64, which float32 cannot hold exactly"),
+        ("float64", (1 << 53) + 1, "which float64 cannot hold exactly"),
+        ("float64", -(1 << 53) - 1, "which float64 cannot hold exactly"),
+        ("float64", (1 << 64) - 1, "which float64 cannot hold exactly"),
+        ("float16[2]", [1, 2049], "int 2049, which float16 cannot hold exactly"),
+        ("float32[2]", [1, 16_777_217], "int 16777217, which float32 cannot hold exactly"),
+        ("float32[2]", (0.5, 16_777_217), "int 16777217, which float32 cannot hold exactly"),
+        ("float64[2,2]", [[1, 2], [3, (1 << 53) + 1]], "which float64 cannot hold exactly"),
+        ("float64[2]", [0.5, (1 << 53) + 1], "which float64 cannot hold exactly"),
+        ("float64[3]", [float("nan"), 0.5, -(1 << 53) - 1], "which float64 cannot hold exactly"),
+        ("float64[2]", [-(1 << 63), (1 << 63) - 1], "which float64 cannot hold exactly"),
+        ("float64[2]", [np.int64(1), np.uint64((1 << 64) - 1)], "which float64 cannot hold exactly"),
+        ("float64[2]", [np.array(0.5), np.array((1 << 53) + 1)], "which float64 cannot hold exactly"),
+        ("float64[2]", np.array([1, (1 << 53) + 1]), "which float64 cannot hold exactly"),
+        ("float64[100]", np.full(100, (1 << 64) - 1, "u8"), "which float64 cannot hold exactly"),
+        ("bfloat16[2]", [0.5, (1 << 53) + 1], "which bfloat16 cannot hold exactly"),
         ("float32[3]", np.zeros(3), r"array of float64 \[3\]"),
         ("float32[3]", np.zeros(4, "f4"), r"array of float32 \[4\]"),
         ("float32[3]", np.zeros((3, 1), "f4"), r"array of float32 \[3, 1\]"),
@@ -115,6 +142,7 @@ def encode(kind: str, value: Any) -> Any:
         ("json", {"a": b"x"}, "JSON cannot hold"),
         ("json", {(1, 2): 3}, "JSON cannot hold"),
         ("json", {"a": [{1: 2}]}, "the key 1 is not text"),
+        ("json", nested(258), "nested over 256 deep"),
         ("json", "\ud800", "JSON cannot hold"),
         ("json", HUGE, "JSON cannot hold"),
         ("jpeg", b"\x89PNG\r\n\x1a\n", "bytes that start with"),
@@ -155,6 +183,18 @@ def test_deeply_nested_json_is_refused() -> None:
         ("bool", np.array(True), 1),
         ("float32", 3, 3.0),
         ("float32", 0.1, 0.1),  # rounded when it is packed
+        ("float32", 16_777_217.0, 16_777_217.0),
+        ("float32", 16_777_218, 16_777_218.0),
+        ("float32", -(1 << 127), -(2.0**127)),
+        ("float64", 1 << 62, 2.0**62),
+        ("float64", np.uint64(1 << 63), 2.0**63),
+        ("float32[2]", [16_777_217.0, 1], np.array([16_777_216, 1], "<f4").tobytes()),
+        ("float32[2]", [16_777_217.0, 16_777_218], np.array([16_777_216, 16_777_218], "<f4").tobytes()),
+        ("float32[2]", [1 << 40, 0.1], np.array([1 << 40, 0.1], "<f4").tobytes()),
+        ("float32[2]", [float("nan"), float("inf")], np.array([np.nan, np.inf], "<f4").tobytes()),
+        ("float32[2]", [np.float16(1.5), np.float16(2)], np.array([1.5, 2], "<f4").tobytes()),
+        ("float64[2]", [-(1 << 63), 1 << 62], np.array([-(2.0**63), 2.0**62]).tobytes()),
+        ("float64[2]", np.array([-(1 << 63), 1 << 62]), np.array([-(2.0**63), 2.0**62]).tobytes()),
         ("float64", np.float32(0.5), 0.5),
         ("float32", np.float16(0.5), 0.5),
         ("float32", np.int8(3), 3.0),

@@ -115,7 +115,7 @@ class RowTable:
         start = self._rows.page_bounds(first, self._num_samples)[0]
         stop = self._rows.page_bounds(last - 1, self._num_samples)[1]
         data = np.empty(stop - start, dtype=np.uint8)
-        file.read_into(data, self._section.start + start)
+        file.read_into(data.data, self._section.start + start)
         digests = self._page_digests(file)
         for page in range(first, last):
             low, high = self._rows.page_bounds(page, self._num_samples)

@@ -138,7 +138,7 @@ def _digest(file: FileReader) -> bytes:
     buffer = np.empty(min(_READ_BYTES, file.num_bytes), dtype=np.uint8)
     for start in range(0, file.num_bytes, _READ_BYTES):
         part = buffer[: min(_READ_BYTES, file.num_bytes - start)]
-        file.read_into(part, start)
+        file.read_into(part.data, start)
         digest.update(part.data)
     return digest.digest()
 

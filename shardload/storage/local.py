@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardload.errors import FormatError, StorageError
 from shardload.storage.operations import OPERATIONS, Operations
@@ -55,34 +54,33 @@ class FileReader:
             with contextlib.suppress(OSError):
                 self._operations.close(self._descriptor)
 
-    def read_into(self, buffer: NDArray[np.uint8], start: int) -> None:
-        """Fills a contiguous buffer with the bytes from `start` on.
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fills a writable buffer of bytes with those from `start` on.
 
         Raises:
             StorageError: the file ended early, or the device failed.
         """
-        view = buffer.data.cast("B")
-        done = 0
-        while done < len(view):
+        done, size = 0, len(buffer)
+        while done < size:
             try:
-                count = self._operations.preadv(self._descriptor, [view[done:]], start + done)
+                count = self._operations.preadv(self._descriptor, [buffer[done:] if done else buffer], start + done)
             except OSError as error:
-                raise self._failed(error, start, start + len(view)) from error
+                raise self._failed(error, start, start + size) from error
             if count == 0:
                 raise StorageError(
                     f"{self.dataset}: {self.name} ended at byte {start + done} while bytes {start} to "
-                    f"{start + len(view)} were read: it was cut after it was opened",
+                    f"{start + size} were read: it was cut after it was opened",
                     dataset=self.dataset,
                     shard=self.name,
                     start=start,
-                    stop=start + len(view),
+                    stop=start + size,
                 )
             done += count
 
     def read(self, start: int, stop: int) -> bytes:
         """Returns the bytes of a half-open range."""
         buffer = np.empty(stop - start, dtype=np.uint8)
-        self.read_into(buffer, start)
+        self.read_into(buffer.data, start)
         return buffer.tobytes()
 
     def will_need(self, start: int, num_bytes: int) -> None:

@@ -34,11 +34,11 @@ def test_reads_at_offsets(storage: LocalStorage) -> None:
     assert reader.num_bytes == len(DATA)
     for start, stop in ((0, 10_000), (0, 1), (9_999, 10_000), (17, 4242), (5, 5), (10_000, 10_000)):
         buffer = np.full(stop - start + 2, 7, np.uint8)
-        reader.read_into(buffer[1:-1], start)
+        reader.read_into(buffer[1:-1].data, start)
         assert buffer[1:-1].tobytes() == DATA[start:stop] == reader.read(start, stop)
         assert buffer[0] == buffer[-1] == 7
     rows = np.zeros((4, 25), np.uint8)
-    reader.read_into(rows, 100)
+    reader.read_into(rows.data.cast("B"), 100)
     assert rows.tobytes() == DATA[100:200]
     reader.will_need(0, 10)
 

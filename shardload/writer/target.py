@@ -212,7 +212,7 @@ class Target:
             if there and not replace:
                 unfinished = "what an unfinished pack left" if MANIFEST_NAME not in there else "a dataset"
                 raise PackError(
-                    f"{self.root} exists and holds {unfinished}: choose another target, or ask to replace it",
+                    f"{self.root} exists and holds {unfinished}: choose another target, or replace it (--replace, replace=True)",
                     dataset=self.root,
                 )
             self._next_version()

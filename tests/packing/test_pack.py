@@ -236,7 +236,7 @@ def test_replace_makes_the_next_version_and_a_failure_leaves_the_first(tmp_path:
     target = tmp_path / "out"
     pack(texts, target)
     reader, before = shardload.open(target), digests(target)
-    with pytest.raises(PackError, match="exists and holds a dataset: choose another target, or ask to replace it"):
+    with pytest.raises(PackError, match="exists and holds a dataset: choose another target, or replace it"):
         pack(rows, target)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"a": 1}\n{')

@@ -339,7 +339,7 @@ def test_a_manifest_cut_off_half_way_was_not_committed(tmp_path: Path, there: in
         assert len(numbers(path)) == 9 + there
         (damage,) = verify_dataset(path)
         assert damage.file == f"manifests/{there + 1}" and "was not finished" in damage.message
-    with pytest.raises(PackError, match="choose another target, or ask to replace it"):
+    with pytest.raises(PackError, match="choose another target, or replace it"):
         put(path, 20)
     assert half.exists()
     put(path, 30, replace=True)

@@ -567,9 +567,10 @@ def test_the_interpreter_ends_with_a_running_loader(numbers, ending, status):
         assert done.stderr == ""
 
 
-def test_an_iterator_does_not_work_in_a_forked_child(numbers):
+@pytest.mark.parametrize("prefetch_batches", [0, 4])
+def test_an_iterator_does_not_work_in_a_forked_child(numbers, prefetch_batches):
     """It says so, rather than waiting for a thread that is not there; a new one works."""
-    loader = make(numbers)
+    loader = make(numbers, prefetch_batches=prefetch_batches)
     batches = iter(loader)
     next(batches)
     reader, writer = os.pipe()

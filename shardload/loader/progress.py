@@ -112,8 +112,12 @@ class Progress:
 
     def num_samples(self, partition: Partition) -> int:
         """Returns the samples a rank has in the current or coming epoch; `partition` has batches of one."""
-        position = (self._entered if self._begun else self._upcoming(partition)).position
+        position = self.entered_position(partition)
         return position // partition.num_replicas + partition.num_batches(position)
+
+    def entered_position(self, partition: Partition) -> int:
+        """Returns the position at which the current or coming epoch was or will be entered."""
+        return (self._entered if self._begun else self._upcoming(partition)).position
 
     def remaining(self, partition: Partition) -> int:
         """Returns the batches that are left of the current or coming epoch; 0 after its last one."""

@@ -76,7 +76,7 @@ class ShardSampler(DistributedSampler[int]):
         partition = self._partition(1)
         place, turn = self.progress.begin(partition), self.progress.turn
         num_samples, cursor = self.progress.key.num_samples, place.position
-        blocks = self._partition(_BLOCK, exact_end=True)
+        blocks = self._sampled(_BLOCK, cursor)
         for batch in rank_batches(blocks, self.rank, cursor, self.progress.order(place.epoch)):
             for sample_id in batch.sample_ids.tolist():
                 cursor = min(cursor + self.num_replicas, num_samples)
@@ -105,20 +105,29 @@ class ShardSampler(DistributedSampler[int]):
         Batches are counted from the epoch's start, the last one may be short, as under `DataLoader(drop_last=False)`.
         """
         batch_size = as_integer(batch_size, "batch_size", 1)
-        return self.progress.state_at(batches_done, self._partition(batch_size, exact_end=True))
+        entered = self.progress.entered_position(self._partition(1))
+        return self.progress.state_at(batches_done, self._sampled(batch_size, entered))
 
     def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0) -> None:
         """Takes up a state of a sampler, batch sampler or loader of the same order."""
         self.progress.load(state, skip_samples)
 
-    def _partition(self, batch_size: int, tail: Tail | None = None, *, exact_end: bool = False) -> Partition:
+    def _partition(self, batch_size: int, tail: Tail | None = None) -> Partition:
         if tail is None:
             tail = "drop" if self.drop_last else "pad" if self.num_replicas > 1 else "short"
-        num_samples = self.progress.key.num_samples
-        if exact_end and tail == "drop":
-            # Blocks are only a way to compute; what is dropped is the remainder over the replicas.
-            num_samples, tail = num_samples // self.num_replicas * self.num_replicas, "short"
-        return Partition(num_samples, batch_size, self.num_replicas, tail)
+        return Partition(self.progress.key.num_samples, batch_size, self.num_replicas, tail)
+
+    def _sampled(self, batch_size: int, cursor: int) -> Partition:
+        """Returns the batches of the samples that this sampler gives from a cursor on: the last one may be short.
+
+        What drop_last leaves out is the remainder over the replicas, counted from where the epoch was entered: a resume
+        with another number of replicas starts anywhere, and all ranks must have equally many samples all the same.
+        """
+        partition = self._partition(batch_size)
+        if partition.tail != "drop":
+            return partition
+        stop = cursor + (partition.num_samples - cursor) // self.num_replicas * self.num_replicas
+        return Partition(stop, batch_size, self.num_replicas, "short")
 
 
 class ShardBatchSampler(BatchSampler):

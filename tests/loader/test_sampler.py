@@ -266,3 +266,27 @@ def test_an_older_iterators_end_does_not_end_the_newer(numbers):
     with pytest.raises(StopIteration):
         next(first)
     assert batches.remaining == 1
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_ranks_stay_equal_when_a_resume_starts_anywhere(tmp_path, drop_last):
+    """The plain sampler, from every cursor of ten samples, on another number of ranks: equal counts, and len is right."""
+    with shardload.ShardWriter(tmp_path / "d", {"number": "int64"}) as writer:
+        for i in range(10):
+            writer.write({"number": i})
+    dataset = shardload.open(tmp_path / "d")
+    order = Permutation(10, seed=0, epoch=0).sample_ids(np.arange(10)).tolist()
+    single = shardload.ShardSampler(dataset, 1, 0)
+    for done in range(1, 10):
+        for replicas in range(1, 10 - done + 1):
+            ranks = [shardload.ShardSampler(dataset, replicas, rank, drop_last=drop_last) for rank in range(replicas)]
+            for sampler in ranks:
+                sampler.load_state_dict(single.state_at(done, 1))
+            shares = [list(sampler) for sampler in ranks]
+            assert len({len(share) for share in shares}) == 1
+            ids = [i for share in shares for i in share]
+            left = 10 - done
+            if drop_last:
+                assert sorted(ids) == sorted(order[done : done + left // replicas * replicas])
+            else:
+                assert set(ids) >= set(order[done:])

@@ -19,7 +19,7 @@ class Prefetcher(Generic[Item]):
     """Runs an iterator in a thread of its own, a bounded number of items and bytes ahead of who takes them.
 
     Errors of the iterator are raised by `take` in their turn, after the items that came before them. The thread holds
-    the iterator but not this object, and ends when `close` is called or this object's owner lets go of it by `close`.
+    the iterator but not this object, and ends when `close` is called: its owner sees to that, also when it is dropped.
     """
 
     def __init__(self, items: Iterator[Item], num_bytes: Callable[[Item], int], max_items: int, max_bytes: int) -> None:

@@ -1,6 +1,6 @@
 """Foreign sources as samples: a source is cut into units, and each unit is read alone, in any process."""
 
-from shardload.importers.base import Piece, Sample, Source, SourceFile, SourcePlan, Unit, UnitReader
+from shardload.importers.base import Piece, Reject, Sample, Source, SourceFile, SourcePlan, Unit, UnitReader
 from shardload.importers.choose import open_source
 
-__all__ = ["Piece", "Sample", "Source", "SourceFile", "SourcePlan", "Unit", "UnitReader", "open_source"]
+__all__ = ["Piece", "Reject", "Sample", "Source", "SourceFile", "SourcePlan", "Unit", "UnitReader", "open_source"]

@@ -57,11 +57,22 @@ class Sample(NamedTuple):
     """Bytes of the source it was made from, as stored there."""
 
 
+class Reject(NamedTuple):
+    """Something in a source that should be a sample and is not one; what comes after it can be read all the same."""
+
+    place: object
+    """Where it is: `str()` names it."""
+    reason: str
+    """What is wrong, without the place."""
+    num_bytes: int
+    """Bytes of the source it takes, as stored there."""
+
+
 class UnitReader(Protocol):
     """Reads units. Small and picklable, so that it can be sent to any process."""
 
-    def read(self, unit: Unit) -> Generator[Sample, None, None]:
-        """Yields the samples of a unit, in order.
+    def read(self, unit: Unit) -> Generator[Sample | Reject, None, None]:
+        """Yields what a unit holds, in order: the same at every call, as long as the source does not change.
 
         Raises:
             PackError: a file cannot be read, has changed or holds what it should not; names file and place.

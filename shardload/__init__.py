@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedVersionError,
     )
-    from shardload.loader import ShardBatchSampler, ShardLoader, ShardSampler, collate
+    from shardload.loader import ShardBatchSampler, ShardLoader, ShardSampler, collate, packed, padded
     from shardload.packing import pack
     from shardload.reader import ShardDataset
     from shardload.reader import open_dataset as open
@@ -46,6 +46,8 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "collate": ("shardload.loader", "collate"),
     "open": ("shardload.reader", "open_dataset"),
     "pack": ("shardload.packing", "pack"),
+    "packed": ("shardload.loader", "packed"),
+    "padded": ("shardload.loader", "padded"),
 }
 
 __all__ = [
@@ -66,6 +68,8 @@ __all__ = [
     "collate",
     "open",
     "pack",
+    "packed",
+    "padded",
 ]
 
 

@@ -11,8 +11,10 @@ from samples import write_mixed
 
 import shardload
 
-# A shell that starts jobs in the background lets them, and all their children, ignore Ctrl-C; the tests send it.
+# A shell that starts jobs in the background lets them, and all their children, ignore Ctrl-C, and nohup a hang-up; the
+# tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

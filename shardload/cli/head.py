@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -71,6 +72,11 @@ def _text(field: Field, value: Any, width: int) -> str:
     """Returns a value for people, at most about `width` characters."""
     if value is None:
         return "null"
+    if field.listed:
+        one = replace(field, starred=False)
+        return cut(
+            f"{len(value):,} of {field.kind}: {'; '.join(_text(one, v, width) for v in value[:_SHOWN_ITEMS])}", width
+        )
     if field.kind in MEDIA_TYPES:
         size = image_size(value)
         dimensions = f" {size[0]}x{size[1]}" if size else ""
@@ -83,10 +89,10 @@ def _text(field: Field, value: Any, width: int) -> str:
         return cut(json.dumps(value, ensure_ascii=False), width)
     if field.kind == "str":
         return cut(value, width)
-    if field.shape:
+    if field.shape or field.ragged:
         items = [f"{item:.6g}" if isinstance(item, float) else str(item) for item in _first(value)]
         more = ", ..." if value.size > len(items) else ""
-        return cut(f"{field.kind}[{','.join(map(str, field.shape))}]: {', '.join(items)}{more}", width)
+        return cut(f"{field.kind}[{','.join(map(str, value.shape))}]: {', '.join(items)}{more}", width)
     return str(_item(value))
 
 
@@ -94,14 +100,17 @@ def _fact(field: Field, value: Any) -> Any:
     """Returns a value as JSON can hold it: text whole, bytes and arrays by size and start."""
     if value is None or field.kind in ("str", "json"):
         return value
+    if field.listed:
+        one = replace(field, starred=False)
+        return {"num_items": len(value), "first": [_fact(one, item) for item in value[:_SHOWN_ITEMS]]}
     if field.kind in MEDIA_TYPES:
         size = image_size(value)
         dimensions = {"width": size[0], "height": size[1]} if size else {}
         return {"format": field.kind, **dimensions, "num_bytes": len(value)}
     if field.kind == "bytes":
         return {"num_bytes": len(value), "first_base64": base64.b64encode(value[:_SHOWN_BYTES]).decode()}
-    if field.shape:
-        return {"dtype": field.kind, "shape": list(field.shape), "first": [_number(item) for item in _first(value)]}
+    if field.shape or field.ragged:
+        return {"dtype": field.kind, "shape": list(value.shape), "first": [_number(item) for item in _first(value)]}
     return _number(_item(value))
 
 

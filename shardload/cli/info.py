@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import click
@@ -31,6 +33,7 @@ def info(dataset: str, sizes: bool | None, as_json: bool) -> int:
 
     opened = open_dataset(dataset)
     manifest = opened.manifest
+    newest = manifest.generations[-1]
     facts: dict[str, Any] = {
         "dataset": opened.location,
         "fingerprint": opened.fingerprint,
@@ -39,22 +42,32 @@ def info(dataset: str, sizes: bool | None, as_json: bool) -> int:
         "num_samples": manifest.num_samples,
         "num_shards": manifest.num_shards,
         "num_bytes": manifest.num_bytes,
-        "shard_size": manifest.shard_size,
-        "compression": manifest.codec,
+        "shard_size": newest.shard_size,
+        "compression": newest.codec,
+        "dictionary": newest.dictionary,
+        "key": manifest.key,
         "schema": msgspec.to_builtins(manifest.schema),
         "generations": msgspec.to_builtins(manifest.generations),
-        "writer": msgspec.to_builtins(manifest.writer),
+        "writer": msgspec.to_builtins(newest.writer),
         "metadata": {
             name: len(value) if isinstance(value, list) else value for name, value in manifest.metadata.items()
         },
     }
     if sizes or (sizes is None and len(opened) <= SIZED_SAMPLES):
         facts["sizes"] = _sizes(*opened.record_sizes())
+        facts["statistics"] = {name: dataclasses.asdict(one) for name, one in opened.statistics().items()}
     if as_json:
+        for one in facts.get("statistics", {}).values():
+            one |= {name: _finite(one[name]) for name in ("smallest", "largest")}
         echo_json(facts)
     else:
         _echo(facts)
     return 0
+
+
+def _finite(bound: Any) -> Any:
+    """Returns a number as JSON knows it: infinities, which it does not, as text."""
+    return str(bound) if isinstance(bound, float) and not math.isfinite(bound) else bound
 
 
 def _sizes(stored: Any, raw: Any) -> dict[str, Any]:
@@ -88,15 +101,18 @@ def _echo(facts: dict[str, Any]) -> None:
         (
             ("stored", f"{format_bytes(facts['num_bytes'])} in {counted(facts['num_shards'], 'shard')}"),
             ("shard size", f"at most {format_bytes(facts['shard_size'])}"),
-            ("compression", f"{facts['compression']}{ratio}"),
+            ("compression", f"{facts['compression']}{' with a dictionary' if facts['dictionary'] else ''}{ratio}"),
+            ("key", printable(facts["key"])),
             ("version", f"{facts['version']} (format draft {facts['draft']})"),
+            ("generations", f"{len(facts['generations']):,}" if len(facts["generations"]) > 1 else ""),
             ("fingerprint", facts["fingerprint"]),
             ("written by", ", ".join(f"{name} {version}" for name, version in writer.items())),
             ("metadata", ", ".join(f"{printable(name)}: {_short(value)}" for name, value in facts["metadata"].items())),
         )
     )
     echo("schema")
-    echo_facts((printable(field["name"]), _type(field)) for field in facts["schema"])
+    statistics = facts.get("statistics", {})
+    echo_facts((printable(f["name"]), _type(f) + _values(statistics.get(f["name"]))) for f in facts["schema"])
     if sizes and sizes["histogram"]:
         _echo_histogram(sizes)
 
@@ -107,6 +123,22 @@ def _short(value: str | int) -> str:
 
 def _type(field: dict[str, str]) -> str:
     return field["type"] + (f" ({field['codec']})" if field["codec"] != "none" else "")
+
+
+def _values(statistics: dict[str, Any] | None) -> str:
+    """Returns what a field holds, in short."""
+    if statistics is None:
+        return ""
+    parts = []
+    if statistics["smallest"] is not None:
+        parts.append(f"from {statistics['smallest']:,} to {statistics['largest']:,}")
+    if statistics["longest"]:
+        parts.append(f"length {statistics['shortest']:,} to {statistics['longest']:,}")
+    if statistics["num_missing"]:
+        parts.append(f"{statistics['num_missing']:,} missing")
+    if statistics["has_nan"]:
+        parts.append("with NaN")
+    return f": {', '.join(parts)}" if parts else ""
 
 
 def _echo_histogram(sizes: dict[str, Any]) -> None:

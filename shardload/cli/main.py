@@ -20,6 +20,7 @@ import click
 
 from shardload.cli.head import head
 from shardload.cli.info import info
+from shardload.cli.maintain import prune, rebuild_index
 from shardload.cli.pack import pack
 from shardload.cli.text import one_line
 from shardload.cli.verify import verify
@@ -36,7 +37,7 @@ def shardload() -> None:
     """Pack a corpus into shards that are read in true random order, and look after the result."""
 
 
-for command in (pack, info, head, verify):
+for command in (pack, info, head, verify, rebuild_index, prune):
     shardload.add_command(command)
 
 
@@ -64,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
             return status
-        except KeyboardInterrupt:
-            return _say("interrupted", 128 + signal.SIGINT)
+        except KeyboardInterrupt as ended:
+            return _say(_noted("interrupted", ended), 128 + signal.SIGINT)
         except _EndedError as ended:
-            return _say(_ENDING_SIGNALS[ended.number], 128 + ended.number)
+            return _say(_noted(_ENDING_SIGNALS[ended.number], ended), 128 + ended.number)
         except BrokenPipeError:
             _discard(sys.stdout)
             return _CLOSED_OUTPUT
@@ -104,6 +105,11 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, ShardloadError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
+
+
+def _noted(text: str, error: BaseException) -> str:
+    """Returns a text with what was noted on the way about what is left behind."""
+    return "; ".join([text, *getattr(error, "__notes__", ())])
 
 
 def _say(text: str, status: int) -> int:

@@ -14,14 +14,14 @@ from shardload.cli.progress import PackDisplay, duration
 from shardload.cli.text import counted, echo, echo_facts, echo_json
 from shardload.codecs import make_codec
 from shardload.errors import FormatError
-from shardload.format.schema import parse_schema
+from shardload.format.schema import FieldType, parse_schema
 from shardload.quantities import format_bytes, parse_bytes
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
 
 _MAX_SCHEMA_BYTES = 1 << 20
 
 
-def _schema(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, str] | None:
+def _schema(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, FieldType] | None:
     """Returns the types in a JSON object, or in a file that holds one."""
     if value is None:
         return None
@@ -41,7 +41,8 @@ def _schema(context: click.Context, parameter: click.Parameter, value: str | Non
             raise click.BadParameter(f"the file {value!r} is longer than a schema can be")
     try:
         types = json.loads(text, object_pairs_hook=_unique)
-        parse_schema(types)
+        # Whether a field may be compressed at all: the level is another option.
+        parse_schema(types, "zstd")
     except json.JSONDecodeError as error:
         raise click.BadParameter(f"broken JSON: {error}") from None
     except (FormatError, ValueError, RecursionError) as error:
@@ -92,22 +93,52 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
     metavar="SIZE",
     help="Most bytes of a shard file.",
 )
+@click.option(
+    "--dictionary",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Train a zstd dictionary on the first samples: if it pays, or in any case.",
+)
+@click.option(
+    "--key", default="", metavar="FIELD", help="Field by which samples are looked up; its values must differ."
+)
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one a core]")
 @click.option("--include", multiple=True, metavar="GLOB", help="Files of a folder to pack, such as '*.py'; repeatable.")
 @click.option(
     "--exclude", multiple=True, metavar="GLOB", help="Files and folders of a folder to leave out; repeatable."
 )
 @click.option("--replace", is_flag=True, help="Write the next version of a dataset that is there.")
+@click.option("--append", is_flag=True, help="Add to the dataset that is there.")
+@click.option(
+    "--continue", "resume", is_flag=True, help="Go on with what the same command began; goes with the two above."
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "reject"]),
+    default="raise",
+    show_default=True,
+    help="End at what is no sample, or set it aside in rejects.jsonl and go on.",
+)
+@click.option(
+    "--max-rejects", type=click.IntRange(min=0), metavar="N", help="Most that may be set aside.  [default: any]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) -> int:
     """Pack SOURCE into the dataset TARGET.
 
-    SOURCE is a folder of images, texts or other files, one sample each, or JSON Lines files (.jsonl or .ndjson, plain,
-    .gz or .zst), one sample a line: one file, several, or a folder of them. First-level sub-folders give labels. Hidden
+    SOURCE is a folder of images, texts or other files, one sample each; or JSON Lines files (.jsonl or .ndjson), one
+    sample a line, or WebDataset tars, one field an extension: plain, .gz or .zst, one, several or a folder of them.
+    First-level sub-folders give labels. Hidden
     files are left out unless a GLOB writes their dot; links to directories are not followed.
 
-    TARGET appears whole, or not at all.
+    TARGET appears whole, or not at all. What was packed before an error, a signal or a crash stays: the same command with
+    --continue goes on and ends with the same bytes.
     """
+    if options["replace"] and options["append"]:
+        raise click.UsageError("--append and --replace exclude each other")
+    if options["max_rejects"] is not None and options["on_error"] != "reject":
+        raise click.UsageError("--max-rejects goes with --on-error reject")
     with PackDisplay() as display:
         summary = packing.pack(source, target, progress=display, **options)
     if as_json:
@@ -119,14 +150,17 @@ def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) ->
 
 def _echo(summary: packing.PackSummary) -> None:
     seconds = max(summary.seconds, 1e-9)
+    packed = summary.num_workers > 0
     speed = f"{summary.num_samples / seconds:,.0f} samples/s, {summary.source_bytes / seconds / 1e6:,.1f} MB/s"
-    echo(f"{summary.target}: {counted(summary.num_samples, 'sample')} packed and on disk")
+    state = "packed and on disk" if packed else "complete before: nothing was left to do"
+    echo(f"{summary.target}: {counted(summary.num_samples, 'sample')} {state}")
     echo_facts(
         (
             ("source", f"{format_bytes(summary.source_bytes)} in {counted(summary.num_units, 'unit')}"),
             ("stored", f"{format_bytes(summary.stored_bytes)} in {counted(summary.num_shards, 'shard')}"),
             ("ratio", f"{summary.ratio:.2f}"),
-            ("time", f"{duration(summary.seconds)} with {counted(summary.num_workers, 'worker')}: {speed}"),
+            ("time", f"{duration(summary.seconds)} with {counted(summary.num_workers, 'worker')}: {speed}" * packed),
+            ("rejected", f"{summary.num_rejects:,}, told in rejects.jsonl" if summary.num_rejects else ""),
             ("left out", ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())),
             ("version", str(summary.version)),
             ("fingerprint", summary.fingerprint),

@@ -61,7 +61,7 @@ class PackDisplay:
             self._live.start()
 
     def _tell(self, progress: Progress) -> None:
-        if not progress.done.num_samples:
+        if not progress.done.num_samples and not progress.done.num_rejects:
             return
         if self._told_seconds is None or progress.seconds - self._told_seconds >= PLAIN_SECONDS:
             self._told_seconds = progress.seconds
@@ -75,6 +75,8 @@ def facts(progress: Progress) -> str:
         f"{progress.samples_per_second:,.0f} samples/s",
         f"{progress.bytes_per_second / 1e6:,.1f} MB/s",
     ]
+    if progress.done.num_rejects:
+        parts.append(f"{progress.done.num_rejects:,} rejected")
     if progress.done.stored_bytes:
         parts.append(f"ratio {progress.ratio:.2f}")
     if progress.seconds_left is not None:

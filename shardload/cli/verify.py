@@ -17,9 +17,10 @@ from shardload.reader.verify import Damage, verify_dataset
 
 @click.command()
 @click.argument("dataset")
+@click.option("--samples", is_flag=True, help="Also read and decode every sample.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-def verify(dataset: str, workers: int | None, as_json: bool) -> int:
+def verify(dataset: str, samples: bool, workers: int | None, as_json: bool) -> int:
     """Compare every byte of DATASET with what was written, and name what is damaged; exit status 1 if anything is."""
     seen: list[ShardEntry] = []
     columns = (TextColumn("verifying"), BarColumn(), TextColumn("{task.fields[facts]}"))
@@ -31,15 +32,18 @@ def verify(dataset: str, workers: int | None, as_json: bool) -> int:
             seen.append(entry)
             progress.update(task, advance=1, facts=f"{len(seen):,} shards")
 
-        damages = verify_dataset(dataset, workers=workers, on_shard=on_shard)
+        damages = verify_dataset(dataset, samples=samples, workers=workers, on_shard=on_shard)
     num_bytes = sum(entry.num_bytes for entry in seen)
     if as_json:
         facts = {"dataset": dataset, "sound": not damages, "num_shards": len(seen), "num_bytes": num_bytes}
-        echo_json(facts | {"damages": [dataclasses.asdict(damage) for damage in damages]})
+        echo_json(
+            facts
+            | {"damages": [dataclasses.asdict(damage) | {"sample_ids": list(damage.sample_ids)} for damage in damages]}
+        )
     elif not damages:
-        samples = counted(sum(entry.num_samples for entry in seen), "sample")
+        num_samples = counted(sum(entry.num_samples for entry in seen), "sample")
         shards = counted(len(seen), "shard")
-        echo(f"{dataset}: {shards}, {samples}, {format_bytes(num_bytes)}: all as written")
+        echo(f"{dataset}: {shards}, {num_samples}, {format_bytes(num_bytes)}: all as written")
     else:
         for damage in damages:
             echo(_line(damage))

@@ -23,8 +23,12 @@ class Codec(Protocol):
         ...
 
 
-def make_codec(compression: str) -> Codec | None:
+def make_codec(compression: str, dictionary: bytes = b"") -> Codec | None:
     """Returns the codec of a compression such as `zstd:3`, or None for `none`.
+
+    Args:
+        compression: `none` or `zstd:<level>`.
+        dictionary: a zstd dictionary that every frame is made with, or nothing.
 
     Raises:
         FormatError: there is no such codec or level.
@@ -37,4 +41,4 @@ def make_codec(compression: str) -> Codec | None:
     # zstandard is loaded only where something is compressed.
     from shardload.codecs.zstd import ZstdCodec
 
-    return ZstdCodec(level)
+    return ZstdCodec(level, dictionary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-DRAFT = 1
+DRAFT = 2
 FORMAT_NAME = "shardload"
 
 HEADER_BYTES = 4096
@@ -18,6 +18,11 @@ RECORD_ALIGNMENT = 16
 LARGE_RECORD_ALIGNMENT = 64
 LARGE_RECORD_BYTES = 1024
 DIGEST_BYTES = 32
+BLOCK_BYTES = 4096
+"""Bytes of a stream under one checksum."""
+KEY_DIGEST_BYTES = 16
+KEY_ENTRY_BYTES = 20
+STATISTICS_ENTRY_BYTES = 64
 
 HEADER_MAGIC = b"\x89SHRD\r\n\x1a"
 FOOTER_MAGIC = b"SHRDFOOT"
@@ -26,8 +31,8 @@ CHECKSUM_CRC32C = 1
 
 HEADER = struct.Struct("<8sIIIIIIII32s")
 """Magic, draft, required flags, optional flags, generation, unit, part, checksum, zero, schema digest."""
-FOOTER = struct.Struct("<8sIIQQ32s56s8s")
-"""Magic, draft, directory entries, samples, bytes of the file, header digest, zeros, magic."""
+FOOTER = struct.Struct("<8sIIQQ32sI52s8s")
+"""Magic, draft, directory entries, samples, bytes of the file, header digest, flags, zeros, magic."""
 DIRECTORY_ENTRY = struct.Struct("<IIQQQ32s")
 """Kind, field, offset, length, bytes an item, digest."""
 IDENTITY = struct.Struct("<IIIII")
@@ -37,6 +42,12 @@ SECTION_HEAP = 1
 SECTION_WIDE = 2
 SECTION_ROWS = 3
 SECTION_PAGES = 4
+SECTION_STREAM = 5
+SECTION_DICTIONARY = 6
+SECTION_KEYS = 7
+SECTION_STATISTICS = 8
+SECTION_SUMS = 10
+SECTION_DESCRIPTION = 11
 
 NO_FIELD = 0xFFFFFFFF
 """Stands for the field where a section or checksum belongs to no single one: heap, rows, pages, records."""
@@ -45,29 +56,43 @@ OFFSET_BITS = 48
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
 RECORD_FLAG_FRAME = 1
 """The compressed fields of the record are one zstd frame."""
+FOOTER_FLAG_LAST = 1
+"""The shard is the last part of its unit."""
 
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_DESCRIPTION_BYTES = MAX_MANIFEST_BYTES
+MAX_DICTIONARY_BYTES = 1 << 20
 MAX_FIELDS = 1024
 MAX_NAME_BYTES = 128
 MAX_DIMENSIONS = 16
 MAX_SHARDS = 1 << 26
 MAX_SHARD_SAMPLES = (1 << 32) - 1
+MAX_ITEMS = (1 << 32) - 1
+"""Items of one sample's ragged field."""
 MAX_RECORD_BYTES = (1 << 32) - 1
 MIN_ZSTD_LEVEL, MAX_ZSTD_LEVEL = -100, 22
 MAX_JSON_DEPTH = 256
 MAX_SHARD_BYTES = (1 << OFFSET_BITS) - 1
 
-SECTION_ALIGNMENTS = {
-    SECTION_HEAP: SECTION_ALIGNMENT,
-    SECTION_WIDE: SECTION_ALIGNMENT,
-    SECTION_ROWS: SECTION_ALIGNMENT,
-    SECTION_PAGES: SMALL_SECTION_ALIGNMENT,
-}
+_DATA_SECTIONS = {SECTION_HEAP, SECTION_WIDE, SECTION_STREAM, SECTION_ROWS}
+
+DIGESTED_SECTIONS = {SECTION_PAGES, SECTION_DICTIONARY, SECTION_KEYS, SECTION_STATISTICS, SECTION_DESCRIPTION}
+"""Kinds of sections whose SHA-256 stands in the directory."""
 
 
 def align(offset: int, alignment: int) -> int:
     """Returns the first multiple of `alignment` that is not below `offset`."""
     return -(-offset // alignment) * alignment
+
+
+def section_alignment(kind: int) -> int:
+    """Returns the alignment of a section of a kind."""
+    return SECTION_ALIGNMENT if kind in _DATA_SECTIONS else SMALL_SECTION_ALIGNMENT
+
+
+def num_blocks(num_bytes: int) -> int:
+    """Returns the number of blocks of a stream of so many bytes."""
+    return -(-num_bytes // BLOCK_BYTES)
 
 
 def record_alignment(stored_bytes: int) -> int:

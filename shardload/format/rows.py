@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.errors import FormatError
 from shardload.format import layout
 from shardload.format.schema import Field, Schema
 
@@ -19,6 +20,16 @@ PLACE, STORED, RAW, VALIDITY = "_place", "_stored", "_raw", "_validity"
 def sum_column(field: Field) -> str:
     """Returns the name of the row's column that holds a wide field's checksum."""
     return f"_sum_{field.name}"
+
+
+def start_column(field: Field) -> str:
+    """Returns the name of the row's column with the items before a sample's own in a stream."""
+    return f"_start_{field.name}"
+
+
+def count_column(field: Field) -> str:
+    """Returns the name of the row's column with the number of a sample's items in a stream."""
+    return f"_count_{field.name}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ def row_layout(schema: Schema) -> RowLayout:
     if schema.record_fields:
         columns += [(PLACE, np.dtype("<u8"), ()), (STORED, np.dtype("<u4"), ()), (RAW, np.dtype("<u4"), ())]
     columns += [(sum_column(field), np.dtype("<u4"), ()) for field in schema.wide_fields]
+    for field in schema.stream_fields:
+        columns += [(start_column(field), np.dtype("<u8"), ()), (count_column(field), np.dtype("<u4"), ())]
     columns += [(field.name, field.dtype, field.shape) for field in schema.row_fields]
     if schema.nullable_fields:
         columns.append((VALIDITY, np.dtype("u1"), (-(-len(schema.nullable_fields) // 8),)))
@@ -74,3 +87,47 @@ def valid_mask(rows: NDArray[Any], schema: Schema, field: Field) -> NDArray[np.b
     bit = schema.nullable_fields.index(field)
     mask: NDArray[np.bool_] = (rows[VALIDITY][:, bit // 8] >> np.uint8(bit % 8)) & np.uint8(1) != 0
     return mask
+
+
+def stream_spans(
+    rows: NDArray[Any], field: Field, num_items: int, local_ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the first and the last + 1 of samples' items of a stream field: int64 of shape (samples,) each.
+
+    Args:
+        rows: the samples' packed rows.
+        field: the field.
+        num_items: items of the stream.
+        local_ids: the samples' numbers in the shard, not falling; one may stand twice.
+
+    Raises:
+        FormatError: items lie outside the stream, or overlap; `sample_id` is the row's place among the given ones. Were
+            they let overlap, a small shard could ask for any amount of memory.
+    """
+    starts, counts = rows[start_column(field)], rows[count_column(field)].astype(np.uint64)
+    # In this order nothing wraps: no count is added to a start that is not below 2^48 items.
+    good = starts <= np.uint64(num_items)
+    stops = np.where(good, starts, np.uint64(0)) + counts
+    good &= stops <= np.uint64(num_items)
+    good[1:] &= (starts[1:] >= stops[:-1]) | (local_ids[1:] == local_ids[:-1])
+    if not good.all():
+        bad = int(np.argmin(good))
+        raise FormatError(
+            f"a packed row gives {counts[bad]} items of field {field.name!r} from {starts[bad]} on, which cannot be",
+            sample_id=bad,
+        )
+    return starts.astype(np.int64), stops.astype(np.int64)
+
+
+def widen_rows(rows: NDArray[Any], own: Schema, schema: Schema) -> NDArray[Any]:
+    """Returns rows of an earlier generation, of schema `own`, as rows of the whole schema: what it has not is missing."""
+    num_nullable = len(own.nullable_fields)
+    wide = np.zeros(len(rows), dtype=row_layout(schema).dtype)
+    for name in rows.dtype.names or ():
+        if name == VALIDITY:
+            # Bits of no field are zero, but who would trust them: here they would be those of later fields.
+            bits = np.arange(8 * rows[VALIDITY].shape[1]) < num_nullable
+            wide[VALIDITY][:, : rows[VALIDITY].shape[1]] = rows[VALIDITY] & np.packbits(bits, bitorder="little")
+        else:
+            wide[name] = rows[name]
+    return wide

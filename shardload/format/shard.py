@@ -38,28 +38,58 @@ class Section:
         return self.start + self.num_bytes
 
 
-def plan_sections(schema: Schema, num_samples: int, heap_bytes: int) -> list[Section]:
-    """Returns the sections of a shard of so many samples, their digests not yet known."""
-    rows = row_layout(schema)
-    wanted = [(layout.SECTION_HEAP, layout.NO_FIELD, heap_bytes, 0)] if schema.record_fields else []
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What decides where everything lies in a shard of a schema."""
+
+    num_samples: int
+    heap_bytes: int
+    """Bytes of the records, with their padding."""
+    num_items: tuple[int, ...]
+    """Items of each stream field."""
+    dictionary_bytes: int
+    description_bytes: int
+
+
+def plan_sections(schema: Schema, contents: Contents) -> list[Section]:
+    """Returns the sections of a shard, their digests not yet known."""
+    rows, num_samples = row_layout(schema), contents.num_samples
+    streams = [
+        (schema.number(f.name), f.num_bytes, n) for f, n in zip(schema.stream_fields, contents.num_items, strict=True)
+    ]
+    wanted = [(layout.SECTION_HEAP, layout.NO_FIELD, contents.heap_bytes, 0)] if schema.record_fields else []
     for field in schema.wide_fields:
         size = field.num_bytes
         wanted.append((layout.SECTION_WIDE, schema.number(field.name), size * num_samples, size))
+    wanted += [(layout.SECTION_STREAM, number, size * count, size) for number, size, count in streams]
     row_bytes = rows.dtype.itemsize
     wanted.append((layout.SECTION_ROWS, layout.NO_FIELD, row_bytes * num_samples, row_bytes))
     pages_bytes = rows.num_pages(num_samples) * layout.DIGEST_BYTES
     wanted.append((layout.SECTION_PAGES, layout.NO_FIELD, pages_bytes, layout.DIGEST_BYTES))
+    wanted += [(layout.SECTION_SUMS, number, 4 * layout.num_blocks(size * count), 4) for number, size, count in streams]
+    if contents.dictionary_bytes:
+        wanted.append((layout.SECTION_DICTIONARY, layout.NO_FIELD, contents.dictionary_bytes, 0))
+    if schema.key:
+        key_bytes = layout.KEY_ENTRY_BYTES
+        wanted.append((layout.SECTION_KEYS, schema.number(schema.key), key_bytes * num_samples, key_bytes))
+    entry_bytes = layout.STATISTICS_ENTRY_BYTES
+    wanted.append((layout.SECTION_STATISTICS, layout.NO_FIELD, entry_bytes * len(schema), entry_bytes))
+    wanted.append((layout.SECTION_DESCRIPTION, layout.NO_FIELD, contents.description_bytes, 0))
+    return _place(wanted)
+
+
+def _place(wanted: Sequence[tuple[int, int, int, int]]) -> list[Section]:
     sections, stop = [], layout.HEADER_BYTES
     for kind, number, num_bytes, item_bytes in wanted:
-        start = layout.align(stop, layout.SECTION_ALIGNMENTS[kind])
+        start = layout.align(stop, layout.section_alignment(kind))
         sections.append(Section(kind, number, start, num_bytes, item_bytes))
         stop = start + num_bytes
     return sections
 
 
-def shard_bytes(schema: Schema, num_samples: int, heap_bytes: int) -> int:
-    """Returns the length of the file of a shard of so many samples and bytes of records (with their padding)."""
-    sections = plan_sections(schema, num_samples, heap_bytes)
+def shard_bytes(schema: Schema, contents: Contents) -> int:
+    """Returns the length of a shard's file."""
+    sections = plan_sections(schema, contents)
     directory = layout.align(sections[-1].stop, layout.SMALL_SECTION_ALIGNMENT)
     return directory + layout.DIRECTORY_ENTRY_BYTES * len(sections) + layout.FOOTER_BYTES
 
@@ -70,8 +100,8 @@ def encode_header(schema: Schema, generation: int, unit: int, part: int) -> byte
     return layout.HEADER.pack(layout.HEADER_MAGIC, *numbers, schema.digest).ljust(layout.HEADER_BYTES, b"\0")
 
 
-def encode_tail(sections: Sequence[Section], num_samples: int, header: bytes) -> bytes:
-    """Returns directory and footer; their SHA-256 is the head digest of the shard table."""
+def encode_tail(sections: Sequence[Section], num_samples: int, header: bytes, last: bool) -> bytes:
+    """Returns directory and footer; their SHA-256 is the head digest of the shard table. `last`: of its unit."""
     directory = b"".join(
         layout.DIRECTORY_ENTRY.pack(s.kind, s.field, s.start, s.num_bytes, s.item_bytes, s.digest) for s in sections
     )
@@ -83,7 +113,8 @@ def encode_tail(sections: Sequence[Section], num_samples: int, header: bytes) ->
         num_samples,
         start + len(directory) + layout.FOOTER_BYTES,
         hashlib.sha256(header).digest(),
-        bytes(56),
+        layout.FOOTER_FLAG_LAST if last else 0,
+        bytes(52),
         layout.FOOTER_MAGIC,
     )
     return directory + footer
@@ -96,6 +127,8 @@ class ShardHead:
     num_samples: int
     header_digest: bytes
     sections: tuple[Section, ...]
+    last: bool
+    """Whether it is the last part of its unit."""
 
     def section(self, kind: int, field: int = layout.NO_FIELD) -> Section:
         """Returns the section of a kind and field."""
@@ -122,24 +155,37 @@ def tail_bytes(end: bytes, place: str) -> int:
     return int(layout.FOOTER_BYTES + layout.DIRECTORY_ENTRY_BYTES * num_sections)
 
 
-def decode_head(
-    tail: bytes, head_digest: bytes, schema: Schema, num_samples: int, num_bytes: int, place: str
-) -> ShardHead:
-    """Returns what directory and footer say, checked against digest, schema and file.
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What is known of a shard before it is opened."""
+
+    schema: Schema
+    """Schema of its generation."""
+    num_samples: int
+    num_bytes: int
+    """Length of the file."""
+    head_digest: bytes
+    """SHA-256 of directory and footer."""
+    num_items: tuple[int, ...]
+    """Items of each stream field."""
+    dictionary: str
+    """SHA-256 of its generation's dictionary in hexadecimal, or empty."""
+
+
+def decode_head(tail: bytes, expected: Expected, place: str) -> ShardHead:
+    """Returns what directory and footer say, checked against what the manifest and the shard table say.
 
     Args:
         tail: directory and footer, of the length that `tail_bytes` tells.
-        head_digest: their SHA-256 as it stands in the shard table.
-        schema: schema of the shard's generation.
-        num_samples: samples as the table says.
-        num_bytes: length of the file as the table says.
+        expected: the shard as it should be.
         place: dataset and shard, for messages.
 
     Raises:
         ChecksumError: the bytes do not have the digest.
         FormatError: the sections are not those of such a shard.
     """
-    if hashlib.sha256(tail).digest() != head_digest:
+    num_samples, num_bytes = expected.num_samples, expected.num_bytes
+    if hashlib.sha256(tail).digest() != expected.head_digest:
         raise ChecksumError(
             f"{place}: directory and footer are damaged, or this is another shard: their SHA-256 is not the one in the "
             "shard table",
@@ -148,20 +194,48 @@ def decode_head(
         )
     if tail_bytes(tail, place) != len(tail):
         raise FormatError(f"{place}: directory and footer have {len(tail)} bytes, which is not what the footer says")
-    directory = tail[: -layout.FOOTER_BYTES]
-    sections = tuple(Section(*entry) for entry in layout.DIRECTORY_ENTRY.iter_unpack(directory))
-    _, _, _, samples, file_bytes, header_digest, zeros, _ = layout.FOOTER.unpack(tail[-layout.FOOTER_BYTES :])
-    heap_bytes = sections[0].num_bytes if sections and sections[0].kind == layout.SECTION_HEAP else 0
-    expected = plan_sections(schema, num_samples, heap_bytes)
-    found = [replace(s, digest=bytes(32)) if s.kind == layout.SECTION_PAGES else s for s in sections]
-    if found != expected:
-        raise FormatError(f"{place}: the sections are not those of {num_samples} samples of {schema}")
-    size = shard_bytes(schema, num_samples, heap_bytes)
-    if (samples, file_bytes) != (num_samples, num_bytes) or size != num_bytes or any(zeros):
+    sections, (samples, file_bytes, header_digest, flags, zeros) = parse_tail(tail)
+    contents = contents_of(sections, expected.schema, num_samples)
+    # In this order: no size is worked out from numbers of the file that the table contradicts.
+    if (samples, file_bytes) != (num_samples, num_bytes) or flags > layout.FOOTER_FLAG_LAST or any(zeros):
         raise FormatError(
             f"{place}: the footer says {samples} samples and {file_bytes} bytes, the table {num_samples} and {num_bytes}"
         )
-    return ShardHead(num_samples, header_digest, sections)
+    found = [s if s.kind not in layout.DIGESTED_SECTIONS else replace(s, digest=bytes(32)) for s in sections]
+    if (
+        contents.num_items != expected.num_items
+        or found != plan_sections(expected.schema, contents)
+        or shard_bytes(expected.schema, contents) != num_bytes
+    ):
+        raise FormatError(f"{place}: the sections are not those of {num_samples} samples of {expected.schema}")
+    head = ShardHead(num_samples, header_digest, sections, bool(flags))
+    if _dictionary_digest(head) != expected.dictionary or contents.dictionary_bytes > layout.MAX_DICTIONARY_BYTES:
+        raise FormatError(f"{place}: its zstd dictionary is not the one that the manifest names")
+    if contents.description_bytes > layout.MAX_DESCRIPTION_BYTES:
+        raise FormatError(f"{place}: a description of {contents.description_bytes} bytes is longer than 1 MiB")
+    return head
+
+
+def parse_tail(tail: bytes) -> tuple[tuple[Section, ...], tuple[int, int, bytes, int, bytes]]:
+    """Returns the sections in the directory, and of the footer: samples, bytes, header digest, flags, zeros."""
+    sections = tuple(Section(*entry) for entry in layout.DIRECTORY_ENTRY.iter_unpack(tail[: -layout.FOOTER_BYTES]))
+    _, _, _, samples, file_bytes, header_digest, flags, zeros, _ = layout.FOOTER.unpack(tail[-layout.FOOTER_BYTES :])
+    return sections, (samples, file_bytes, header_digest, flags, zeros)
+
+
+def contents_of(sections: Sequence[Section], schema: Schema, num_samples: int) -> Contents:
+    """Returns the contents that a directory tells of; nothing is checked."""
+    sizes = {(s.kind, s.field): s.num_bytes for s in sections}
+    items = (sizes.get((layout.SECTION_STREAM, schema.number(f.name)), 0) // f.num_bytes for f in schema.stream_fields)
+    heap, dictionary, description = (
+        sizes.get((kind, layout.NO_FIELD), 0)
+        for kind in (layout.SECTION_HEAP, layout.SECTION_DICTIONARY, layout.SECTION_DESCRIPTION)
+    )
+    return Contents(num_samples, heap, tuple(items), dictionary, description)
+
+
+def _dictionary_digest(head: ShardHead) -> str:
+    return "".join(s.digest.hex() for s in head.sections if s.kind == layout.SECTION_DICTIONARY)
 
 
 def check_header(header: bytes, head: ShardHead, schema: Schema, identity: tuple[int, int, int], place: str) -> None:

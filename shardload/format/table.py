@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,17 +17,19 @@ from shardload.format import layout
 from shardload.format.manifest import Manifest
 
 _HEADER = struct.Struct("<8sIIQQ")
-_ENTRY = np.dtype(
-    [
-        ("generation", "<u4"),
-        ("unit", "<u4"),
-        ("part", "<u4"),
-        ("num_samples", "<u4"),
-        ("num_bytes", "<u8"),
-        ("head_digest", "V32"),
-        ("file_digest", "V32"),
-    ]
-)
+_COLUMNS = [
+    ("generation", "<u4"),
+    ("unit", "<u4"),
+    ("part", "<u4"),
+    ("num_samples", "<u4"),
+    ("num_bytes", "<u8"),
+    ("head_digest", "V32"),
+    ("file_digest", "V32"),
+]
+
+
+def _entry_dtype(num_streams: int) -> np.dtype[Any]:
+    return np.dtype([*_COLUMNS, ("num_items", "<u8", (num_streams,))])
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -43,6 +45,8 @@ class ShardEntry:
     """SHA-256 of the directory and footer."""
     file_digest: bytes
     """SHA-256 of the whole file."""
+    num_items: tuple[int, ...] = ()
+    """Items of each stream field of its generation."""
 
     @property
     def name(self) -> str:
@@ -62,8 +66,12 @@ class ShardTable:
 
     def __getitem__(self, shard_id: int) -> ShardEntry:
         entry = self.entries[shard_id]
-        generation, unit, part, num_samples, num_bytes, head_digest, file_digest = entry.item()
-        return ShardEntry(generation, unit, part, num_samples, num_bytes, bytes(head_digest), bytes(file_digest))
+        generation, unit, part, num_samples, num_bytes, head_digest, file_digest, num_items = entry.item()
+        digests = bytes(head_digest), bytes(file_digest)
+        return ShardEntry(generation, unit, part, num_samples, num_bytes, *digests, tuple(num_items.tolist()))
+
+    def __iter__(self) -> Iterator[ShardEntry]:
+        return (self[shard_id] for shard_id in range(len(self)))
 
     @cached_property
     def first_sample_ids(self) -> NDArray[np.int64]:
@@ -74,16 +82,22 @@ class ShardTable:
 
     def encode(self) -> bytes:
         """Returns the bytes of the table's file; its name is their SHA-256."""
-        header = _HEADER.pack(layout.TABLE_MAGIC, layout.DRAFT, _ENTRY.itemsize, len(self.entries), 0)
+        header = _HEADER.pack(layout.TABLE_MAGIC, layout.DRAFT, self.entries.dtype.itemsize, len(self.entries), 0)
         return header + self.entries.tobytes()
 
 
-def make_table(entries: Sequence[ShardEntry]) -> ShardTable:
-    """Returns the table of the given shards, sorted by (generation, unit, part)."""
-    rows = np.zeros(len(entries), dtype=_ENTRY)
+def make_table(entries: Sequence[ShardEntry], num_streams: int = 0) -> ShardTable:
+    """Returns the table of the given shards, sorted by (generation, unit, part).
+
+    Args:
+        entries: the shards.
+        num_streams: stream fields of the dataset's schema; a shard of an earlier generation may have fewer.
+    """
+    rows = np.zeros(len(entries), dtype=_entry_dtype(num_streams))
     for row, entry in zip(rows, sorted(entries), strict=True):
         row["generation"], row["unit"], row["part"] = entry.generation, entry.unit, entry.part
         row["num_samples"], row["num_bytes"] = entry.num_samples, entry.num_bytes
+        row["num_items"][: len(entry.num_items)] = entry.num_items
         row["head_digest"] = np.void(entry.head_digest)
         row["file_digest"] = np.void(entry.file_digest)
     return ShardTable(rows)
@@ -94,9 +108,9 @@ def table_name(digest: str) -> str:
     return f"tables/{digest}"
 
 
-def table_bytes(num_shards: int) -> int:
-    """Returns the length of the file of a table of so many shards."""
-    return int(_HEADER.size + num_shards * _ENTRY.itemsize)
+def table_bytes(manifest: Manifest) -> int:
+    """Returns the length of the file of a dataset's table."""
+    return int(_HEADER.size + manifest.num_shards * _entry_dtype(len(manifest.parsed_schema.stream_fields)).itemsize)
 
 
 def decode_table(data: bytes, manifest: Manifest, place: str) -> ShardTable:
@@ -108,11 +122,12 @@ def decode_table(data: bytes, manifest: Manifest, place: str) -> ShardTable:
     """
     if hashlib.sha256(data).hexdigest() != manifest.table:
         raise ChecksumError(f"{place}: the shard table is damaged: its SHA-256 is not the one in the manifest")
-    if len(data) != table_bytes(manifest.num_shards):
+    if len(data) != table_bytes(manifest):
         raise FormatError(f"{place}: {len(data)} bytes are no table of {manifest.num_shards} shards")
-    if _HEADER.unpack_from(data) != (layout.TABLE_MAGIC, layout.DRAFT, _ENTRY.itemsize, manifest.num_shards, 0):
+    dtype = _entry_dtype(len(manifest.parsed_schema.stream_fields))
+    if _HEADER.unpack_from(data) != (layout.TABLE_MAGIC, layout.DRAFT, dtype.itemsize, manifest.num_shards, 0):
         raise FormatError(f"{place}: not a shard table of draft {layout.DRAFT}")
-    table = ShardTable(np.frombuffer(data, dtype=_ENTRY, offset=_HEADER.size))
+    table = ShardTable(np.frombuffer(data, dtype=dtype, offset=_HEADER.size))
     _check(table.entries, manifest, place)
     return table
 
@@ -128,14 +143,17 @@ def _check(entries: NDArray[Any], manifest: Manifest, place: str) -> None:
             raise FormatError(f"{place}: shard {int(np.argmin(rising)) + 1} is out of order")
     if not (entries["num_samples"] > 0).all() or (entries["num_bytes"] > layout.MAX_SHARD_BYTES).any():
         raise FormatError(f"{place}: a shard has no samples or over 2^48 bytes")
-    # Neither sum can wrap: 2^26 shards of 2^32 samples, and of 2^48 bytes in floating point first.
+    # No sum can wrap: there are 2^26 shards of 2^32 samples, and of 2^48 bytes, whose halves are added up apart.
     num_samples = int(entries["num_samples"].sum(dtype=np.uint64))
-    num_bytes = sum(int(part.sum(dtype=np.uint64)) for part in np.array_split(entries["num_bytes"], 1 << 11))
+    high, low = entries["num_bytes"] >> np.uint64(24), entries["num_bytes"] & np.uint64((1 << 24) - 1)
+    num_bytes = (int(high.sum(dtype=np.uint64)) << 24) + int(low.sum(dtype=np.uint64))
     if (num_samples, num_bytes) != (manifest.num_samples, manifest.num_bytes):
         raise FormatError(
             f"{place}: the shards have {num_samples} samples and {num_bytes} bytes, the manifest says "
             f"{manifest.num_samples} and {manifest.num_bytes}"
         )
+    if not np.isin(entries["generation"], [generation.generation for generation in manifest.generations]).all():
+        raise FormatError(f"{place}: a shard is of a generation that the manifest does not name")
     for generation in manifest.generations:
         mine = entries["num_samples"][entries["generation"] == generation.generation]
         if int(mine.sum(dtype=np.uint64)) != generation.num_samples:

@@ -18,6 +18,8 @@ class SourceFile:
     num_bytes: int
     modified_ns: int
     """Time of the last change in nanoseconds: tells a file rewritten while it is packed, and goes nowhere else."""
+    problem: str = ""
+    """Why it cannot be packed, such as `is a FIFO`; its reader yields a reject in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,13 @@ class Reject(NamedTuple):
     """What is wrong, without the place."""
     num_bytes: int
     """Bytes of the source it takes, as stored there."""
+    joint: str = ": "
+    """What stands between place and reason in a sentence: a space where the reason is its predicate."""
+
+    @property
+    def message(self) -> str:
+        """The sentence that says what is wrong and where."""
+        return f"{self.place}{self.joint}{self.reason}"
 
 
 class UnitReader(Protocol):
@@ -74,8 +83,10 @@ class UnitReader(Protocol):
     def read(self, unit: Unit) -> Generator[Sample | Reject, None, None]:
         """Yields what a unit holds, in order: the same at every call, as long as the source does not change.
 
+        What is no sample, but leaves the rest readable, is yielded as a `Reject`: whoever packs decides what follows.
+
         Raises:
-            PackError: a file cannot be read, has changed or holds what it should not; names file and place.
+            PackError: what comes after cannot be read either, such as behind a cut compressed stream; names file and place.
         """
         ...
 
@@ -92,6 +103,8 @@ class SourcePlan:
     """What goes into the manifest beside the schema."""
     hint: str = ""
     """What to do about a sample that does not fit, or nothing."""
+    reject: Reject | None = None
+    """The first thing that is no sample, as far as planning came across one."""
 
     @property
     def num_bytes(self) -> int:

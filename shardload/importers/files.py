@@ -28,7 +28,7 @@ class Scan:
     """What a folder holds."""
 
     files: list[SourceFile] = field(default_factory=list)
-    """The selected files, sorted by the bytes of their paths."""
+    """The selected entries, sorted by the bytes of their paths; what is no readable file says so in `problem`."""
     skipped: Counter[str] = field(default_factory=Counter)
     """What was left out: reason -> number."""
 
@@ -40,8 +40,7 @@ def scan_folder(location: str, selection: Selection) -> Scan:
     wherever they lead; links to directories are not, so there is no loop to fall into.
 
     Raises:
-        PackError: a selected entry is no regular file, leads nowhere or has a name that is not UTF-8, or a folder
-            cannot be read.
+        PackError: a folder cannot be read: what it holds is not known then.
     """
     scan = Scan()
     folders = [b""]
@@ -70,19 +69,34 @@ def examine_file(location: str, path: str) -> SourceFile:
     Raises:
         PackError: it is no regular file or cannot be reached.
     """
+    file = _look_at(location, path)
+    if file.problem:
+        raise PackError(f"{shown(os.path.join(location, path))} {file.problem}")
+    return file
+
+
+def _look_at(location: str, path: str) -> SourceFile:
+    """Returns the facts of one file, or what is wrong with it."""
     name = os.path.join(location, path)
     try:
         facts = os.stat(name)
     except FileNotFoundError:
-        detail = "is a link that leads nowhere" if os.path.lexists(name) else "does not exist"
-        raise PackError(f"{shown(name)} {detail}") from None
+        there = os.path.lexists(name)
+        return SourceFile(path, 0, 0, "is a link that leads nowhere" if there else "does not exist")
     except OSError as error:
-        detail = "is a link in a loop of links" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
-        raise PackError(f"{shown(name)} {detail}") from error
+        loop = error.errno == errno.ELOOP
+        return SourceFile(path, 0, 0, "is a link in a loop of links" if loop else f"cannot be read: {error.strerror}")
     if not stat.S_ISREG(facts.st_mode):
         kind = _KINDS.get(stat.S_IFMT(facts.st_mode), "not a file")
-        raise PackError(f"{shown(name)} is {kind}; only regular files can be packed")
+        return SourceFile(path, 0, 0, f"is {kind}; only regular files can be packed")
     return SourceFile(path, facts.st_size, facts.st_mtime_ns)
+
+
+class LostFileError(PackError):
+    """One file cannot be read, is not what was scanned, or holds no sample; the others may be all right.
+
+    Its message starts with the name of the file and a space.
+    """
 
 
 def open_file(root: str, file: SourceFile, name: str) -> io.FileIO:
@@ -94,13 +108,16 @@ def open_file(root: str, file: SourceFile, name: str) -> io.FileIO:
         name: what to call it in messages.
 
     Raises:
-        PackError: it has vanished or changed since, or cannot be read.
+        LostFileError: it has vanished or changed since, or cannot be read.
+        PackError: this process has no means left to open any file, or the whole folder is gone.
     """
     try:
         # Without O_NONBLOCK a FIFO put in the file's place would wait for a writer for ever.
         descriptor = os.open(_encode(os.path.join(root, file.path)), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise PackError(f"{name} vanished while it was being packed") from None
+        if root and not os.path.isdir(root):
+            raise PackError(f"{name} vanished while it was being packed, and so did {root}") from None
+        raise LostFileError(f"{name} vanished while it was being packed") from None
     except OSError as error:
         raise unreadable(name, error) from error
     opened = io.FileIO(descriptor)
@@ -116,20 +133,22 @@ def check_unchanged(opened: io.FileIO, file: SourceFile, name: str) -> None:
     """Checks that an open file still is what was scanned.
 
     Raises:
-        PackError: it has another size, another time of change, or is no regular file any more.
+        LostFileError: it has another size, another time of change, or is no regular file any more.
     """
     facts = os.fstat(opened.fileno())
     if not stat.S_ISREG(facts.st_mode) or facts.st_size != file.num_bytes:
-        raise PackError(
+        raise LostFileError(
             f"{name} changed while it was being packed: it had {file.num_bytes} bytes and now has {facts.st_size}"
         )
     if facts.st_mtime_ns != file.modified_ns:
-        raise PackError(f"{name} changed while it was being packed: it was written to after the source was scanned")
+        raise LostFileError(f"{name} changed while it was being packed: it was written to after the source was scanned")
 
 
 def unreadable(name: str, error: OSError) -> PackError:
     """Returns the error for a file that the operating system does not give."""
-    return PackError(f"{name} cannot be read: {error.strerror or error}")
+    # Neither descriptors nor memory are the file's fault, and the next one would fare no better.
+    kind = PackError if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) else LostFileError
+    return kind(f"{name} cannot be read: {error.strerror or error}")
 
 
 def shown(name: str) -> str:
@@ -167,10 +186,10 @@ def _examine(location: str, path: bytes) -> SourceFile:
     try:
         path.decode()
     except UnicodeDecodeError:
-        raise PackError(
-            f"{location}: the file name {path!r} is not UTF-8; rename it, or leave it out with include patterns"
-        ) from None
-    return examine_file(location, path.decode())
+        # Never opened, so that what it is called here need not lead to it.
+        problem = "is a file name that is not UTF-8; rename it, or leave it out with exclude patterns"
+        return SourceFile(repr(path), 0, 0, problem)
+    return _look_at(location, path.decode())
 
 
 def _encode(path: str) -> bytes:

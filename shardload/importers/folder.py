@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from shardload.errors import PackError
 from shardload.format import layout
 from shardload.format.schema import canonical_json, parse_field
-from shardload.importers.base import Sample, SourceFile, SourcePlan, Unit
-from shardload.importers.files import open_file, unreadable
+from shardload.importers.base import Reject, Sample, SourceFile, SourcePlan, Unit
+from shardload.importers.files import LostFileError, open_file, unreadable
 from shardload.importers.units import cut_units
 
 _TEXT_SUFFIX_LINES = """
@@ -51,6 +51,8 @@ class FolderSource:
         self.location = location
         self.skipped = skipped
         self._files = files
+        # What cannot be packed says nothing about the rest.
+        self._sound = [file for file in files if not file.problem]
 
     def plan(self, types: Mapping[str, str] | None, unit_size: int | None) -> SourcePlan:
         """Returns units and types; types given replace those of their fields."""
@@ -64,7 +66,9 @@ class FolderSource:
         kind = parse_field(content, fields[content]).kind
         reader = FolderReader(os.path.abspath(self.location), self.location, content, kind == "str", classes)
         units = cut_units(self._files, [False] * len(self._files), unit_size)
-        return SourcePlan(reader, units, fields, {"classes": list(classes)} if classes else {})
+        rejects = (reader.problem(file) for file in self._files)
+        reject = next((reject for reject in rejects if reject is not None), None)
+        return SourcePlan(reader, units, fields, {"classes": list(classes)} if classes else {}, reject=reject)
 
     def _content(self, given: Mapping[str, str]) -> tuple[str, str]:
         """Returns the field that takes the files' content, and its type."""
@@ -75,12 +79,14 @@ class FolderSource:
             )
         if named:
             return named[0], given[named[0]]
-        kinds = Counter(_kind(file.path) for file in self._files)
+        kinds = Counter(_kind(file.path) for file in self._sound)
+        if not kinds:
+            raise PackError(f"{os.path.join(self.location, self._files[0].path)} {self._files[0].problem}")
         if len(kinds) == 1:
             kind = next(iter(kinds))
             return _CONTENT_FIELDS[kind], _TYPES[kind]
         field = "image" if set(kinds) == {"jpeg", "png"} else "data"
-        commonest = Counter(filter(None, (_suffix(file.path) for file in self._files))).most_common(1)[0][0]
+        commonest = Counter(filter(None, (_suffix(file.path) for file in self._sound))).most_common(1)[0][0]
         raise PackError(
             f"{self.location} holds files of several kinds ({self._suffix_counts()}): choose some with include "
             f"patterns, such as --include '*{commonest}', or take all as they are with "
@@ -88,16 +94,16 @@ class FolderSource:
         )
 
     def _suffix_counts(self) -> str:
-        counts = Counter(_suffix(file.path) or "no suffix" for file in self._files).most_common()
+        counts = Counter(_suffix(file.path) or "no suffix" for file in self._sound).most_common()
         text = ", ".join(f"{count} {suffix}" for suffix, count in counts[:_SHOWN_SUFFIXES])
         rest = sum(count for _, count in counts[_SHOWN_SUFFIXES:])
         return f"{text}, {rest} others" if rest else text
 
     def _classes(self) -> dict[str, int]:
         """Returns the labels by name, or none if a file lies outside of any sub-folder."""
-        if not all("/" in file.path for file in self._files):
+        if not all("/" in file.path for file in self._sound):
             return {}
-        names = sorted({file.path.partition("/")[0] for file in self._files}, key=str.encode)
+        names = sorted({file.path.partition("/")[0] for file in self._sound}, key=str.encode)
         num_bytes = len(canonical_json(names))
         if num_bytes > _MAX_CLASSES_BYTES:
             name = os.path.basename(os.path.abspath(self.location))
@@ -135,22 +141,31 @@ class FolderReader:
     classes: Mapping[str, int]
     """Labels by the name of the first sub-folder; empty if there are none."""
 
-    def read(self, unit: Unit) -> Generator[Sample, None, None]:
-        """Yields one sample a file."""
+    def read(self, unit: Unit) -> Generator[Sample | Reject, None, None]:
+        """Yields one sample a file, or why it is none."""
         for piece in unit.pieces:
-            path = piece.file.path
-            name = os.path.join(self.location, path)
-            data = _read_whole(self.root, piece.file, name)
+            yield self.problem(piece.file) or self._read_file(piece.file)
+
+    def problem(self, file: SourceFile) -> Reject | None:
+        """Returns what the scan found wrong with a file, or None."""
+        return Reject(os.path.join(self.location, file.path), file.problem, 0, " ") if file.problem else None
+
+    def _read_file(self, file: SourceFile) -> Sample | Reject:
+        name = os.path.join(self.location, file.path)
+        try:
+            data = _read_whole(self.root, file, name)
             values: dict[str, object] = {self.content: _decode(data, name, self.content) if self.as_text else data}
-            if self.classes:
-                values["label"] = self.classes[path.partition("/")[0]]
-            values["path"] = path
-            yield Sample(values, name, len(data))
+        except LostFileError as error:
+            return Reject(name, error.message.removeprefix(f"{name} "), file.num_bytes, " ")
+        if self.classes:
+            values["label"] = self.classes[file.path.partition("/")[0]]
+        values["path"] = file.path
+        return Sample(values, name, len(data))
 
 
 def _read_whole(root: str, file: SourceFile, name: str) -> bytes:
     if file.num_bytes > layout.MAX_RECORD_BYTES:
-        raise PackError(f"{name} has {file.num_bytes} bytes; a sample holds less than 4 GiB")
+        raise LostFileError(f"{name} has {file.num_bytes} bytes; a sample holds less than 4 GiB")
     with open_file(root, file, name) as opened:
         try:
             # One byte more than there was, so that a file that grows meanwhile is noticed.
@@ -162,7 +177,9 @@ def _read_whole(root: str, file: SourceFile, name: str) -> bytes:
             raise unreadable(name, error) from error
     if missing != 1:
         now = file.num_bytes + 1 - missing if missing else "more"
-        raise PackError(f"{name} changed while it was being packed: it had {file.num_bytes} bytes and now has {now}")
+        raise LostFileError(
+            f"{name} changed while it was being packed: it had {file.num_bytes} bytes and now has {now}"
+        )
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -170,7 +187,7 @@ def _decode(data: bytes, name: str, field: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise PackError(
+        raise LostFileError(
             f"{name} is not UTF-8: byte {error.start} is {data[error.start]:#04x}; to keep the bytes as they are, give "
             f'--schema \'{{"{field}": "bytes"}}\''
         ) from None

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from shardload.errors import FormatError, PackError
 from shardload.format.schema import parse_schema
-from shardload.importers.base import Piece, Sample, SourceFile, SourcePlan, Unit
+from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
 from shardload.importers.inference import infer_types
-from shardload.importers.lines import PieceLines, compression
+from shardload.importers.lines import PieceLines, compression, too_long
 from shardload.importers.units import cut_units
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst")
@@ -55,32 +56,47 @@ class JsonlSource:
         self._files = files
 
     def plan(self, types: Mapping[str, str] | None, unit_size: int | None) -> SourcePlan:
-        """Returns units and types; types given are the whole schema."""
+        """Returns units and types; types given are the whole schema.
+
+        Raises:
+            PackError: a file is none, such as a FIFO: unlike one bad line, a file missing altogether is never passed over.
+        """
+        for file in self._files:
+            if file.problem:
+                raise PackError(f"{self._reader.name(file)} {file.problem}")
         units = cut_units(self._files, [not compression(file.path) for file in self._files], unit_size)
         if types is not None:
             return SourcePlan(self._reader, units, dict(types), {})
-        inferred = self._infer()
+        types, reject = self._infer()
         hint = f"the types were inferred from the first {INFERRED_LINES:,} lines; give others with --schema"
-        return SourcePlan(self._reader, units, inferred, {}, hint)
+        return SourcePlan(self._reader, units, types, {}, hint, reject)
 
-    def _infer(self) -> dict[str, str]:
+    def _infer(self) -> tuple[dict[str, str], Reject | None]:
+        """Returns the types of the first lines that are samples, and the first that is none."""
         pieces = tuple(Piece(file, 0, file.num_bytes) for file in self._files)
-        samples, num_bytes = [], 0
-        for sample in itertools.islice(self._reader.read(Unit(0, pieces)), INFERRED_LINES):
-            samples.append(sample)
-            num_bytes += sample.num_bytes
+        samples: list[Sample] = []
+        reject, num_bytes = None, 0
+        checked: set[str] = set()
+        for item in itertools.islice(self._reader.read(Unit(0, pieces)), INFERRED_LINES):
+            found = item if isinstance(item, Reject) else _bad_name(item, checked)
+            if found is not None:
+                reject = reject or found
+            elif isinstance(item, Sample):
+                samples.append(item)
+            num_bytes += item.num_bytes
             if num_bytes >= INFERRED_BYTES:
                 break
         if not samples:
+            if reject is not None:
+                raise PackError(reject.message)
             blank = any(file.num_bytes for file in self._files)
             raise PackError(f"{self.location} {'holds blank lines only' if blank else 'is empty'}: no sample to pack")
-        _check_names(samples)
         types = infer_types(sample.values for sample in samples)
         try:
             parse_schema(types)
         except FormatError as error:
             raise PackError(f"{samples[0].place}: {error}") from None
-        return types
+        return types, reject
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +106,23 @@ class JsonlReader:
     root: str
     location: str
 
-    def read(self, unit: Unit) -> Generator[Sample, None, None]:
-        """Yields one sample a line that is not blank."""
+    def name(self, file: SourceFile) -> str:
+        """Returns what a file is called in messages."""
+        return os.path.join(self.location, file.path)
+
+    def read(self, unit: Unit) -> Generator[Sample | Reject, None, None]:
+        """Yields a sample for each line that is not blank, or why it is none."""
         for piece in unit.pieces:
             first = piece.start == 0
             for line, place, num_bytes in PieceLines(self.root, self.location, piece):
+                if line is None:
+                    yield Reject(place, too_long(), num_bytes, " ")
+                    first = False
+                    continue
                 if first:
                     line, first = line.removeprefix(_BYTE_ORDER_MARK), False
                 if not line.isspace() and line:
-                    yield Sample(_parse(line, place), place, num_bytes)
+                    yield _parse(line, place, num_bytes)
 
 
 class _RefusedError(ValueError):
@@ -108,9 +132,10 @@ class _RefusedError(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _RefusedError(f"field {twice!r} stands in an object twice")
+        # One pass: a count of each name would take hours for a line of a million.
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise _RefusedError(f"field {twice!r:.80} stands in an object twice")
     return values
 
 
@@ -121,36 +146,37 @@ def _constant(text: str) -> NoReturn:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
-def _parse(line: bytes, place: object) -> dict[str, Any]:
+def _parse(line: bytes, place: object, num_bytes: int) -> Sample | Reject:
     try:
         # Without its end, or a line cut short would be blamed at the start of the next one.
         values = _DECODER.decode(line.decode().rstrip("\r\n"))
     except UnicodeDecodeError as error:
-        raise PackError(f"{place} is not UTF-8: byte {error.start} of the line is {line[error.start]:#04x}") from None
+        reason = f"is not UTF-8: byte {error.start} of the line is {line[error.start]:#04x}"
+        return Reject(place, reason, num_bytes, " ")
     except _RefusedError as error:
-        raise PackError(f"{place}: {error}") from None
+        return Reject(place, str(error), num_bytes)
     except json.JSONDecodeError as error:
-        raise PackError(f"{place}: broken JSON: {error.msg} at column {error.colno}") from None
+        return Reject(place, f"broken JSON: {error.msg} at column {error.colno}", num_bytes)
     except (ValueError, RecursionError) as error:
-        raise PackError(f"{place}: broken JSON: {error}") from None
+        return Reject(place, f"broken JSON: {error}", num_bytes)
     if not isinstance(values, dict):
-        raise PackError(f"{place}: expected an object, got {_JSON_NAMES.get(type(values), 'a number')}")
+        return Reject(place, f"expected an object, got {_JSON_NAMES.get(type(values), 'a number')}", num_bytes)
     for name, value in values.items():
         # Python reads 1e999 as infinity; the file does not say that.
         if type(value) is float and value in _INFINITE:
-            raise PackError(f"{place}: field {name!r}: the number is too large for float64")
-    return values
+            return Reject(place, f"field {name!r:.80}: the number is too large for float64", num_bytes)
+    return Sample(values, place, num_bytes)
 
 
 _JSON_NAMES = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
 
-def _check_names(samples: Sequence[Sample]) -> None:
-    checked: set[str] = set()
-    for sample in samples:
-        for name in sample.values.keys() - checked:
-            try:
-                parse_schema({name: "str"})
-            except FormatError as error:
-                raise PackError(f"{sample.place}: {error}") from None
-        checked |= sample.values.keys()
+def _bad_name(sample: Sample, checked: set[str]) -> Reject | None:
+    """Returns a reject if a field has a name that no field can have; names known to be good are kept in `checked`."""
+    for name in sorted(sample.values.keys() - checked):
+        try:
+            parse_schema({name: "str"})
+        except FormatError as error:
+            return Reject(sample.place, str(error), sample.num_bytes)
+        checked.add(name)
+    return None

@@ -2,6 +2,7 @@
 
 from shardload.loader.collate import collate
 from shardload.loader.loader import ShardLoader
+from shardload.loader.ragged import packed, padded
 from shardload.loader.sampler import ShardBatchSampler, ShardSampler
 
-__all__ = ["ShardBatchSampler", "ShardLoader", "ShardSampler", "collate"]
+__all__ = ["ShardBatchSampler", "ShardLoader", "ShardSampler", "collate", "packed", "padded"]

@@ -36,11 +36,11 @@ class BatchRecipe:
     def __post_init__(self) -> None:
         if self.dtypes and (self.transform is not None or self.collate_fn is not None):
             raise ValueError("dtypes= is for fields as stored; with a transform or collate_fn, make the dtypes there")
-        tensors = [field.name for field in self.fields if not field.in_record]
+        tensors = [field.name for field in self.fields if field.numeric]
         for name in self.dtypes:
             if name not in tensors:
                 raise ValueError(
-                    f"dtypes: {name!r} is not a fixed field that is read; those are {', '.join(tensors) or 'none'}"
+                    f"dtypes: {name!r} is not a field of numbers that is read; those are {', '.join(tensors) or 'none'}"
                 )
 
 
@@ -100,7 +100,7 @@ class BatchMaker:
         buffers = {}
         if self._leases:
             size = len(ids.sample_ids)
-            fixed = [f for f in recipe.fields if not f.in_record]
+            fixed = [f for f in recipe.fields if f.fixed]
             buffers = {f.name: self._pool.lease((size, *f.shape), f.dtype) for f in fixed}
         samples: Any = self._dataset.read_batch(ids.sample_ids, buffers, recipe.fields)
         if recipe.transform is not None:

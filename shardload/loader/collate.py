@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
+from shardload.format.ragged import Ragged
 from shardload.format.schema import Field
 from shardload.reader.batch import SampleBatch
 
@@ -28,8 +29,9 @@ def collate(samples: SampleBatch | Sequence[Any]) -> Any:
         samples: what `dataset.__getitems__` returned, or a list of samples made by a transform.
 
     Returns:
-        For samples as stored: a dict of field -> tensor of shape (batch, *field_shape); a list for fields of bytes,
-        str, json and media; for nullable fields also `_valid_<field>`, a bool tensor of shape (batch,), where missing
+        For samples as stored: a dict of field -> tensor of shape (batch, *field_shape); for ragged fields a list of
+        tensors that are views into one buffer (see `padded` and `packed`); a list for fields of bytes, str, json, lists
+        and media; for nullable fields also `_valid_<field>`, a bool tensor of shape (batch,), where missing
         values are zero or None. Unsigned integers of 16 bits and more are widened to int64. For samples made by a
         transform: what torch's `default_collate` makes of them.
     """
@@ -50,6 +52,9 @@ def collate_columns(batch: SampleBatch, dtypes: Mapping[str, torch.dtype], lease
     for name, column in batch.columns.items():
         if isinstance(column.values, list):
             result[name] = batch.values_of(name)
+        elif isinstance(column.values, Ragged):
+            items = _tensor(column.field, column.values.values, dtypes.get(name), lease)
+            result[name] = list(torch.split(items, np.diff(column.values.offsets).tolist()))
         else:
             result[name] = _tensor(column.field, column.values, dtypes.get(name), lease)
         if column.valid is not None:

@@ -62,23 +62,25 @@ def decode_state(state: Mapping[str, Any], key: OrderKey) -> Place:
         content = json.loads(text)
         checksum = content.pop("checksum")
         version = content.pop("version")
+        # Python writes JSON by recursion too, and from a little deeper.
+        computed = _checksum({"version": version, **content})
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise StateMismatchError(f"not a state of shardload: {text[:60]!r} is not its JSON") from None
     if version != STATE_VERSION:
         raise StateMismatchError(
-            f"the state is of version {version!r}; this version of shardload reads {STATE_VERSION}"
+            f"the state is of version {version!r:.60}; this version of shardload reads {STATE_VERSION}"
         )
-    if checksum != _checksum({"version": version, **content}):
+    if checksum != computed:
         raise StateMismatchError("the state was changed after it was saved: its checksum does not fit")
     if content.keys() != {*OrderKey.__slots__, *Place.__slots__}:
         raise StateMismatchError(f"the state has other fields than version {STATE_VERSION} has")
     for name, mine in asdict(key).items():
         if content[name] != mine:
-            raise StateMismatchError(f"the state was saved with {name} {content[name]!r}, this loader has {mine!r}")
+            raise StateMismatchError(f"the state was saved with {name} {content[name]!r:.80}, this loader has {mine!r}")
     place = Place(content["epoch"], content["position"], content["batches"])
     numbers = asdict(place).values()
-    if not all(type(n) is int and n >= 0 for n in numbers) or place.position > key.num_samples:
-        raise StateMismatchError(f"the state's place {place} does not exist in {key.num_samples} samples")
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers) or place.position > key.num_samples:
+        raise StateMismatchError(f"the state's place {place!s:.200} does not exist in {key.num_samples} samples")
     return place
 
 

@@ -6,19 +6,25 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shardload.codecs import make_codec
+from shardload.codecs.dictionary import DictionaryMode, check_dictionary
 from shardload.errors import PackError
 from shardload.format.manifest import Manifest
-from shardload.format.schema import parse_schema
+from shardload.format.schema import FieldType, parse_schema
 from shardload.format.table import ShardEntry
-from shardload.importers import SourcePlan, Unit, open_source
-from shardload.packing.processes import pack_in_processes
+from shardload.importers import SourcePlan, open_source
+from shardload.packing.dictionary import train_on_source
 from shardload.packing.progress import Count, Progress, Report, Tally
+from shardload.packing.session import Session
 from shardload.packing.signals import signals_held
-from shardload.packing.unit import Job, pack_unit
+from shardload.packing.unit import Job, OnError
 from shardload.quantities import parse_bytes
-from shardload.writer.target import Target
+from shardload.storage import OPERATIONS, Operations
+from shardload.writer.describe import Types, make_recipe, schema_for
+from shardload.writer.resume import ResumableTarget
+from shardload.writer.target import Mode, Target
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
 
 DEFAULT_COMPRESSION = "zstd:3"
@@ -36,17 +42,21 @@ class PackSummary:
     types: dict[str, str]
     """Field name -> type."""
     num_samples: int
+    """Samples packed; those that a dataset had before an append do not count."""
     num_shards: int
     num_units: int
     num_workers: int
+    """Processes that packed; 0 where all was packed before."""
     source_bytes: int
     """Bytes of the source, as stored there."""
     stored_bytes: int
-    """Bytes of all shards."""
+    """Bytes of the shards packed."""
     seconds: float
-    """Time from the first unit to the commit."""
+    """Time from the first unit to the commit; of a continued pack that of the last call."""
     skipped: dict[str, int]
     """What was left out of the source: reason -> number."""
+    num_rejects: int = 0
+    """What was no sample or did not fit the schema: the lines of `rejects.jsonl` for this pack."""
 
     @property
     def ratio(self) -> float:
@@ -58,8 +68,10 @@ class PackSummary:
 class _Settings:
     """How to pack, checked."""
 
-    types: dict[str, str] | None
+    types: Types | None
     compression: str
+    dictionary: DictionaryMode
+    key: str
     shard_size: int
     unit_size: int | None
     num_workers: int | None
@@ -69,26 +81,37 @@ def pack(
     source: Path | Sequence[Path],
     target: Path,
     *,
-    schema: Mapping[str, str] | None = None,
+    schema: Mapping[str, FieldType] | None = None,
     compression: str = DEFAULT_COMPRESSION,
+    dictionary: DictionaryMode = "auto",
+    key: str = "",
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     workers: int | None = None,
     include: Sequence[str] | str = (),
     exclude: Sequence[str] | str = (),
     unit_size: int | str | None = None,
     replace: bool = False,
+    append: bool = False,
+    resume: bool = False,
+    on_error: OnError = "raise",
+    max_rejects: int | None = None,
     progress: Report | None = None,
+    operations: Operations = OPERATIONS,
 ) -> PackSummary:
     """Packs a source into a dataset, which appears whole when all is on the device, or not at all.
 
-    The bytes of all files are the same for any number of workers.
+    The bytes of all files are the same for any number of workers. A pack that was cut off by whatever it was, once it has
+    finished a shard, is continued by the same call with `resume=True`, and ends with the same bytes as one that was not.
 
     Args:
-        source: a folder of images, texts or other files; or JSON Lines files, plain, `.gz` or `.zst`, one, several or
-            a folder of them. Links to files are followed, links to directories are not.
+        source: a folder of images, texts or other files; or JSON Lines files or WebDataset tars, plain, `.gz` or `.zst`,
+            one, several or a folder of them. Links to files are followed, links to directories are not.
         target: directory of the dataset; created if it is not there.
-        schema: field name -> type: for a folder in place of inferred ones, for JSON Lines the whole schema.
-        compression: `none` or `zstd:<level>`, for fields of bytes, str and json.
+        schema: field name -> type, or type and compression as for `ShardWriter`: for a folder in place of inferred ones,
+            for JSON Lines and tars the whole schema. An append may name new nullable fields.
+        compression: `none` or `zstd:<level>`, for fields of bytes, str, json and lists.
+        dictionary: whether a zstd dictionary is trained on the first samples: `auto` (if it pays), `on` or `off`.
+        key: name of the field by which samples are looked up; its values must differ.
         shard_size: most bytes of a shard file, as a number or text such as 256MiB.
         workers: processes; None for one a core, at most one a unit. With one, this process does the work; None is one in
             a daemonic process, which may start no others.
@@ -96,37 +119,79 @@ def pack(
         exclude: patterns of files and folders of a folder that are left out, such as `tests` or `*_old.py`.
         unit_size: bytes of the source in a unit; None for a 64th of it, between 16 MiB and 1 GiB.
         replace: write the next version of a dataset that is there.
+        append: add to the dataset that is there, with its schema unless another is given.
+        resume: go on with the pack that the same call began; begin it if there is none, and change nothing if it is
+            complete.
+        on_error: `raise` to end at the first thing that is no sample or does not fit the schema; `reject` to set such
+            aside in `rejects.jsonl` and go on. A pack that was ended by one may be continued with `reject`.
+        max_rejects: most that may be set aside; None for no limit.
         progress: called in this thread at the start, then about ten times a second, and at the end.
+        operations: the file operations at the target; tests replace them. They are pickled for the workers.
 
     Raises:
-        PackError: source or target are not as they must be, or something failed; nothing was published.
+        PackError: source or target are not as they must be, or something failed; nothing was published. The message says
+            whether what was packed stays for `resume`.
         FormatError: schema or compression are not of the format.
         ValueError: another argument cannot be.
     """
-    settings = _checked(None if schema is None else dict(schema), compression, shard_size, unit_size, workers)
-    patterns = _listed(include), _listed(exclude)
+    if replace and append:
+        raise ValueError("replace and append exclude each other")
+    if append and key:
+        raise ValueError("the key is that of the dataset; it cannot be given in an append")
+    _check_policy(on_error, max_rejects)
+    types = None if schema is None else dict(schema)
+    settings = _checked(types, compression, dictionary, key, shard_size, unit_size, workers)
     paths = [os.fspath(path) for path in ([source] if isinstance(source, str | os.PathLike) else source)]
+    call = _Call(paths, _listed(include), _listed(exclude), settings, resume, on_error, max_rejects, progress)
     root = os.fspath(target)
     _check_places(paths, root)
-    place: Target | None = None
+    session: Session | None = None
     try:
         with signals_held():
-            place = Target(root, replace)
-        return _pack_into(place, paths, patterns, settings, progress)
-    except BaseException:
+            mode: Mode = "append" if append else "replace" if replace else "create"
+            session = Session(ResumableTarget(root, mode, operations, resume), resume)
+        summary = _pack_into(session, call)
+    except BaseException as error:
         with signals_held():
-            if place is not None:
-                place.abandon()
+            if session is not None:
+                session.leave(error)
         raise
+    session.leave(None)
+    return summary
 
 
-def _listed(patterns: Sequence[str] | str) -> Sequence[str]:
-    return [patterns] if isinstance(patterns, str) else patterns
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What one call asks for."""
+
+    paths: list[str]
+    include: list[str]
+    exclude: list[str]
+    settings: _Settings
+    resume: bool
+    on_error: OnError
+    max_rejects: int | None
+    progress: Report | None
+
+
+def _listed(patterns: Sequence[str] | str) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _check_policy(on_error: str, max_rejects: int | None) -> None:
+    if on_error not in ("raise", "reject"):
+        raise ValueError(f"on_error must be 'raise' or 'reject', not {on_error!r}")
+    if max_rejects is not None and on_error != "reject":
+        raise ValueError("max_rejects goes with on_error='reject'")
+    if max_rejects is not None and max_rejects < 0:
+        raise ValueError(f"max_rejects must be at least 0, not {max_rejects}")
 
 
 def _checked(
-    types: dict[str, str] | None,
+    types: Types | None,
     compression: str,
+    dictionary: str,
+    key: str,
     shard_size: int | str,
     unit_size: int | str | None,
     workers: int | None,
@@ -135,10 +200,12 @@ def _checked(
         raise ValueError(f"workers must be at least 1, not {workers}")
     make_codec(compression)
     if types is not None:
-        parse_schema(types)
+        parse_schema(types, compression.partition(":")[0])
     return _Settings(
         types=types,
         compression=compression,
+        dictionary=check_dictionary(dictionary, compression),
+        key=key,
         shard_size=parse_bytes(shard_size, "shard_size"),
         unit_size=None if unit_size is None else parse_bytes(unit_size, "unit_size"),
         num_workers=workers,
@@ -159,32 +226,74 @@ def _check_places(paths: Sequence[str], target: str) -> None:
             raise PackError(f"the {inner} lies inside the {outer} ({path} and {target}): choose another target")
 
 
-def _pack_into(
-    place: Target,
-    paths: Sequence[str],
-    patterns: tuple[Sequence[str], Sequence[str]],
-    settings: _Settings,
-    progress: Report | None,
-) -> PackSummary:
-    source = open_source(paths, *patterns)
-    plan = source.plan(settings.types, settings.unit_size)
-    schema = parse_schema(plan.types, settings.compression.partition(":")[0])
+def _pack_into(session: Session, call: _Call) -> PackSummary:
+    settings, place = call.settings, session.place
+    source = open_source(call.paths, call.include, call.exclude)
+    plan = source.plan(_plain_types(settings.types, place), settings.unit_size)
+    if plan.reject is not None and call.on_error == "raise":
+        raise PackError(plan.reject.message)
+    types = {name: _with_codec(name, text, settings.types) for name, text in plan.types.items()}
+    schema = schema_for(place, types, settings.compression.partition(":")[0], settings.key)
+    options = _options(call, plan, place.mode == "append")
+    if call.resume and (complete := session.find_complete(options, plan.units)):
+        manifest, entries, num_rejects = complete
+        return _summary(place, manifest, entries, plan, Tally(_blank(plan, 0), None), num_rejects, source.skipped)
     num_workers = _num_workers(settings, plan)
-    job = Job(
-        plan.reader, place.storage, schema, place.generation, settings.shard_size, settings.compression, plan.hint
+    journal = session.begin(options, plan.units)
+    tally = Tally(_blank(plan, num_workers), call.progress, journal.counts)
+    if call.on_error == "raise" and tally.done.num_rejects:
+        raise PackError(
+            f"{place.root}: {tally.done.num_rejects:,} rejects were set aside before: continue with --on-error reject "
+            "(on_error='reject')"
+        )
+    dictionary = train_on_source(plan, schema, settings.compression, settings.dictionary, settings.shard_size)
+    facts = (dictionary, plan.metadata, settings.shard_size, len(plan.units))
+    recipe = make_recipe(place, schema, settings.compression, *facts)
+    session.run(
+        Job(plan.reader, place.storage, recipe, plan.hint, call.on_error),
+        plan.units,
+        num_workers,
+        tally,
+        call.max_rejects,
     )
-    blank = Progress(Count(), plan.num_bytes, 0.0, dict(plan.types), len(plan.units), num_workers)
-    tally = Tally(blank, progress)
-    if num_workers == 1:
-        entries = _pack_here(job, plan.units, tally)
-    else:
-        entries = pack_in_processes(job, plan.units, num_workers, tally)
-    if not entries:
-        raise PackError(f"{source.location} holds no sample to pack")
-    with signals_held():
-        manifest = place.commit(schema, entries, settings.shard_size, settings.compression, plan.metadata)
+    manifest, entries = session.commit(recipe.description, source.location)
     tally.tell(last=True)
-    return _summary(place.root, manifest, plan, tally, num_workers, source.skipped)
+    return _summary(place, manifest, entries, plan, tally, tally.done.num_rejects, source.skipped)
+
+
+def _plain_types(types: Types | None, place: Target) -> dict[str, str] | None:
+    """Returns the types given, without codecs; what is added to a dataset has its types unless others are given."""
+    if types is None:
+        return None if place.base is None else {field.name: field.type for field in place.base.parsed_schema.fields}
+    return {name: entry if isinstance(entry, str) else entry["type"] for name, entry in types.items()}
+
+
+def _with_codec(name: str, text: str, given: Types | None) -> FieldType:
+    """Returns a planned type with the codec that was given for its field."""
+    entry = (given or {}).get(name, text)
+    return text if isinstance(entry, str) else {**entry, "type": text}
+
+
+def _options(call: _Call, plan: SourcePlan, append: bool) -> dict[str, Any]:
+    """Returns what decides the bytes beside the source, by the names that the caller knows."""
+    # How errors are treated is not among them: what was packed without a reject is the same with either.
+    settings = call.settings
+    return {
+        "append": append,
+        "compression": settings.compression,
+        "dictionary": settings.dictionary,
+        "exclude": call.exclude,
+        "include": call.include,
+        "key": settings.key,
+        "schema": [[name, _with_codec(name, text, settings.types)] for name, text in plan.types.items()],
+        "shard_size": settings.shard_size,
+        "source": [os.path.normpath(path) for path in call.paths],
+        "unit_size": settings.unit_size,
+    }
+
+
+def _blank(plan: SourcePlan, num_workers: int) -> Progress:
+    return Progress(Count(), plan.num_bytes, 0.0, dict(plan.types), len(plan.units), num_workers)
 
 
 def _num_workers(settings: _Settings, plan: SourcePlan) -> int:
@@ -199,30 +308,27 @@ def _num_workers(settings: _Settings, plan: SourcePlan) -> int:
     return num_workers
 
 
-def _pack_here(job: Job, units: Sequence[Unit], tally: Tally) -> list[ShardEntry]:
-    entries: list[ShardEntry] = []
-    for unit in units:
-        number = unit.number
-        shards, count = pack_unit(job, unit, lambda count, number=number: tally.update(number, count))  # type: ignore[misc]
-        tally.update(number, count, finished=True)
-        entries += shards
-    return entries
-
-
 def _summary(
-    root: str, manifest: Manifest, plan: SourcePlan, tally: Tally, num_workers: int, skipped: dict[str, int]
+    place: Target,
+    manifest: Manifest,
+    entries: Sequence[ShardEntry],
+    plan: SourcePlan,
+    tally: Tally,
+    num_rejects: int,
+    skipped: dict[str, int],
 ) -> PackSummary:
     return PackSummary(
-        target=root,
+        target=place.root,
         version=manifest.version,
         fingerprint=manifest.fingerprint,
         types={field.name: field.type for field in manifest.parsed_schema.fields},
-        num_samples=manifest.num_samples,
-        num_shards=manifest.num_shards,
+        num_samples=sum(entry.num_samples for entry in entries),
+        num_shards=len(entries),
         num_units=len(plan.units),
-        num_workers=num_workers,
+        num_workers=tally.num_workers,
         source_bytes=plan.num_bytes,
-        stored_bytes=manifest.num_bytes,
+        stored_bytes=sum(entry.num_bytes for entry in entries),
         seconds=tally.seconds,
         skipped=dict(skipped),
+        num_rejects=num_rejects,
     )

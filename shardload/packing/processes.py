@@ -14,17 +14,18 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from shardload.errors import PackError, ShardloadError
-from shardload.format.table import ShardEntry
-from shardload.importers import Unit
-from shardload.packing.progress import REPORT_SECONDS, Count, Tally
+from shardload.packing.progress import REPORT_SECONDS, Count
 from shardload.packing.signals import signals_held
-from shardload.packing.unit import Job, pack_unit
+from shardload.packing.unit import Job, Step, Task, pack_unit
+
+Take = Callable[[int, Step | Count], None]
+"""Called with the number of a unit and what its worker tells of it."""
 
 # A worker that was killed has nothing to wait for but the end of its current system call.
 _END_SECONDS = 1.0
@@ -34,30 +35,35 @@ _END_SECONDS = 1.0
 class _Worker:
     process: SpawnProcess
     pipe: Connection
-    unit: Unit | None = None
+    task: Task | None = None
     """What it is packing."""
 
 
-def pack_in_processes(job: Job, units: Sequence[Unit], num_workers: int, tally: Tally) -> list[ShardEntry]:
-    """Packs units with several processes and returns their shards, in no order.
+def pack_in_processes(job: Job, tasks: Sequence[Task], num_workers: int, take: Take, tick: Callable[[], None]) -> None:
+    """Packs units with several processes.
+
+    Args:
+        job: what the units are a part of.
+        tasks: the units.
+        num_workers: number of processes.
+        take: called in this process with each step of a unit, in order, and now and then with its count.
+        tick: called in this process about ten times a second.
 
     Raises:
         PackError: that of the first unit that failed, or a worker died; all workers have ended then.
     """
-    waiting = list(reversed(units))
-    entries: list[ShardEntry] = []
+    waiting = list(reversed(tasks))
     with contextlib.ExitStack() as stack:
         workers = {worker.pipe: worker for worker in _start(job, num_workers, stack)}
         for worker in workers.values():
             _hand_out(worker, waiting)
-        while busy := [pipe for pipe, worker in workers.items() if worker.unit is not None]:
+        while busy := [pipe for pipe, worker in workers.items() if worker.task is not None]:
             for pipe in wait(busy, timeout=REPORT_SECONDS):
                 worker = workers[pipe]  # type: ignore[index]
-                entries += _receive(worker, tally)
-                if worker.unit is None and waiting:
+                _receive(worker, take)
+                if worker.task is None and waiting:
                     _hand_out(worker, waiting)
-            tally.tell()
-    return entries
+            tick()
 
 
 def _start(job: Job, num_workers: int, stack: contextlib.ExitStack) -> list[_Worker]:
@@ -82,7 +88,7 @@ def _start(job: Job, num_workers: int, stack: contextlib.ExitStack) -> list[_Wor
 
 
 def _stop(workers: list[_Worker], parent: int) -> None:
-    """Kills all workers. Idle ones hold nothing; what the others wrote is removed by whoever claimed the target."""
+    """Kills all workers. Idle ones hold nothing; what the others left unfinished is removed by whoever claimed the target."""
     if os.getpid() != parent:
         # A child that a callback forked unwinds through here too: the workers are its parent's.
         return
@@ -94,31 +100,27 @@ def _stop(workers: list[_Worker], parent: int) -> None:
             worker.process.join(_END_SECONDS)
 
 
-def _hand_out(worker: _Worker, waiting: list[Unit]) -> None:
+def _hand_out(worker: _Worker, waiting: list[Task]) -> None:
     if waiting:
-        worker.unit = waiting.pop()
+        worker.task = waiting.pop()
         try:
-            worker.pipe.send(worker.unit)
+            worker.pipe.send(worker.task)
         except OSError:
             raise _death(worker) from None
 
 
-def _receive(worker: _Worker, tally: Tally) -> list[ShardEntry]:
-    """Takes one message of a worker; returns the shards of its unit if that is finished."""
+def _receive(worker: _Worker, take: Take) -> None:
+    """Takes one message of a worker."""
     try:
         message = worker.pipe.recv()
     except (EOFError, OSError):
         raise _death(worker) from None
-    assert worker.unit is not None
-    if isinstance(message, Count):
-        tally.update(worker.unit.number, message)
-        return []
+    assert worker.task is not None
     if isinstance(message, BaseException):
         raise message
-    entries, count = message
-    tally.update(worker.unit.number, count, finished=True)
-    worker.unit = None
-    return list(entries)
+    take(worker.task.unit.number, message)
+    if isinstance(message, Step) and message.finished:
+        worker.task = None
 
 
 def _death(worker: _Worker) -> PackError:
@@ -129,7 +131,8 @@ def _death(worker: _Worker) -> PackError:
         cause = f"was killed by {name}" + (" (perhaps for want of memory)" if name == "SIGKILL" else "")
     else:
         cause = f"ended with status {code}"
-    return PackError(f"{worker.unit}: the worker process {cause}; nothing was published")
+    unit = worker.task.unit if worker.task is not None else "no unit"
+    return PackError(f"{unit}: the worker process {cause}; nothing was published")
 
 
 @contextlib.contextmanager
@@ -165,12 +168,11 @@ def _work(pipe: Connection, job: Job) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            unit: Unit = pipe.recv()
+            task: Task = pipe.recv()
             try:
-                result: object = pack_unit(job, unit, pipe.send)
+                pack_unit(job, task, pipe.send)
             except (ShardloadError, OSError, ValueError) as error:
-                result = error
-            pipe.send(result)
+                pipe.send(error)
 
 
 def _end_with_parent() -> None:

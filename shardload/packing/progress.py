@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 REPORT_SECONDS = 0.1
 """How often progress is told."""
@@ -19,13 +19,27 @@ class Count:
     """Bytes of the source, as stored there."""
     stored_bytes: int = 0
     """Bytes of shards; those of wide values and rows come when their shard is finished."""
+    num_rejects: int = 0
+    """What was no sample or did not fit the schema, and was set aside."""
 
     def __add__(self, other: Count) -> Count:
         return Count(
             self.num_samples + other.num_samples,
             self.source_bytes + other.source_bytes,
             self.stored_bytes + other.stored_bytes,
+            self.num_rejects + other.num_rejects,
         )
+
+    def __sub__(self, other: Count) -> Count:
+        return Count(
+            self.num_samples - other.num_samples,
+            self.source_bytes - other.source_bytes,
+            self.stored_bytes - other.stored_bytes,
+            self.num_rejects - other.num_rejects,
+        )
+
+
+NO_COUNT = Count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,8 @@ class Progress:
     """Field name -> type of the samples."""
     num_units: int
     num_workers: int
+    before: Count = NO_COUNT
+    """What of it an earlier pack did that this one continues."""
 
     @property
     def fraction(self) -> float:
@@ -50,12 +66,12 @@ class Progress:
     @property
     def samples_per_second(self) -> float:
         """Samples a second since the start."""
-        return self.done.num_samples / self.seconds if self.seconds else 0.0
+        return (self.done - self.before).num_samples / self.seconds if self.seconds else 0.0
 
     @property
     def bytes_per_second(self) -> float:
         """Bytes of the source a second since the start."""
-        return self.done.source_bytes / self.seconds if self.seconds else 0.0
+        return (self.done - self.before).source_bytes / self.seconds if self.seconds else 0.0
 
     @property
     def ratio(self) -> float:
@@ -75,18 +91,22 @@ Report = Callable[[Progress], None]
 class Tally:
     """Adds up what the units tell, and reports the sum every so often. Used by one thread."""
 
-    def __init__(self, blank: Progress, report: Report | None) -> None:
+    def __init__(self, blank: Progress, report: Report | None, counts: Mapping[int, Count] | None = None) -> None:
         """Starts the clock.
 
         Args:
             blank: the progress before the first sample.
             report: called with each progress, or None.
+            counts: what an earlier pack did, by unit.
         """
+        self._counts = dict(counts or {})
+        self.done = sum(self._counts.values(), Count())
+        """What has been packed so far."""
+        blank = replace(blank, done=self.done, before=self.done)
         self._blank = blank
         self._report = report
         self._started = self._reported = time.monotonic()
-        self._finished = Count()
-        self._running: dict[int, Count] = {}
+        self.num_workers = blank.num_workers
         if report is not None:
             report(blank)
 
@@ -95,18 +115,10 @@ class Tally:
         """Time since the start."""
         return time.monotonic() - self._started
 
-    @property
-    def done(self) -> Count:
-        """What has been packed so far."""
-        return sum(self._running.values(), self._finished)
-
-    def update(self, unit: int, count: Count, finished: bool = False) -> None:
+    def update(self, unit: int, count: Count) -> None:
         """Takes what a unit has come to."""
-        if finished:
-            self._running.pop(unit, None)
-            self._finished += count
-        else:
-            self._running[unit] = count
+        self.done += count - self._counts.get(unit, Count())
+        self._counts[unit] = count
         self.tell()
 
     def tell(self, last: bool = False) -> None:
@@ -114,7 +126,4 @@ class Tally:
         now = time.monotonic()
         if self._report is not None and (last or now - self._reported >= REPORT_SECONDS):
             self._reported = now
-            blank = self._blank
-            self._report(
-                Progress(self.done, blank.total_bytes, self.seconds, blank.types, blank.num_units, blank.num_workers)
-            )
+            self._report(replace(self._blank, done=self.done, seconds=self.seconds))

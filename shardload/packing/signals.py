@@ -27,8 +27,10 @@ def signals_held() -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
 
-    # A handler that was not set by Python (None) could not be put back.
-    before = {number: handler for number in _HELD if (handler := signal.getsignal(number)) is not None}
+    # A handler that was not set by Python (None) could not be put back. What is ignored, as under nohup, stays so: processes
+    # started meanwhile inherit that, but not a handler.
+    kept = (None, signal.SIG_IGN)
+    before = {number: handler for number in _HELD if (handler := signal.getsignal(number)) not in kept}
     for number in before:
         signal.signal(number, note)
     try:

@@ -6,17 +6,26 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from shardload.codecs import make_codec
 from shardload.errors import PackError
-from shardload.format.schema import Schema
 from shardload.format.table import ShardEntry
-from shardload.importers import Unit, UnitReader
-from shardload.packing.progress import REPORT_SECONDS, Count
+from shardload.importers import Reject, Sample, Unit, UnitReader
+from shardload.packing.progress import NO_COUNT, REPORT_SECONDS, Count
 from shardload.storage import LocalStorage
 from shardload.writer.encode import SampleEncoder
-from shardload.writer.shard import UnitWriter, write_unit
-from shardload.writer.target import write_error
+from shardload.writer.failures import write_error
+from shardload.writer.keys import DuplicateKeyError
+from shardload.writer.recipe import Recipe
+from shardload.writer.shard import UnitWriter
+
+OnError = Literal["raise", "reject"]
+"""What to do about what is no sample or does not fit the schema: end the pack, or set it aside and go on."""
+
+_MAX_REASON_CHARACTERS = 1000
+# Rejects are told in bundles, so that a source without a good sample neither fills the memory nor waits for the device at
+# each of them.
+_TOLD_REJECTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,56 +34,154 @@ class Job:
 
     reader: UnitReader
     storage: LocalStorage
-    schema: Schema
-    generation: int
-    shard_size: int
-    compression: str
-    hint: str
+    recipe: Recipe
+    hint: str = ""
     """Added to the error of a sample that does not fit the schema."""
+    on_error: OnError = "raise"
 
 
-def pack_unit(job: Job, unit: Unit, tell: Callable[[Count], None]) -> tuple[list[ShardEntry], Count]:
-    """Packs a unit.
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A unit to be packed, or what is left of it."""
+
+    unit: Unit
+    first_part: int = 0
+    num_items: int = 0
+    """Items at the start of what its reader yields that are in earlier parts, or were rejected."""
+    count: Count = NO_COUNT
+    """What was packed of it before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a unit has come to: all up to here is on the device, or set aside."""
+
+    unit: int
+    num_items: int
+    """Items of what its reader yields, from the first one on."""
+    count: Count
+    """What was packed, from the first part on."""
+    rejects: tuple[tuple[str, str], ...] = ()
+    """Place and reason of what was set aside since the step before."""
+    entry: ShardEntry | None = None
+    """The shard that was finished with this step, if one was."""
+    finished: bool = False
+    """Whether this is the last step of the unit."""
+
+
+def pack_unit(job: Job, task: Task, tell: Callable[[Step | Count], None]) -> None:
+    """Packs a unit, or what is left of one.
 
     Args:
         job: what it is a part of.
-        unit: the unit.
-        tell: called now and then with what has been packed of this unit.
-
-    Returns:
-        The unit's shards and the final count.
+        task: the unit.
+        tell: called with each step, the last of which is `finished`, and now and then with the count.
 
     Raises:
         PackError: the source or a sample is not as it should be, or the storage failed. Shards of this unit that were
-            finished stay; who claimed the target removes them.
+            finished stay.
     """
-    encoder = SampleEncoder(job.schema, make_codec(job.compression))
-    num_samples = source_bytes = 0
-
-    def fill(writer: UnitWriter) -> None:
-        nonlocal num_samples, source_bytes
-        due = time.monotonic() + REPORT_SECONDS
-        with contextlib.closing(job.reader.read(unit)) as samples:
-            for sample in samples:
-                try:
-                    encoded = encoder.encode(sample.values, sample.place)
-                except PackError as error:
-                    if not job.hint:
-                        raise
-                    raise PackError(f"{error}; {job.hint}") from None
-                writer.add(encoded)
-                num_samples += 1
-                source_bytes += sample.num_bytes
-                if time.monotonic() >= due:
-                    tell(Count(num_samples, source_bytes, writer.num_bytes))
-                    due = time.monotonic() + REPORT_SECONDS
-
     try:
-        entries = write_unit(job.storage, job.schema, job.generation, unit.number, job.shard_size, fill)
+        _UnitPack(job, task, tell).run()
     except PackError:
         raise
     except OSError as error:
         raise write_error(job.storage.root, error) from error
     except MemoryError:
-        raise PackError(f"{unit}: there is not enough memory for its samples") from None
-    return entries, Count(num_samples, source_bytes, sum(entry.num_bytes for entry in entries))
+        raise PackError(f"{task.unit}: there is not enough memory for its samples") from None
+
+
+class _UnitPack:
+    """The packing of one unit."""
+
+    def __init__(self, job: Job, task: Task, tell: Callable[[Step | Count], None]) -> None:
+        self._job = job
+        self._task = task
+        self._tell = tell
+        self._encoder = SampleEncoder(job.recipe.schema)
+        self._writer = UnitWriter(
+            *(job.storage, job.recipe, task.unit.number),
+            first_part=task.first_part,
+            on_part=lambda entry: self._step(entry=entry),
+        )
+        self._num_items = 0
+        self._num_samples = task.count.num_samples
+        self._source_bytes = task.count.source_bytes
+        self._num_rejects = task.count.num_rejects
+        self._rejects: list[tuple[str, str]] = []
+
+    def run(self) -> None:
+        """Reads all items, passes over those of earlier parts and packs the others."""
+        try:
+            self._take_all()
+            self._writer.finish()
+        except BaseException:
+            self._writer.abandon()
+            raise
+        self._step(finished=True)
+
+    def _take_all(self) -> None:
+        due = time.monotonic() + REPORT_SECONDS
+        with contextlib.closing(self._job.reader.read(self._task.unit)) as items:
+            for item in items:
+                if self._num_items >= self._task.num_items:
+                    self._take(item)
+                # Only now: a part that was finished on the way does not hold this item.
+                self._num_items += 1
+                if time.monotonic() >= due:
+                    self._report()
+                    due = time.monotonic() + REPORT_SECONDS
+        if self._num_items < self._task.num_items:
+            raise PackError(
+                f"{self._task.unit} had at least {self._task.num_items} samples before and has {self._num_items} now: "
+                "the source has changed; pack it again from the start"
+            )
+
+    def _take(self, item: Sample | Reject) -> None:
+        if isinstance(item, Reject):
+            self._set_aside(str(item.place), item.reason, item.message, item.num_bytes)
+            return
+        try:
+            encoded = self._encoder.encode(item.values, item.place)
+        except PackError as error:
+            message = f"{error}; {self._job.hint}" if self._job.hint else str(error)
+            place = str(item.place)
+            self._set_aside(place, str(error).removeprefix(f"{place}: "), message, item.num_bytes)
+            return
+        try:
+            self._writer.add(encoded, item.place)
+        except DuplicateKeyError as error:
+            self._set_aside(str(item.place), str(error).removeprefix(f"{item.place}: "), str(error), item.num_bytes)
+            return
+        self._num_samples += 1
+        self._source_bytes += item.num_bytes
+
+    def _set_aside(self, place: str, reason: str, message: str, num_bytes: int) -> None:
+        if self._job.on_error == "raise":
+            raise PackError(message) from None
+        if len(reason) > _MAX_REASON_CHARACTERS:
+            reason = reason[:_MAX_REASON_CHARACTERS] + "..."
+        self._rejects.append((_storable(place), _storable(reason)))
+        self._num_rejects += 1
+        self._source_bytes += num_bytes
+        if len(self._rejects) >= _TOLD_REJECTS:
+            self._step()
+
+    def _report(self) -> None:
+        if self._rejects:
+            self._step()
+        else:
+            self._tell(self._count())
+
+    def _step(self, entry: ShardEntry | None = None, finished: bool = False) -> None:
+        rejects, self._rejects = tuple(self._rejects), []
+        self._tell(Step(self._task.unit.number, self._num_items, self._count(), rejects, entry, finished))
+
+    def _count(self) -> Count:
+        stored_bytes = self._task.count.stored_bytes + self._writer.num_bytes
+        return Count(self._num_samples, self._source_bytes, stored_bytes, self._num_rejects)
+
+
+def _storable(text: str) -> str:
+    """Returns text that JSON can hold: names of files need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.errors import FormatError
+from shardload.format.ragged import Ragged, decode_list
 from shardload.format.schema import Field
 
 
@@ -19,8 +20,9 @@ class Column:
     """The values of one field for a batch, as stored."""
 
     field: Field
-    values: NDArray[Any] | list[bytes]
-    """Fixed fields: array of shape (batch, *field_shape), bool as uint8 and bfloat16 as uint16; others: bytes a sample."""
+    values: NDArray[Any] | Ragged | list[bytes]
+    """Fixed fields: array of shape (batch, *field_shape), bool as uint8 and bfloat16 as uint16; ragged ones: all items in
+    one array of the same dtypes; others: bytes a sample."""
     valid: NDArray[np.bool_] | None = None
     """Which samples have a value, for nullable fields: bool of shape (batch,)."""
 
@@ -32,7 +34,7 @@ class Column:
         if isinstance(stored, bytes):
             return decode_value(self.field, stored)
         value = typed_values(self.field, np.asarray(stored))
-        return value.item() if not self.field.shape else value
+        return value.item() if not self.field.shape and not self.field.ragged else value
 
 
 def _refuse_constant(name: str) -> Any:
@@ -47,9 +49,12 @@ def decode_value(field: Field, data: bytes) -> Any:
     """Returns the value of a field in the record from its bytes.
 
     Raises:
-        ValueError: the bytes are no UTF-8 or no JSON.
+        ValueError: the bytes are no UTF-8, no JSON or no list.
         RecursionError: JSON is nested deeper than the interpreter's stack still has room.
     """
+    if field.listed:
+        items = decode_list(data)
+        return [item.decode() for item in items] if field.kind == "str" else items
     if field.kind == "str":
         return data.decode()
     if field.kind == "json":
@@ -58,7 +63,7 @@ def decode_value(field: Field, data: bytes) -> Any:
 
 
 def typed_values(field: Field, stored: NDArray[Any]) -> NDArray[Any]:
-    """Returns stored values of a fixed field as a new array: bool as bool, bfloat16 as float32, which holds it exactly."""
+    """Returns stored values of a numeric field as a new array: bool as bool, bfloat16 as float32, which holds it exactly."""
     if field.kind == "bool":
         return np.asarray(stored, dtype=np.bool_)
     if field.kind == "bfloat16":
@@ -101,7 +106,7 @@ class SampleBatch(Sequence[dict[str, Any]]):
         """
         column = self.columns[name]
         if not isinstance(column.values, list):
-            raise ValueError(f"{name!r} is not a field of bytes, str, json or media: its values are an array")
+            raise ValueError(f"{name!r} is not a field of bytes, str, json, lists or media: its values are an array")
         present = [True] * len(self) if column.valid is None else column.valid.tolist()
         values: list[Any] = []
         try:
@@ -123,6 +128,7 @@ class SampleBatch(Sequence[dict[str, Any]]):
         if isinstance(error, RecursionError):
             detail = "JSON nested too deeply to be read here"
         else:
-            detail = f"no {'UTF-8' if field.kind == 'str' else 'JSON'}: {error}"
+            listed = field.listed and not isinstance(error, UnicodeDecodeError)
+            detail = f"no {'list' if listed else 'JSON' if field.kind == 'json' else 'UTF-8'}: {error}"
         message = f"{self.location}: field {field.name!r} of sample {sample_id} is {detail}"
         return FormatError(message, dataset=self.location, sample_id=sample_id)

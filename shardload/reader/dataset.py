@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.errors import ShardloadError
+from shardload.format.keys import key_bytes, key_digest
 from shardload.format.manifest import Manifest, Metadata
 from shardload.format.schema import Field, Schema
+from shardload.format.statistics import FieldStatistics
 from shardload.format.table import ShardTable
 from shardload.order.rng import SampleIds, sample_rng
 from shardload.reader.access import Access, Buffers
@@ -205,11 +207,40 @@ class ShardDataset:
         return self._process_access().column(self._fixed(name))
 
     def lengths(self, name: str) -> Int64:
-        """Returns the length in bytes of a bytes, str, json or media field of all samples, without reading samples."""
+        """Returns the length of a field's value in all samples, without reading samples: int64 of shape (samples,).
+
+        That is bytes of a bytes, str, json or media field, and items of a ragged one; 0 where a value is missing.
+        """
         field = self.schema.get(name)
-        if field is None or not field.in_record:
-            raise ValueError(f"{self.location}: {name!r} is not a field of bytes, str, json or media")
+        if field is None or field.fixed or field.listed:
+            raise ValueError(f"{self.location}: {name!r} is not a field of bytes, str, json or media, and not ragged")
         return self._process_access().lengths(field)
+
+    def find(self, key: Any) -> int:
+        """Returns the id of the sample with a key.
+
+        The first call reads the keys of all shards up to the one that has it: 20 bytes a sample, kept while they fit
+        the index budget.
+
+        Raises:
+            KeyError: there is none.
+            ValueError: the dataset was written without a key.
+        """
+        sample_id = int(self.find_many([key])[0])
+        if sample_id < 0:
+            raise KeyError(key)
+        return sample_id
+
+    def find_many(self, keys: Sequence[Any]) -> Int64:
+        """Returns the id of the sample of each key, -1 where there is none: int64 of shape (keys,)."""
+        if not self.schema.key:
+            raise ValueError(f"{self.location}: was written without a key: name one when writing it (key=, --key)")
+        field = self.schema[self.schema.key]
+        return self._process_access().find([key_digest(key_bytes(field, key)) for key in keys])
+
+    def statistics(self) -> dict[str, FieldStatistics]:
+        """Returns what each field holds: missing values, lengths, least and greatest number. Reads a little of each shard."""
+        return dict(zip(self.schema, self._process_access().statistics(), strict=True))
 
     def record_sizes(self) -> tuple[Int64, Int64]:
         """Returns the bytes of each sample as stored and decompressed, all its fields together: int64 of shape (samples,)."""
@@ -217,8 +248,8 @@ class ShardDataset:
 
     def _fixed(self, name: str) -> Field:
         field = self.schema.get(name)
-        if field is None or field.in_record:
-            fixed = ", ".join(field.name for field in self.schema.fields if not field.in_record)
+        if field is None or not field.fixed:
+            fixed = ", ".join(field.name for field in self.schema.fields if field.fixed)
             raise ValueError(f"{self.location}: {name!r} is not a fixed field; those are {fixed or 'none'}")
         return field
 

@@ -18,15 +18,15 @@ from shardload.storage import FileReader
 
 
 class RowCache:
-    """Checked pieces of row tables, the least recently used dropped past a number of bytes. Safe for several threads."""
+    """Pieces of row tables, sums and keys, the least recently used dropped past some bytes. Safe for several threads."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._pieces: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
+        self._pieces: OrderedDict[tuple[int, ...], NDArray[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: tuple[int, int]) -> NDArray[Any] | None:
+    def get(self, key: tuple[int, ...]) -> NDArray[Any] | None:
         """Returns a piece, or None."""
         with self._lock:
             piece = self._pieces.get(key)
@@ -34,7 +34,7 @@ class RowCache:
                 self._pieces.move_to_end(key)
             return piece
 
-    def put(self, key: tuple[int, int], piece: NDArray[Any]) -> None:
+    def put(self, key: tuple[int, ...], piece: NDArray[Any]) -> None:
         """Keeps a piece."""
         with self._lock:
             if key in self._pieces:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardload.errors import ShardloadError, StateMismatchError, StorageError, UnsupportedVersionError
+from shardload.errors import FormatError, ShardloadError, StateMismatchError, StorageError, UnsupportedVersionError
 from shardload.format import layout
 from shardload.format.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from shardload.format.table import ShardTable, decode_table, table_bytes, table_name
@@ -35,7 +35,7 @@ def read_snapshot(storage: LocalStorage, version: int | None, fingerprint: str |
             dataset=storage.root,
         )
     name = table_name(manifest.table)
-    data = storage.read_small(name, table_bytes(manifest.num_shards))
+    data = storage.read_small(name, table_bytes(manifest))
     try:
         return Snapshot(manifest, decode_table(data, manifest, f"{storage.root}/{name}"))
     except ShardloadError as error:
@@ -53,7 +53,10 @@ def read_manifest(storage: LocalStorage, version: int | None) -> Manifest:
         name = f"manifests/{max(versions)}"
     data = storage.read_small(name, layout.MAX_MANIFEST_BYTES)
     try:
-        return decode_manifest(data, f"{storage.root}/{name}")
+        manifest = decode_manifest(data, f"{storage.root}/{name}")
+        if name not in (MANIFEST_NAME, f"manifests/{manifest.version}"):
+            raise FormatError(f"{storage.root}/{name}: holds version {manifest.version}, not the one it is named for")
+        return manifest
     except UnsupportedVersionError as error:
         raise _placed(error, storage.root, name)  # noqa: B904 - the same error, with its place
     except ShardloadError as error:

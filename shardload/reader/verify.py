@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from shardload.errors import FormatError, ShardloadError
 from shardload.format import layout
-from shardload.format.manifest import MANIFEST_NAME, Manifest
+from shardload.format.manifest import MANIFEST_NAME, Description, Manifest
+from shardload.format.schema import Field
+from shardload.format.shard import ShardHead
 from shardload.format.table import ShardEntry
 from shardload.reader.access import Access
 from shardload.reader.snapshot import Snapshot, read_manifest, read_snapshot
 from shardload.storage import FileReader, LocalStorage
 
 _READ_BYTES = 4 << 20
+_ROWS = 1 << 14
+_DECODED = 256
 
 
 @dataclass(frozen=True)
@@ -31,17 +36,23 @@ class Damage:
     """One sentence."""
     section: str | None = None
     """Where in the file, as far as known: header, rows, heap, a wide field, ..."""
-    sample_ids: list[int] = field(default_factory=list)
+    sample_ids: Sequence[int] = ()
     """Samples that cannot be read as they were written."""
 
 
 def verify_dataset(
-    path: str | os.PathLike[str], *, workers: int | None = None, on_shard: Callable[[ShardEntry], None] | None = None
+    path: str | os.PathLike[str],
+    *,
+    samples: bool = False,
+    workers: int | None = None,
+    on_shard: Callable[[ShardEntry], None] | None = None,
 ) -> list[Damage]:
-    """Compares all files of a dataset's current version with their digests.
+    """Compares all files of a dataset's current version with their digests, and what shards say with itself.
 
     Args:
         path: directory of the dataset.
+        samples: also read and decode every sample. What passes its digest and still cannot be decoded was not written by
+            a sound writer.
         workers: threads; None for one a core. Hashing does not hold the interpreter lock.
         on_shard: called after each shard, from any thread.
 
@@ -63,9 +74,10 @@ def verify_dataset(
         return [Damage(error.shard or "tables", error.message)]
 
     newer = list(_check_newer(storage, snapshot.manifest))
+    access = Access(storage.root, snapshot, "off")
 
     def check(shard_id: int) -> list[Damage]:
-        found = list(_check_shard(storage, snapshot, shard_id))
+        found = list(_check_shard(storage, snapshot, access, shard_id, samples))
         if on_shard is not None:
             on_shard(snapshot.table[shard_id])
         return found
@@ -114,16 +126,22 @@ def _check_newer(storage: LocalStorage, manifest: Manifest) -> Iterator[Damage]:
         )
 
 
-def _check_shard(storage: LocalStorage, snapshot: Snapshot, shard_id: int) -> Iterator[Damage]:
+def _check_shard(
+    storage: LocalStorage, snapshot: Snapshot, access: Access, shard_id: int, samples: bool
+) -> Iterator[Damage]:
     entry = snapshot.table[shard_id]
     try:
         file = storage.open(entry.name, entry.num_bytes)
         intact = _digest(file) == entry.file_digest
     except ShardloadError as error:
         first = int(snapshot.table.first_sample_ids[shard_id])
-        yield Damage(entry.name, error.message, None, list(range(first, first + entry.num_samples)))
+        yield Damage(entry.name, error.message, None, range(first, first + entry.num_samples))
         return
     if intact:
+        unsound = list(_check_structure(snapshot, access, shard_id))
+        yield from unsound
+        if samples and not unsound:
+            yield from _check_samples(snapshot, access, shard_id)
         return
     found = list(_locate(storage, snapshot, shard_id))
     yield from found or [
@@ -131,6 +149,67 @@ def _check_shard(storage: LocalStorage, snapshot: Snapshot, shard_id: int) -> It
             entry.name, f"{storage.root}: {entry.name} is damaged, but outside of all samples: in padding", "padding"
         )
     ]
+
+
+def _check_structure(snapshot: Snapshot, access: Access, shard_id: int) -> Iterator[Damage]:
+    """Yields what a shard says that cannot be, though it has its digest: the work of no writer of ours."""
+    entry, manifest = snapshot.table[shard_id], snapshot.manifest
+    try:
+        shard = access.shard(shard_id)
+        for start in range(0, entry.num_samples, _ROWS):
+            shard.check_rows(start, min(start + _ROWS, entry.num_samples))
+        _check_padding(shard.file(), shard.head)
+        shard.sections.statistics()
+        shard.sections.dictionary()
+        if manifest.key:
+            shard.sections.keys()
+        if not _describes(shard.sections.description(), manifest, entry):
+            raise FormatError(f"{access.location}: {entry.name} describes another dataset than the manifest does")
+    except ShardloadError as error:
+        ids = [] if error.sample_id is None else [error.sample_id]
+        yield Damage(entry.name, error.message, "structure", ids)
+
+
+def _check_samples(snapshot: Snapshot, access: Access, shard_id: int) -> Iterator[Damage]:
+    """Yields the samples of a shard that cannot be decoded."""
+    first, last = (int(n) for n in snapshot.table.first_sample_ids[shard_id : shard_id + 2])
+    fields = snapshot.manifest.parsed_schema.fields
+    bad: list[int] = []
+    message = ""
+    for start in range(first, last, _DECODED):
+        ids = np.arange(start, min(start + _DECODED, last))
+        try:
+            list(access.read_batch(ids, {}, fields))
+        except ShardloadError:
+            for sample_id in ids.tolist():
+                try:
+                    list(access.read_batch(np.array([sample_id]), {}, fields))
+                except ShardloadError as error:
+                    bad.append(sample_id)
+                    message = message or error.message
+    if bad:
+        yield Damage(snapshot.table[shard_id].name, message, "samples", bad)
+
+
+def _describes(description: Description, manifest: Manifest, entry: ShardEntry) -> bool:
+    """Tells whether a shard's description fits the manifest, which may be of a later version."""
+    *_, own = description.generations
+    expected = msgspec.structs.replace(manifest.generation(entry.generation), num_samples=0)
+    earlier = [g for g in manifest.generations if g.generation < entry.generation]
+    same = own == expected and description.generations[:-1] == earlier and description.key == manifest.key
+    newest = entry.generation == manifest.generations[-1].generation
+    if newest and (description.metadata, description.version) != (manifest.metadata, manifest.version):
+        return False
+    return same and description.schema == manifest.schema[: own.num_fields]
+
+
+def _check_padding(file: FileReader, head: ShardHead) -> None:
+    """Checks that what lies between sections is zero; between records only the file's digest tells."""
+    stop = layout.HEADER_BYTES
+    for section in head.sections:
+        if any(file.read(stop, section.start)):
+            raise FormatError(f"{file.dataset}: {file.name} has padding that is not zero before byte {section.start}")
+        stop = section.stop
 
 
 def _digest(file: FileReader) -> bytes:
@@ -150,14 +229,16 @@ def _locate(storage: LocalStorage, snapshot: Snapshot, shard_id: int) -> Iterato
     """
     entry, schema = snapshot.table[shard_id], snapshot.manifest.parsed_schema
     first = int(snapshot.table.first_sample_ids[shard_id])
-    all_ids = list(range(first, first + entry.num_samples))
+    all_ids = range(first, first + entry.num_samples)
     access = Access(storage.root, snapshot, "always")
     try:
         access.shard(shard_id)
     except ShardloadError as error:
         yield Damage(entry.name, error.message, "head", all_ids)
         return
-    for schema_field in [None, *(f for f in schema.fields if f.wide), *schema.record_fields[:1]]:
+    yield from _locate_digested(access, shard_id, all_ids)
+    columns = [f for f in schema.fields if f.wide or f.streamed]
+    for schema_field in [None, *columns, *schema.record_fields[:1]]:
         bad: list[int] = []
         message = ""
         wanted = [] if schema_field is None else [schema_field]
@@ -175,9 +256,32 @@ def _locate(storage: LocalStorage, snapshot: Snapshot, shard_id: int) -> Iterato
                         bad.append(int(sample_id))
                         message = message or error.message
         if bad:
-            section = (
-                "rows" if schema_field is None else "heap" if schema_field.in_record else f"wide {schema_field.name}"
-            )
-            yield Damage(entry.name, message, section, bad)
+            yield Damage(entry.name, message, _section_name(schema_field), bad)
         if bad and schema_field is None:
             return
+
+
+def _section_name(field: Field | None) -> str:
+    if field is None:
+        return "rows"
+    return "heap" if field.in_record else f"{'stream' if field.streamed else 'wide'} {field.name}"
+
+
+_NAMES = {
+    layout.SECTION_DICTIONARY: "dictionary",
+    layout.SECTION_KEYS: "keys",
+    layout.SECTION_STATISTICS: "statistics",
+    layout.SECTION_DESCRIPTION: "description",
+}
+
+
+def _locate_digested(access: Access, shard_id: int, all_ids: Sequence[int]) -> Iterator[Damage]:
+    """Yields which of the small sections do not have their SHA-256; no sample is lost with them but for the dictionary."""
+    shard = access.shard(shard_id)
+    for section in shard.head.sections:
+        if section.kind in _NAMES:
+            try:
+                shard.sections.read(section.kind, section.field)
+            except ShardloadError as error:
+                lost = all_ids if section.kind == layout.SECTION_DICTIONARY else ()
+                yield Damage(shard.entry.name, error.message, _NAMES[section.kind], lost)

@@ -16,6 +16,8 @@ from shardload.errors import FormatError, StorageError
 from shardload.storage.operations import OPERATIONS, Operations
 
 _WRITE_BYTES = 1 << 20
+_DIRECT_BYTES = 1 << 17
+"""What is longer is written without a copy."""
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -116,6 +118,10 @@ class FileWriter:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Appends bytes; they are kept until there is about a megabyte."""
         self.num_bytes += len(data)
+        if len(data) >= _DIRECT_BYTES:
+            self._flush()
+            self._write(data)
+            return
         self._pending += data
         if len(self._pending) >= _WRITE_BYTES:
             self._flush()
@@ -153,8 +159,11 @@ class FileWriter:
 
     def _flush(self) -> None:
         pending, self._pending = self._pending, bytearray()
-        self._digest.update(pending)
-        view, done = memoryview(pending), 0
+        self._write(pending)
+
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
+        self._digest.update(data)
+        view, done = memoryview(data), 0
         # os.write may write less than asked for without an error: on a full disk the next write tells.
         while done < len(view):
             done += self._operations.write(self._descriptor, view[done:])
@@ -196,6 +205,9 @@ class LocalStorage:
             return sorted(self.operations.listdir(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            message = f"{self.root}: {name} cannot be listed: {error.strerror or error}"
+            raise StorageError(message, dataset=self.root, shard=name) from error
 
     def make_directory(self, name: str) -> None:
         """Creates a directory unless it is there, and brings its name to the device."""

@@ -1,53 +1,67 @@
-"""One sample to its packed row, record and wide values."""
+"""One sample to its packed row, record, wide values and stream items."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shardload.codecs import Codec
 from shardload.errors import PackError
 from shardload.format import layout
+from shardload.format.keys import key_digest
 from shardload.format.record import record_layout
-from shardload.format.rows import PLACE, RAW, STORED, VALIDITY, row_layout, sum_column
+from shardload.format.rows import VALIDITY, row_layout
 from shardload.format.schema import Field, Schema
 from shardload.writer.values import ValueMismatch, describe, encoder, scalar_code
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EncodedSample:
     """A sample ready to be placed in a shard; identity and place are not in it yet."""
 
-    fixed: dict[str, Any]
-    """What goes into the packed row by column: numbers, or bytes of arrays."""
-    wide: list[bytes]
-    """Values of the wide fields, in order."""
-    record: bytes
-    """The record after its checksum; empty if the schema has no field in the record."""
-    raw_bytes: int
-    """Length of the whole record with all fields decompressed."""
-    framed: bool
-    """Whether the compressed fields are a frame."""
+    row: list[Any]
+    """Columns of the packed row in their order: numbers, or bytes of arrays; what depends on the place is still 0."""
+    values: list[bytes]
+    """Values of the wide fields, then items of the stream fields, each in order."""
+    header: bytes
+    """Lengths of the record's fields; empty if the schema has no field in the record."""
+    plain: bytes
+    """The record's fields that are not compressed."""
+    packed: bytes
+    """The record's fields that are, not compressed yet."""
+    validity: int
+    """Bits of the nullable fields: 1 if there is a value."""
+    key: bytes = b""
+    """Digest of the sample's key, if the schema has a key."""
 
     @property
-    def stored_bytes(self) -> int:
-        """Length of the whole record as stored; 0 if there is none."""
-        return len(self.record) + 4 if self.record else 0
+    def raw_bytes(self) -> int:
+        """Length of the whole record with all fields decompressed; 0 if there is none."""
+        return len(self.header) + 4 + len(self.plain) + len(self.packed) if self.header else 0
 
 
 class SampleEncoder:
     """Encodes samples of one schema. The same sample always gives the same bytes."""
 
-    def __init__(self, schema: Schema, codec: Codec | None) -> None:
+    def __init__(self, schema: Schema) -> None:
         self.schema = schema
-        self._codec = codec
-        self._encoders = [(field, encoder(field)) for field in schema.fields]
-        self._records = record_layout(schema)
-        self._lengths = struct.Struct(f"<{len(self._records.fields)}I")
-        self._wide = [field.name for field in schema.wide_fields]
-        self._row_names = [field.name for field in schema.row_fields]
+        dtype = row_layout(schema).dtype
+        columns = {name: slot for slot, name in enumerate(row_columns(schema))}
+        self._blank = [0 if dtype[name].kind != "V" and not dtype[name].shape else b"" for name in columns]
+        bits = {field.name: 1 << bit for bit, field in enumerate(schema.nullable_fields)}
+        self._fields = [_FieldEncoder(f, columns.get(f.name), bits.get(f.name, 0)) for f in schema.fields]
+        self._validity = columns.get(VALIDITY)
+        self._validity_bytes = -(-len(schema.nullable_fields) // 8)
+        records = record_layout(schema)
+        self._lengths = struct.Struct(f"<{len(records.fields)}I") if records.fields else None
+        names = [field.name for field in schema.fields]
+        self._plain = [names.index(records.fields[i].name) for i in records.plain]
+        self._packed = [names.index(records.fields[i].name) for i in records.packed]
+        self._record = [names.index(field.name) for field in records.fields]
+        self._values = [names.index(field.name) for field in (*schema.wide_fields, *schema.stream_fields)]
+        self._key = names.index(schema.key) if schema.key else None
 
     def encode(self, sample: Mapping[str, Any], place: object) -> EncodedSample:
         """Returns the encoded sample.
@@ -61,84 +75,109 @@ class SampleEncoder:
         """
         if not isinstance(sample, Mapping):
             raise PackError(f"{place}: a sample is a mapping of field name to value, got {describe(sample)}")
-        stored: dict[str, Any] = {}
-        validity = 0
-        nullable = 0
-        for field, encode in self._encoders:
+        row, stored, validity, found = self._blank.copy(), [], 0, 0
+        for field in self._fields:
             value = sample.get(field.name)
             if value is None:
-                stored[field.name] = _missing(field, sample, place)
+                data = field.missing(sample, place)
+                found += field.name in sample
             else:
                 try:
-                    stored[field.name] = encode(value)
+                    data = field.encode(value)
                 except ValueMismatch as error:
                     raise PackError(f"{place}: field {field.name!r}: {error}") from None
-                validity |= field.nullable << nullable
-            nullable += field.nullable
-        if len(sample) > len(stored) or sample.keys() - stored.keys():
-            unknown = next(name for name in sample if name not in stored)
+                validity |= field.bit
+                found += 1
+            stored.append(data)
+            if field.slot is not None:
+                row[field.slot] = data
+        if found != len(sample):
+            unknown = next(name for name in sample if name not in self.schema)
             raise PackError(f"{place}: field {unknown!r} is not in the schema {self.schema}")
-        fixed = {name: stored[name] for name in self._row_names}
-        if nullable:
-            fixed[VALIDITY] = validity.to_bytes(-(-nullable // 8), "little")
-        record, raw_bytes, framed = self._encode_record(stored, place)
-        return EncodedSample(fixed, [stored[name] for name in self._wide], record, raw_bytes, framed)
+        if self._validity is not None:
+            row[self._validity] = validity.to_bytes(self._validity_bytes, "little")
+        key = b"" if self._key is None else self._key_digest(stored[self._key])
+        values = [stored[i] for i in self._values]
+        return EncodedSample(row, values, *self._encode_record(stored, place), validity, key)
 
-    def _encode_record(self, stored: dict[str, Any], place: object) -> tuple[bytes, int, bool]:
-        records = self._records
-        if not records.fields:
-            return b"", 0, False
-        values = [stored[field.name] for field in records.fields]
-        header = self._lengths.pack(*map(len, values))
-        plain = [values[i] for i in records.plain]
-        packed = b"".join([values[i] for i in records.packed])
-        raw_bytes = 4 + len(header) + sum(map(len, values))
+    def _encode_record(self, stored: Sequence[Any], place: object) -> tuple[bytes, bytes, bytes]:
+        if self._lengths is None:
+            return b"", b"", b""
+        header = self._lengths.pack(*[len(stored[i]) for i in self._record])
+        plain = b"".join([stored[i] for i in self._plain])
+        packed = b"".join([stored[i] for i in self._packed])
+        raw_bytes = 4 + len(header) + len(plain) + len(packed)
         if raw_bytes > layout.MAX_RECORD_BYTES:
             raise PackError(f"{place}: its fields have {raw_bytes} bytes together; a record holds less than 4 GiB")
-        framed = False
+        return header, plain, packed
+
+    def _key_digest(self, stored: Any) -> bytes:
+        if isinstance(stored, bytes):
+            return key_digest(stored)
+        field = self.schema[self.schema.key]
+        return key_digest(struct.pack("<" + scalar_code(field), stored))
+
+
+class _FieldEncoder:
+    """How one field's values are encoded, and where in the packed row they go."""
+
+    __slots__ = ("bit", "encode", "field", "name", "slot")
+
+    def __init__(self, field: Field, slot: int | None, bit: int) -> None:
+        self.field = field
+        self.name = field.name
+        self.slot = slot
+        self.bit = bit
+        """The field's bit of the validity, or 0 if it is not nullable."""
+        self.encode = encoder(field)
+
+    def missing(self, sample: Mapping[str, Any], place: object) -> Any:
+        """Returns what is stored for a missing value, or refuses."""
+        field = self.field
+        if not field.nullable:
+            got = "None" if field.name in sample else "no such field in the sample"
+            raise PackError(
+                f"{place}: field {field.name!r}: expected {field.type}, got {got}; if it may be missing, its type is "
+                f"{field.type}?"
+            )
+        if not field.fixed:
+            return b""
+        return bytes(field.num_bytes) if field.shape or field.wide else 0
+
+
+class RecordPacker:
+    """Compresses what is to be compressed of a record."""
+
+    def __init__(self, codec: Codec | None) -> None:
+        self._codec = codec
+
+    def pack(self, sample: EncodedSample) -> tuple[bytes, bool]:
+        """Returns the record after its checksum, and whether its compressed fields are a frame."""
+        packed, framed = sample.packed, False
         if packed and self._codec is not None:
             frame = self._codec.compress(packed)
             framed = len(frame) < len(packed)
             packed = frame if framed else packed
-        return b"".join([header, *plain, packed]), raw_bytes, framed
+        return b"".join((sample.header, sample.plain, packed)), framed
 
 
-class RowPacker:
-    """Packs the columns of one row."""
-
-    def __init__(self, schema: Schema) -> None:
-        dtype = row_layout(schema).dtype
-        fields = {field.name: field for field in schema.row_fields}
-        codes, self._names = "<", sorted(dtype.names or (), key=lambda name: dtype.fields[name][1])  # type: ignore[index]
-        for name in self._names:
-            size = dtype.fields[name][0].itemsize  # type: ignore[index]
-            codes += _column_code(name, fields.get(name), size)
-        self._struct = struct.Struct(codes + "x" * (dtype.itemsize - struct.calcsize(codes)))
-        self._sums = [sum_column(field) for field in schema.wide_fields]
-
-    def pack(self, sample: EncodedSample, place: int, sums: list[int]) -> bytes:
-        """Returns the packed row of a sample whose record starts at `place` in the file."""
-        flags = layout.RECORD_FLAG_FRAME if sample.framed else 0
-        columns = sample.fixed | dict(zip(self._sums, sums, strict=True))
-        columns |= {PLACE: place | flags << layout.OFFSET_BITS, STORED: sample.stored_bytes, RAW: sample.raw_bytes}
-        return self._struct.pack(*[columns[name] for name in self._names])
+def row_columns(schema: Schema) -> list[str]:
+    """Returns the names of the packed row's columns in the order of their bytes."""
+    dtype = row_layout(schema).dtype
+    return sorted(dtype.names or (), key=lambda name: dtype.fields[name][1])  # type: ignore[index]
 
 
-def _column_code(name: str, field: Field | None, num_bytes: int) -> str:
-    if name == PLACE:
-        return "Q"
-    if field is None and name != VALIDITY:
-        return "I"
-    return scalar_code(field) if field is not None and not field.shape else f"{num_bytes}s"
-
-
-def _missing(field: Field, sample: Mapping[str, Any], place: object) -> Any:
-    """Returns what is stored for a missing value, or refuses."""
-    if not field.nullable:
-        got = "None" if field.name in sample else "no such field in the sample"
-        raise PackError(
-            f"{place}: field {field.name!r}: expected {field.type}, got {got}; if it may be missing, its type is {field.type}?"
-        )
-    if field.in_record:
-        return b""
-    return bytes(field.num_bytes) if field.shape or field.wide else 0
+def row_struct(schema: Schema) -> struct.Struct:
+    """Returns what packs the columns of a row, given in the order of `row_columns`."""
+    dtype = row_layout(schema).dtype
+    fields = {field.name: field for field in schema.row_fields}
+    codes = "<"
+    for name in row_columns(schema):
+        field, column = fields.get(name), dtype[name]
+        if field is not None and not field.shape:
+            codes += scalar_code(field)
+        elif field is not None or name == VALIDITY:
+            codes += f"{column.itemsize}s"
+        else:
+            codes += "Q" if column.itemsize == 8 else "I"
+    return struct.Struct(codes + "x" * (dtype.itemsize - struct.calcsize(codes)))

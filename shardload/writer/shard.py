@@ -3,122 +3,273 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shardload.format import layout
 from shardload.format.checksum import block_sum, identity_sum
-from shardload.format.rows import row_layout
-from shardload.format.schema import Schema
-from shardload.format.shard import encode_header, encode_tail, plan_sections, shard_bytes
+from shardload.format.keys import encode_keys
+from shardload.format.record import record_layout
+from shardload.format.rows import PLACE, RAW, STORED, count_column, row_layout, start_column, sum_column, valid_mask
+from shardload.format.schema import Field
+from shardload.format.shard import Contents, encode_header, encode_tail, plan_sections, shard_bytes
+from shardload.format.statistics import FieldStatistics, encode_statistics, of_lengths, range_of
 from shardload.format.table import ShardEntry
 from shardload.storage import FileWriter, LocalStorage
-from shardload.writer.encode import EncodedSample, RowPacker
+from shardload.writer.columns import Column
+from shardload.writer.encode import EncodedSample, RecordPacker, row_columns, row_struct
+from shardload.writer.keys import DuplicateKeyError
+from shardload.writer.recipe import Recipe
+
+
+class _Row:
+    """Fills in what of a packed row depends on where the sample lies."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        schema = recipe.schema
+        slots = {name: slot for slot, name in enumerate(row_columns(schema))}
+        self._pack = row_struct(schema).pack
+        self._record = [slots[name] for name in (PLACE, STORED, RAW)] if schema.record_fields else None
+        self._sums = [slots[sum_column(field)] for field in schema.wide_fields]
+        self._starts = [slots[start_column(field)] for field in schema.stream_fields]
+        self._counts = [slots[count_column(field)] for field in schema.stream_fields]
+
+    def pack(
+        self, row: list[Any], record: tuple[int, int, int], sums: Iterable[int], spans: list[tuple[int, int]]
+    ) -> bytes:
+        """Returns the packed row; `record` is place with flags, stored and raw bytes, `spans` start and count of items."""
+        if self._record is not None:
+            for slot, value in zip(self._record, record, strict=True):
+                row[slot] = value
+        for slot, value in zip(self._sums, sums, strict=True):
+            row[slot] = value
+        for start_slot, count_slot, (start, count) in zip(self._starts, self._counts, spans, strict=True):
+            row[start_slot], row[count_slot] = start, count
+        return self._pack(*row)
 
 
 class ShardFile:
-    """A shard being written. Records go to the file at once; wide values and rows are kept until `finish`."""
+    """A shard being written. Records go to the file at once; columns and rows are kept until `finish`."""
 
-    def __init__(self, writer: FileWriter, schema: Schema, generation: int, unit: int, part: int) -> None:
+    def __init__(self, writer: FileWriter, recipe: Recipe, unit: int, part: int) -> None:
         self.num_samples = 0
-        self.identity = (generation, unit, part)
+        self.identity = (recipe.generation, unit, part)
         self._writer = writer
-        self._schema = schema
+        self._recipe = recipe
+        self._schema = schema = recipe.schema
         self._rows = bytearray()
-        self._packer = RowPacker(schema)
-        self._wide = [bytearray() for _ in schema.wide_fields]
-        self._wide_numbers = [schema.number(field.name) for field in schema.wide_fields]
+        self._row = _Row(recipe)
+        self._lengths = bytearray()
+        self._key_ids: dict[bytes, int] = {}
+        # Without records nothing comes before the first column: it need not be kept.
+        fields = [*schema.wide_fields, *schema.stream_fields]
+        first = None if schema.record_fields else writer
+        self._columns = [
+            Column(field, schema.number(field.name), self.identity, None if i else first)
+            for i, field in enumerate(fields)
+        ]
+        self._num_wide = len(schema.wide_fields)
+        self._nullable = [f.nullable and 1 << schema.nullable_fields.index(f) for f in fields]
         rows = row_layout(schema)
         self._bytes_a_sample = rows.dtype.itemsize + layout.DIGEST_BYTES / rows.rows_per_page
-        self._bytes_a_sample += sum(field.num_bytes for field in schema.wide_fields)
+        self._bytes_a_sample += layout.KEY_ENTRY_BYTES if schema.key else 0
         # Padding and directory entries: at most so much for each section.
-        section_bytes = layout.SECTION_ALIGNMENT + layout.DIRECTORY_ENTRY_BYTES
-        self._bytes_a_shard = section_bytes * (len(self._wide) + 3)
-        self._header = encode_header(schema, generation, unit, part)
+        num_sections = 6 + len(fields) + len(schema.stream_fields)
+        self._bytes_a_shard = (layout.SECTION_ALIGNMENT + layout.DIRECTORY_ENTRY_BYTES) * num_sections
+        self._bytes_a_shard += len(recipe.encoded) + len(recipe.dictionary)
+        self._bytes_a_shard += layout.STATISTICS_ENTRY_BYTES * len(schema) + layout.FOOTER_BYTES
+        self._header = encode_header(schema, *self.identity)
+        self._heap_stop = layout.HEADER_BYTES
         writer.write(self._header)
 
-    def fits(self, sample: EncodedSample, limit_bytes: int) -> bool:
-        """Tells whether the finished file would not exceed a limit if the sample were added."""
-        stop = self._writer.num_bytes
-        if sample.stored_bytes:
-            stop = layout.align(stop, layout.record_alignment(sample.stored_bytes)) + sample.stored_bytes
-        num_samples = self.num_samples + 1
-        # A bound that costs nothing decides far from the limit; the exact size is worked out near it.
-        if stop + num_samples * self._bytes_a_sample + self._bytes_a_shard <= limit_bytes:
-            return True
-        return shard_bytes(self._schema, num_samples, stop - layout.HEADER_BYTES) <= limit_bytes
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of data so far, in the file or kept."""
+        kept = sum(column.kept_bytes for column in self._columns)
+        return self._writer.num_bytes + kept + len(self._rows)
 
-    def add(self, sample: EncodedSample) -> None:
-        """Adds a sample."""
-        local_id = self.num_samples
-        place = 0
-        if sample.stored_bytes:
-            place = layout.align(self._writer.num_bytes, layout.record_alignment(sample.stored_bytes))
-            self._writer.pad_to(place)
-            start = identity_sum(*self.identity, layout.NO_FIELD, local_id)
-            self._writer.write(block_sum(sample.record, start).to_bytes(4, "little"))
-            self._writer.write(sample.record)
-        sums = []
-        for number, column, value in zip(self._wide_numbers, self._wide, sample.wide, strict=True):
-            sums.append(block_sum(value, identity_sum(*self.identity, number, local_id)))
-            column += value
-        self._rows += self._packer.pack(sample, place, sums)
+    def fits(self, sample: EncodedSample, record_bytes: int, limit_bytes: int) -> bool:
+        """Tells whether the finished file would not exceed a limit if the sample were added."""
+        stop = self._heap_stop
+        if record_bytes:
+            stop = layout.align(stop, layout.record_alignment(record_bytes)) + record_bytes
+        num_samples = self.num_samples + 1
+        column_bytes = sum(column.num_bytes for column in self._columns) + sum(map(len, sample.values))
+        # A bound that costs nothing decides far from the limit; the exact size is worked out near it.
+        bound = stop + column_bytes * (1 + 4 / layout.BLOCK_BYTES) + num_samples * self._bytes_a_sample
+        if bound + self._bytes_a_shard <= limit_bytes:
+            return True
+        streams = zip(self._columns[self._num_wide :], sample.values[self._num_wide :], strict=True)
+        items = (column.num_items + len(value) // column.field.num_bytes for column, value in streams)
+        return shard_bytes(self._schema, self._contents(num_samples, stop, tuple(items))) <= limit_bytes
+
+    def _contents(self, num_samples: int, heap_stop: int, num_items: tuple[int, ...]) -> Contents:
+        recipe = self._recipe
+        heap_bytes = heap_stop - layout.HEADER_BYTES
+        return Contents(num_samples, heap_bytes, num_items, len(recipe.dictionary), len(recipe.encoded))
+
+    def key_taken(self, sample: EncodedSample) -> int | None:
+        """Returns the number in this shard of the sample that has the same key, if there is one."""
+        return self._key_ids.get(sample.key) if sample.key else None
+
+    def add(self, sample: EncodedSample, record: bytes, framed: bool) -> None:
+        """Adds a sample, whose record is given as it is stored after its checksum."""
+        local_id, place, stored = self.num_samples, 0, 0
+        if record:
+            stored = len(record) + 4
+            place = layout.align(self._heap_stop, layout.record_alignment(stored))
+            checksum = block_sum(record, identity_sum(*self.identity, layout.NO_FIELD, local_id))
+            self._writer.write(bytes(place - self._heap_stop) + checksum.to_bytes(4, "little"))
+            self._writer.write(record)
+            self._heap_stop = place + stored
+            self._lengths += sample.header
+        flags = layout.RECORD_FLAG_FRAME if framed else 0
+        sums, spans = [], []
+        for i, (column, value) in enumerate(zip(self._columns, sample.values, strict=True)):
+            if i < self._num_wide:
+                sums.append(column.value_sum(value, local_id))
+            else:
+                spans.append((column.num_items, len(value) // column.field.num_bytes))
+            column.add(value, bool(self._nullable[i]) and not sample.validity & self._nullable[i])
+        placed = (place | flags << layout.OFFSET_BITS, stored, sample.raw_bytes)
+        self._rows += self._row.pack(sample.row, placed, sums, spans)
+        if sample.key:
+            self._key_ids[sample.key] = local_id
         self.num_samples += 1
 
-    def finish(self) -> ShardEntry:
-        """Writes the rest of the file, brings it to the device and returns its entry in the shard table."""
-        writer, rows = self._writer, row_layout(self._schema)
-        sections = plan_sections(self._schema, self.num_samples, writer.num_bytes - layout.HEADER_BYTES)
-        bounds = [rows.page_bounds(page, self.num_samples) for page in range(rows.num_pages(self.num_samples))]
-        pages = b"".join(hashlib.sha256(self._rows[start:stop]).digest() for start, stop in bounds)
-        contents = [*self._wide, self._rows, bytearray(pages)]
-        sections[-1] = replace(sections[-1], digest=hashlib.sha256(pages).digest())
-        for section, content in zip(sections[-len(contents) :], contents, strict=True):
-            writer.pad_to(section.start)
-            writer.write(content)
+    def finish(self, last: bool) -> ShardEntry:
+        """Writes the rest of the file, brings it to the device and returns its entry in the shard table.
+
+        Args:
+            last: whether it is the last part of its unit.
+        """
+        writer, recipe = self._writer, self._recipe
+        contents: list[Iterable[bytes | bytearray]] = [[]] if self._schema.record_fields else []
+        contents += [column.finish() for column in self._columns]
+        num_items = tuple(column.num_items for column in self._columns[self._num_wide :])
+        planned = plan_sections(self._schema, self._contents(self.num_samples, self._heap_stop, num_items))
+        contents += [[self._rows], [self._page_digests()]]
+        contents += [[column.sums] for column in self._columns[self._num_wide :]]
+        contents += [[recipe.dictionary]] if recipe.dictionary else []
+        contents += [[encode_keys(list(self._key_ids))]] if self._schema.key else []
+        contents += [[encode_statistics(self._schema.fields, self._statistics())], [recipe.encoded]]
+        sections = []
+        for section, parts in zip(planned, contents, strict=True):
+            # The first section may be in the file already.
+            if writer.num_bytes < section.start:
+                writer.pad_to(section.start)
+            for part in parts:
+                writer.write(part)
+            digested = section.kind in layout.DIGESTED_SECTIONS
+            sections.append(replace(section, digest=hashlib.sha256(b"".join(parts)).digest()) if digested else section)
         writer.pad_to(layout.align(writer.num_bytes, layout.SMALL_SECTION_ALIGNMENT))
-        tail = encode_tail(sections, self.num_samples, self._header)
+        tail = encode_tail(sections, self.num_samples, self._header, last)
         writer.write(tail)
         digest = writer.finish()
         head_digest = hashlib.sha256(tail).digest()
-        return ShardEntry(*self.identity, self.num_samples, writer.num_bytes, head_digest, digest)
+        return ShardEntry(*self.identity, self.num_samples, writer.num_bytes, head_digest, digest, num_items)
+
+    def _page_digests(self) -> bytes:
+        rows = row_layout(self._schema)
+        bounds = [rows.page_bounds(page, self.num_samples) for page in range(rows.num_pages(self.num_samples))]
+        return b"".join(hashlib.sha256(self._rows[start:stop]).digest() for start, stop in bounds)
+
+    def _statistics(self) -> list[FieldStatistics]:
+        rows = np.frombuffer(self._rows, dtype=row_layout(self._schema).dtype)
+        fields = record_layout(self._schema).fields
+        lengths = np.frombuffer(self._lengths, dtype="<u4").reshape(self.num_samples, len(fields)) if fields else None
+        columns = {column.field.name: column for column in self._columns}
+        result = []
+        for field in self._schema.fields:
+            valid = valid_mask(rows, self._schema, field) if field.nullable else np.ones(len(rows), dtype=np.bool_)
+            missing = len(rows) - int(valid.sum())
+            if field.in_record:
+                assert lengths is not None
+                one = of_lengths(self._record_lengths(field, lengths[:, fields.index(field)][valid]), missing)
+            elif field.streamed:
+                one = of_lengths(rows[count_column(field)][valid], missing) + columns[field.name].range
+            else:
+                one = FieldStatistics(missing, len(rows) - missing)
+                one += columns[field.name].range if field.wide else range_of(field, rows[field.name][valid])
+            result.append(one)
+        return result
+
+    def _record_lengths(self, field: Field, lengths: NDArray[Any]) -> NDArray[Any]:
+        return lengths // field.num_bytes if field.ragged else lengths
 
 
 class UnitWriter:
     """Writes one unit: samples go into parts 0, 1, ..., each closed before it would exceed the shard size."""
 
-    def __init__(self, storage: LocalStorage, schema: Schema, generation: int, unit: int, shard_size: int) -> None:
+    def __init__(
+        self,
+        storage: LocalStorage,
+        recipe: Recipe,
+        unit: int,
+        first_part: int = 0,
+        on_part: Callable[[ShardEntry], None] | None = None,
+    ) -> None:
+        """Starts a unit, or goes on with one.
+
+        Args:
+            storage: the dataset's files.
+            recipe: how its shards are made.
+            unit: number of the unit.
+            first_part: number of the first part to be written; those before it are there.
+            on_part: called with each part that is finished, when it is on the device.
+        """
         self.entries: list[ShardEntry] = []
         """The shards finished so far."""
+        self.recipe = recipe
         self._storage = storage
-        self._schema = schema
-        self._generation = generation
         self._unit = unit
-        self._shard_size = shard_size
+        self._first_part = first_part
+        self._on_part = on_part
+        self._packer = RecordPacker(recipe.codec)
         self._file: FileWriter | None = None
         self._shard: ShardFile | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Bytes written so far; wide values and rows count when their shard is finished."""
-        return sum(entry.num_bytes for entry in self.entries) + (self._file.num_bytes if self._file is not None else 0)
+        """Bytes written or kept so far."""
+        return sum(entry.num_bytes for entry in self.entries) + (self._shard.num_bytes if self._shard else 0)
 
-    def add(self, sample: EncodedSample) -> None:
-        """Adds a sample to the current part, or to the next where it would not fit."""
+    def add(self, sample: EncodedSample, place: object) -> None:
+        """Adds a sample to the current part, or to the next where it would not fit.
+
+        Args:
+            sample: the sample; belongs to the writer from here on.
+            place: where it comes from; its `str()` stands in messages.
+
+        Raises:
+            DuplicateKeyError: its key stands in the shard already; nothing was added.
+        """
+        record, framed = self._packer.pack(sample)
+        stored_bytes = len(record) + 4 if record else 0
         shard = self._shard
         if shard is not None and (
-            not shard.fits(sample, self._shard_size) or shard.num_samples == layout.MAX_SHARD_SAMPLES
+            not shard.fits(sample, stored_bytes, self.recipe.shard_size)
+            or shard.num_samples == layout.MAX_SHARD_SAMPLES
         ):
-            self._finish_shard()
+            self._finish_shard(last=False)
             shard = None
         if shard is None:
             shard = self._start_shard()
-        shard.add(sample)
+        elif (same := shard.key_taken(sample)) is not None:
+            raise DuplicateKeyError(
+                f"{place}: its key (field {self.recipe.schema.key!r}) is that of an earlier sample, number {same} of "
+                f"{layout.shard_name(*shard.identity)}"
+            )
+        shard.add(sample, record, framed)
 
     def finish(self) -> list[ShardEntry]:
-        """Finishes the last part and returns the entries of all."""
+        """Finishes the last part and returns the entries of all that were written."""
         if self._shard is not None:
-            self._finish_shard()
+            self._finish_shard(last=True)
         return self.entries
 
     def abandon(self) -> None:
@@ -128,28 +279,23 @@ class UnitWriter:
             file.abandon()
 
     def _start_shard(self) -> ShardFile:
-        part = len(self.entries)
-        name = layout.shard_name(self._generation, self._unit, part)
+        part = self._first_part + len(self.entries)
+        name = layout.shard_name(self.recipe.generation, self._unit, part)
         self._file = FileWriter(self._storage.path(name), self._storage.operations)
-        self._shard = ShardFile(self._file, self._schema, self._generation, self._unit, part)
+        self._shard = ShardFile(self._file, self.recipe, self._unit, part)
         return self._shard
 
-    def _finish_shard(self) -> None:
+    def _finish_shard(self, last: bool) -> None:
         assert self._shard is not None
-        self.entries.append(self._shard.finish())
+        entry = self._shard.finish(last)
+        self.entries.append(entry)
         self._file = self._shard = None
+        if self._on_part is not None:
+            self._on_part(entry)
 
 
-def write_unit(
-    storage: LocalStorage,
-    schema: Schema,
-    generation: int,
-    unit: int,
-    shard_size: int,
-    fill: Callable[[UnitWriter], None],
-) -> list[ShardEntry]:
+def write_unit(writer: UnitWriter, fill: Callable[[UnitWriter], None]) -> list[ShardEntry]:
     """Returns the entries of a unit whose samples `fill` adds; what is unfinished is removed if it raises."""
-    writer = UnitWriter(storage, schema, generation, unit, shard_size)
     try:
         fill(writer)
         return writer.finish()

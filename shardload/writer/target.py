@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Literal
 
-import numpy as np
-
-from shardload.codecs.zstd import library_version
-from shardload.errors import FormatError, PackError, ShardloadError, UnsupportedVersionError
+from shardload.errors import FormatError, PackError, ShardloadError
 from shardload.format import layout
-from shardload.format.manifest import MANIFEST_NAME, FieldEntry, Generation, Manifest, Metadata, Writer, decode_manifest
-from shardload.format.schema import Schema
+from shardload.format.manifest import MANIFEST_NAME, Description, Manifest, complete, decode_manifest
 from shardload.format.table import ShardEntry, make_table, table_name
-from shardload.quantities import format_bytes
 from shardload.storage import OPERATIONS, LocalStorage, Operations
-from shardload.version import VERSION
+from shardload.writer.failures import NOTHING, named
+from shardload.writer.failures import write_error as write_error
+from shardload.writer.keys import check_keys
 from shardload.writer.lock import DirectoryLock
+from shardload.writer.versions import find_versions, read_current, read_entries
 
 WORK = ".work"
+JOB = f"{WORK}/job.json"
+"""What an unfinished pack was asked for; while it is there the pack can be continued."""
+JOURNAL_NAMES = ("journal", "journal.old")
+"""Files in `.work` that tell what an unfinished pack has done."""
+REJECTS_NAME = "rejects.jsonl"
+PACKED_NAME = "packed.json"
+
+Mode = Literal["create", "replace", "append"]
+"""What may be at the target: nothing, anything that is replaced, or a dataset that is added to."""
+
 _SHARD = re.compile(r"[0-9]{4,}-[0-9]{6,}-[0-9]{5,}\.shard")
-_NOTHING = "nothing was published"
-_OWN_NAMES = {MANIFEST_NAME, "manifests", "tables", "shards", WORK}
+_TABLE = re.compile(r"[0-9a-f]{64}")
+_UNKNOWN = "it cannot be told whether it was published: open tells once the storage can be read"
+_OWN_NAMES = {MANIFEST_NAME, "manifests", "tables", "shards", WORK, REJECTS_NAME, PACKED_NAME}
 
 
 class Target:
@@ -38,41 +46,67 @@ class Target:
     process that made it: a forked child can only let go of its own descriptors.
     """
 
-    def __init__(self, root: str, replace: bool, operations: Operations = OPERATIONS) -> None:
+    def __init__(
+        self, root: str, mode: Mode = "create", operations: Operations = OPERATIONS, resume: bool = False
+    ) -> None:
         """Claims a directory.
 
         Args:
             root: path; created with its parents if it is not there.
-            replace: whether a dataset that is there may get a new version with other content, and what an unfinished
-                pack left may be removed.
+            mode: whether what is there may be replaced by a new version or added to.
             operations: the file operations.
+            resume: leave all as it is for now: the caller looks at what is there and calls `take_up` or `prepare`.
 
         Raises:
-            PackError: something is there that may not be replaced, or another writer is at work.
+            PackError: something is there that the mode does not allow, or another writer is at work.
         """
         self.root = os.path.abspath(root)
         self.storage = LocalStorage(self.root, operations)
+        self.mode = mode
         self.version, self.generation = 1, 1
+        self.current: Manifest | None = None
+        """What is there when it is claimed."""
+        self.beside = {REJECTS_NAME: "", PACKED_NAME: ""}
+        """Files that a commit puts beside the manifest: name -> prepared file; an empty one means there is none."""
+        self._locked = False
         self._table = ""
         self._unfinished = ""
-        with _named(self.root):
+        with named(self.root):
             if os.path.lexists(self.root) and not os.path.isdir(self.root):
                 raise PackError(f"{root} exists and is not a directory", dataset=root)
             self._missing = _missing_directories(self.root)
             self._created = bool(self._missing)
-            os.makedirs(self.root, exist_ok=True)
+            for name in reversed(self._missing):
+                with contextlib.suppress(FileExistsError):
+                    operations.mkdir(name)
             self._lock = DirectoryLock(self.root)
         try:
             self._locked = self._take_lock()
-            self._check(replace)
+            self._check(resume)
         except BaseException:
+            # Without the lock the empty directory may be that of another writer who has just begun.
+            if self._created and self._locked:
+                with contextlib.suppress(OSError):
+                    operations.rmdir(self.root)
             self._lock.release()
             raise
-        try:
-            self._prepare()
-        except BaseException:
-            self.abandon()
-            raise
+        if not resume:
+            self.prepare()
+
+    @property
+    def base(self) -> Manifest | None:
+        """The dataset that is added to, or None."""
+        return self.current if self.mode == "append" else None
+
+    @property
+    def has_job(self) -> bool:
+        """Whether an unfinished pack is there that can be continued."""
+        return self.storage.exists(JOB)
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the claim was given back."""
+        return self._lock.released
 
     @property
     def is_mine(self) -> bool:
@@ -91,26 +125,39 @@ class Target:
                 dataset=self.root,
             )
 
-    def commit(
-        self, schema: Schema, entries: Sequence[ShardEntry], shard_size: int, codec: str, metadata: Metadata
-    ) -> Manifest:
-        """Publishes the shards as the next version and returns its manifest.
+    def commit(self, description: Description, entries: Sequence[ShardEntry]) -> Manifest:
+        """Publishes shards as the next version and returns its manifest.
+
+        Args:
+            description: what the shards carry.
+            entries: all shards of the new generation.
 
         Raises:
-            PackError: another writer published this version first, or the storage failed; nothing is published then,
-                unless the message says that it failed only after the commit.
+            PackError: another writer published this version first, a key stands in two shards, or the storage failed;
+                nothing is published then, unless the message says that it failed only after the commit.
             FormatError: the manifest would not be one, such as for metadata that it cannot hold.
         """
         self.check_process()
-        data = make_table(entries).encode()
-        manifest = _manifest(schema, entries, data, self.version, self.generation, shard_size, codec, metadata)
+        with named(self.root):
+            everything = [*(read_entries(self.storage, self.base) if self.base is not None else []), *entries]
+            if description.key:
+                check_keys(self.storage, everything, description.parsed_schema)
+        data = make_table(everything, len(description.parsed_schema.stream_fields)).encode()
+        manifest = complete(
+            description,
+            num_bytes=sum(entry.num_bytes for entry in everything),
+            num_shards=len(everything),
+            num_added=sum(entry.num_samples for entry in entries),
+            table=hashlib.sha256(data).hexdigest(),
+        )
         encoded = manifest.encode()
         decode_manifest(encoded, f"{self.root}: the manifest to be written")
         try:
             self._write_table(table_name(manifest.table), data)
             self._commit(encoded)
         except OSError as error:
-            outcome = self._outcome() if self._is_committed(encoded) else _NOTHING
+            committed = self._is_committed(encoded)
+            outcome = _UNKNOWN if committed is None else self._outcome() if committed else NOTHING
             raise write_error(self.root, error, outcome) from error
         self._lock.release()
         return manifest
@@ -138,22 +185,53 @@ class Target:
             )
         self._publish(encoded)
 
-    def _is_committed(self, encoded: bytes) -> bool:
-        with contextlib.suppress(OSError, FormatError):
-            return self.storage.read_small(f"manifests/{self.version}", layout.MAX_MANIFEST_BYTES) == encoded
-        return False
+    def _is_committed(self, encoded: bytes) -> bool | None:
+        """Tells whether this writer's manifest is there; None where the storage does not tell."""
+        name = f"manifests/{self.version}"
+        try:
+            there = self.storage.exists(name)
+            return there and self.storage.read_small(name, layout.MAX_MANIFEST_BYTES) == encoded
+        except FormatError:
+            return False
+        except OSError:
+            return None
 
     def _outcome(self) -> str:
         """Says what a failure after the commit has left."""
         there = f"this came after the commit: version {self.version} is there whole"
         with contextlib.suppress(OSError, ShardloadError):
-            current = self._current()
+            current = read_current(self.storage)
             if current is not None and current.version != self.version:
                 return (
                     f"{there}, but {MANIFEST_NAME} is still version {current.version}: open gives that one until "
                     f"manifests/{self.version} is copied to {MANIFEST_NAME} or the next version is written"
                 )
         return f"{there}, but may not survive a power loss"
+
+    def prepare(self) -> None:
+        """Clears away what an earlier writer left, and makes room for shards.
+
+        Raises:
+            PackError: something is there that the mode does not allow; nothing was changed.
+        """
+        try:
+            with named(self.root):
+                self._refuse(set(self.storage.list("")), resume=True)
+        except BaseException:
+            self._lock.release()
+            raise
+        try:
+            self._prepare()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def keep_only(self, entries: Sequence[ShardEntry]) -> None:
+        """Removes the shards of this generation that are not among `entries`."""
+        kept = {os.path.basename(entry.name) for entry in entries}
+        for name in self._uncommitted():
+            if name not in kept:
+                self.storage.operations.unlink(self.storage.path(f"shards/{name}"))
 
     def abandon(self) -> None:
         """Removes what was written since the claim, as far as that succeeds, and gives the directory back.
@@ -175,7 +253,7 @@ class Target:
             # An error or a signal after the commit must not take the shards from a dataset that readers may have opened.
             # So also where it cannot be told whether there was one.
             if str(self.version) not in storage.list("manifests"):
-                steps = [lambda: self._remove_uncommitted(self.generation), self._remove_table, self._remove_work]
+                steps = [self._remove_uncommitted, self._remove_table, self._remove_work]
         removed = ["tables", "manifests", "shards"] if self.version == 1 else []
         steps += [partial(storage.operations.rmdir, storage.path(name)) for name in removed]
         if self._created:
@@ -188,8 +266,15 @@ class Target:
     def _publish(self, encoded: bytes) -> None:
         """Makes the committed manifest the current one. A crash before this leaves a dataset that opens all the same."""
         storage = self.storage
+        for name, prepared in self.beside.items():
+            if prepared:
+                storage.operations.replace(storage.path(prepared), storage.path(name))
+            elif storage.exists(name):
+                storage.operations.unlink(storage.path(name))
         storage.write(f"{WORK}/current", encoded)
         storage.operations.replace(storage.path(f"{WORK}/current"), storage.path(MANIFEST_NAME))
+        # Not before all this is on the device may that go which finishes it after a crash.
+        storage.sync_directory("")
         self._remove_work()
         storage.sync_directory("")
 
@@ -199,83 +284,84 @@ class Target:
         except BlockingIOError:
             raise PackError(f"{self.root}: another writer is at work there", dataset=self.root) from None
 
-    def _check(self, replace: bool) -> None:
+    def _check(self, resume: bool) -> None:
         """Refuses a place that may not be written to, before anything there is changed."""
         storage = self.storage
-        with _named(self.root):
+        with named(self.root):
             there = set(storage.list(""))
             if foreign := sorted(there - _OWN_NAMES):
                 raise PackError(
                     f"{self.root} is not empty and holds {foreign[0]!r}, which is no part of a dataset: choose another target",
                     dataset=self.root,
                 )
-            if there and not replace:
-                unfinished = "what an unfinished pack left" if MANIFEST_NAME not in there else "a dataset"
+            if not resume:
+                self._refuse(there)
+            found = find_versions(self.storage, self._locked)
+            self.current, self._unfinished, self._tables = found.current, found.unfinished, found.tables
+            self.version, self.generation = found.next_version, found.next_generation
+            if self.mode == "append" and self.current is None:
                 raise PackError(
-                    f"{self.root} exists and holds {unfinished}: choose another target, or replace it (--replace, replace=True)",
-                    dataset=self.root,
+                    f"{self.root} holds no dataset to append to: pack without --append (append=True)", dataset=self.root
                 )
-            self._next_version()
+
+    def _refuse(self, there: set[str], resume: bool = False) -> None:
+        """Refuses what the mode does not allow.
+
+        Args:
+            there: names in the directory.
+            resume: whether what an unfinished pack left may go; what can be continued was continued.
+        """
+        unfinished = "what an unfinished pack left" if MANIFEST_NAME not in there else "a dataset"
+        if self.has_job and not resume and self.mode != "replace":
+            give_up = "replace it (--replace, replace=True)" if MANIFEST_NAME not in there else f"remove its {WORK}"
+            raise PackError(
+                f"{self.root} exists and holds what an unfinished pack left: go on with the same command and --continue "
+                f"(resume=True), or {give_up}",
+                dataset=self.root,
+            )
+        left_over = resume and self.version == 1
+        if self.mode == "create" and there and not left_over:
+            raise PackError(
+                f"{self.root} exists and holds {unfinished}: choose another target, or replace it (--replace, replace=True)",
+                dataset=self.root,
+            )
 
     def _prepare(self) -> None:
-        with _named(self.root):
-            if self._unfinished:
-                self.storage.operations.unlink(self.storage.path(self._unfinished))
-                self.storage.sync_directory("manifests")
-            self._remove_uncommitted(self.generation)
+        with named(self.root):
+            self._remove_uncommitted()
+            self._remove_unnamed_tables()
             self._remove_work()
-            for name in self._missing:
-                self.storage.sync_directory(os.path.dirname(name))
-            self.storage.make_directory("shards")
-            self.storage.make_directory(WORK)
+            self._make_directories()
 
-    def _next_version(self) -> None:
-        current = self._current()
-        versions = sorted(int(name) for name in self.storage.list("manifests") if name.isdecimal())
-        # manifest.json counts too: it may be all that is left of its version.
-        generations = [0] if current is None else [current.generations[-1].generation]
-        taken = [0] if current is None else [current.version]
-        for version in versions:
-            name = f"manifests/{version}"
-            try:
-                generations.append(self._read(name).generations[-1].generation)
-                taken.append(version)
-            except UnsupportedVersionError:
-                raise
-            except FormatError:
-                published = current is not None and current.version >= version
-                if published or version != versions[-1] or not self._locked:
-                    raise
-                # Cut off while it was made, which happens without hard links only: this was no commit yet.
-                self._unfinished = name
-        self.version, self.generation = max(taken) + 1, max(generations) + 1
+    def _make_directories(self) -> None:
+        if self._unfinished:
+            self.storage.operations.unlink(self.storage.path(self._unfinished))
+            self.storage.sync_directory("manifests")
+            self._unfinished = ""
+        for name in self._missing:
+            self.storage.sync_directory(os.path.dirname(name))
+        if not self._missing:
+            # A writer that was killed may have made the directory. Who may not read its parent has not made it.
+            with contextlib.suppress(PermissionError):
+                self.storage.sync_directory(os.path.dirname(self.root))
+        self.storage.make_directory("shards")
+        self.storage.make_directory(WORK)
 
-    def _current(self) -> Manifest | None:
-        """Returns what manifest.json says, or None where it is not there."""
-        if not self.storage.exists(MANIFEST_NAME):
-            return None
-        try:
-            return self._read(MANIFEST_NAME)
-        except UnsupportedVersionError:
-            raise
-        except FormatError as error:
-            raise PackError(
-                f"{self.root}: {MANIFEST_NAME} is not a manifest of shardload, or damaged, and is not overwritten: "
-                "choose another target, or move the file away",
-                dataset=self.root,
-                shard=MANIFEST_NAME,
-            ) from error
-
-    def _read(self, name: str) -> Manifest:
-        return decode_manifest(self.storage.read_small(name, layout.MAX_MANIFEST_BYTES), f"{self.root}/{name}")
-
-    def _remove_uncommitted(self, generation: int) -> None:
+    def _remove_uncommitted(self) -> None:
         """Removes shards of a generation that no manifest names: no reader can have seen them."""
-        if not self._locked:
-            return
-        for name in self.storage.list("shards"):
-            if _SHARD.fullmatch(name) and name.partition("-")[0] == f"{generation:04d}":
-                self.storage.operations.unlink(self.storage.path(f"shards/{name}"))
+        if self._locked:
+            self.keep_only([])
+
+    def _uncommitted(self) -> Iterator[str]:
+        prefix = f"{self.generation:04d}-"
+        return (name for name in self.storage.list("shards") if _SHARD.fullmatch(name) and name.startswith(prefix))
+
+    def _remove_unnamed_tables(self) -> None:
+        """Removes shard tables that a killed writer left before its commit."""
+        if self._locked:
+            for name in self.storage.list("tables"):
+                if _TABLE.fullmatch(name) and name not in self._tables:
+                    self.storage.operations.unlink(self.storage.path(f"tables/{name}"))
 
     def _remove_table(self) -> None:
         """Removes the shard table written for a commit that did not come about."""
@@ -285,19 +371,11 @@ class Target:
 
     def _remove_work(self) -> None:
         operations, work = self.storage.operations, self.storage.path(WORK)
-        for name in self.storage.list(WORK):
+        # The job first: without it nobody takes the rest for something to go on with.
+        for name in sorted(self.storage.list(WORK), key=lambda name: f"{WORK}/{name}" != JOB):
             operations.unlink(os.path.join(work, name))
         with contextlib.suppress(FileNotFoundError):
             operations.rmdir(work)
-
-
-@contextlib.contextmanager
-def _named(root: str) -> Iterator[None]:
-    """Turns the operating system's errors into one sentence that names the target and says what is left of it."""
-    try:
-        yield
-    except OSError as error:
-        raise write_error(root, error) from error
 
 
 def _missing_directories(path: str) -> list[str]:
@@ -307,43 +385,3 @@ def _missing_directories(path: str) -> list[str]:
         missing.append(path)
         path = os.path.dirname(path)
     return missing
-
-
-def write_error(root: str, error: OSError, outcome: str = _NOTHING) -> PackError:
-    """Returns the error for a failed write below a target; `outcome` says what was published before it."""
-    if isinstance(error, PackError):
-        return error
-    detail = error.strerror or str(error)
-    if isinstance(error, FileExistsError):
-        detail = "a file of the same name was written by another writer"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        with contextlib.suppress(OSError):
-            detail += f" ({format_bytes(shutil.disk_usage(os.path.dirname(root) or '.').free)} free)"
-    name = f" ({os.path.relpath(error.filename, root)})" if isinstance(error.filename, str) else ""
-    return PackError(f"{root}: cannot be written{name}: {detail}; {outcome}", dataset=root)
-
-
-def _manifest(
-    schema: Schema,
-    entries: Sequence[ShardEntry],
-    table: bytes,
-    version: int,
-    generation: int,
-    shard_size: int,
-    codec: str,
-    metadata: Metadata,
-) -> Manifest:
-    num_samples = sum(entry.num_samples for entry in entries)
-    return Manifest(
-        codec=codec,
-        generations=[Generation(generation, len(schema), num_samples)],
-        metadata=metadata,
-        num_bytes=sum(entry.num_bytes for entry in entries),
-        num_samples=num_samples,
-        num_shards=len(entries),
-        schema=[FieldEntry(**entry) for entry in schema.canonical],
-        shard_size=shard_size,
-        table=hashlib.sha256(table).hexdigest(),
-        version=version,
-        writer=Writer(np.__version__, VERSION, library_version()),
-    )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from shardload.format import layout
+from shardload.format.ragged import encode_list
 from shardload.format.schema import Field
 
 _MEDIA_MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
@@ -38,9 +39,11 @@ def scalar_code(field: Field) -> str:
 
 def encoder(field: Field) -> Encode:
     """Returns the function from a value to what is stored for it: bytes, or a number for a scalar in the packed row."""
-    if field.in_record:
+    if field.listed:
+        return _list_encoder(field)
+    if not field.numeric:
         return _RECORD_ENCODERS.get(field.kind) or _media_encoder(field)
-    if field.shape:
+    if field.shape or field.ragged:
         return _array_encoder(field)
     return _scalar_encoder(field)
 
@@ -195,20 +198,24 @@ def _bool(field: Field, value: Any) -> int:
 
 
 def _array_encoder(field: Field) -> Encode:
-    dtype, shape = field.dtype, field.shape
+    dtype = field.dtype
     given = np.dtype(np.bool_) if field.kind == "bool" else dtype
+    # Most arrays come as what they are stored as. numpy has no bfloat16, whose bits would be taken for integers.
+    direct = np.dtype("V2") if field.kind == "bfloat16" else given
 
     def encode(value: Any) -> bytes:
+        if type(value) is np.ndarray and value.dtype == direct and _has_shape(field, value.shape):
+            return value.tobytes()
         value = _as_array(value)
         if isinstance(value, _Bfloat16Bits):
-            if field.kind != "bfloat16" or value.bits.shape != shape:
+            if field.kind != "bfloat16" or not _has_shape(field, value.bits.shape):
                 raise ValueMismatch(f"expected {field.type}, got array of bfloat16 {list(value.bits.shape)}")
             return bytes(value.bits.astype("<u2").tobytes())
         if isinstance(value, list | tuple):
-            value, listed = _listed(field, value), True
+            value, listed = _empty(field) if field.ragged and not value else _listed(field, value), True
         else:
             listed = False
-        if not isinstance(value, np.ndarray) or value.shape != shape:
+        if not isinstance(value, np.ndarray) or not _has_shape(field, value.shape):
             raise _mismatch(field, value)
         if field.kind == "bfloat16" and (value.dtype.kind == "f" or listed):
             return bytes(_bfloat16_bits(field, value, value).astype("<u2").tobytes())
@@ -224,7 +231,25 @@ def _array_encoder(field: Field) -> Encode:
             _check_integers(field, value, value)
         return value.astype(dtype, copy=False).tobytes()
 
-    return encode
+    if not field.ragged:
+        return encode
+    return lambda value: _bounded_items(field, encode(value))
+
+
+def _empty(field: Field) -> Any:
+    """Returns a ragged array without items: an empty list says nothing of dtype and shape."""
+    kinds = {"bool": np.dtype(np.bool_), "bfloat16": np.dtype(np.float64)}
+    return np.empty((0, *field.shape), dtype=kinds.get(field.kind, field.dtype))
+
+
+def _has_shape(field: Field, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 1 + len(field.shape) and shape[1:] == field.shape if field.starred else shape == field.shape
+
+
+def _bounded_items(field: Field, data: bytes) -> bytes:
+    if len(data) > layout.MAX_RECORD_BYTES:
+        raise ValueMismatch(f"expected {field.type}, got {len(data)} bytes, over the limit of 4 GiB for a value")
+    return data
 
 
 def _listed(field: Field, value: Any) -> Any:
@@ -297,6 +322,23 @@ def _check_json(value: Any, depth: int = 0) -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             _check_json(inner, depth + 1)
+
+
+def _list_encoder(field: Field) -> Encode:
+    one = _RECORD_ENCODERS[field.kind]
+
+    def encode(value: Any) -> bytes:
+        if not isinstance(value, list | tuple):
+            raise _mismatch(field, value)
+        items = []
+        for number, item in enumerate(value):
+            try:
+                items.append(one(item))
+            except ValueMismatch as error:
+                raise ValueMismatch(f"item {number}: {error}") from None
+        return _bounded(encode_list(items))
+
+    return encode
 
 
 def _media_encoder(field: Field) -> Encode:

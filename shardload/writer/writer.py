@@ -10,14 +10,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from shardload.codecs import make_codec
+from shardload.codecs.dictionary import DictionaryMode, check_dictionary
 from shardload.errors import PackError
 from shardload.format.manifest import Manifest, Metadata, check_metadata
-from shardload.format.schema import Schema, parse_schema
+from shardload.format.schema import FieldType, Schema, parse_schema
 from shardload.quantities import parse_bytes
 from shardload.storage import OPERATIONS, Operations
-from shardload.writer.encode import SampleEncoder
+from shardload.writer.describe import make_recipe, schema_for
+from shardload.writer.encode import EncodedSample, SampleEncoder
+from shardload.writer.first import FirstSamples
+from shardload.writer.keys import DuplicateKeyError
 from shardload.writer.shard import UnitWriter
-from shardload.writer.target import Target, write_error
+from shardload.writer.target import Mode, Target, write_error
 
 DEFAULT_SHARD_SIZE = "256MiB"
 DEFAULT_COMPRESSION = "none"
@@ -35,8 +39,9 @@ class ShardWriter:
     ```
 
     Nothing is touched before the first `write` or the `with` block. Memory stays below about one shard: wide values
-    (fixed fields of 512 bytes and more) are kept until their shard is closed. Not safe to use from several threads, nor
-    from a process forked after the first `write`. A writer that is dropped without `close` is abandoned, with a warning.
+    (fixed fields of 512 bytes and more) and ragged ones are kept until their shard is closed, and with compression the
+    first samples until a dictionary has been trained on them. Not safe to use from several threads, nor from a process
+    forked after the first `write`. A writer that is dropped without `close` is abandoned, with a warning.
     """
 
     _place: Target | None = None
@@ -45,11 +50,14 @@ class ShardWriter:
     def __init__(
         self,
         target: str | os.PathLike[str],
-        schema: Mapping[str, str],
+        schema: Mapping[str, FieldType] | None = None,
         *,
-        compression: str = DEFAULT_COMPRESSION,
+        compression: str | None = None,
+        dictionary: DictionaryMode = "auto",
+        key: str = "",
         shard_size: int | str = DEFAULT_SHARD_SIZE,
         replace: bool = False,
+        append: bool = False,
         metadata: Metadata | None = None,
         operations: Operations = OPERATIONS,
     ) -> None:
@@ -57,28 +65,52 @@ class ShardWriter:
 
         Args:
             target: directory of the dataset; created if it is not there.
-            schema: field name -> type, such as `{"image": "jpeg", "label": "int64", "caption": "str?"}`.
-            compression: `none` or `zstd:<level>`, for fields of bytes, str and json; encoded media stays as it is.
+            schema: field name -> type, such as `{"image": "jpeg", "label": "int64", "caption": "str?"}`; in place of a type
+                may stand `{"type": "uint16[*]", "compression": "zstd"}`. Only an append may leave it out, or name new
+                nullable fields beside those of the dataset.
+            compression: `none` or `zstd:<level>`, for fields of bytes, str, json and lists, and ragged ones that ask for
+                it; encoded media stays as it is. None for `none`, or in an append for what the dataset was last written with.
+            dictionary: whether a zstd dictionary is trained on the first samples: `auto` (if it pays), `on` or `off`.
+            key: name of the field by which samples are looked up; its values must differ.
             shard_size: most bytes of a shard file, as a number or text such as 256MiB.
             replace: write the next version of a dataset that is there; readers keep the version they opened.
-            metadata: facts kept in the manifest: text, integers or lists of text by name.
+            append: add to a dataset that is there, as its next version.
+            metadata: facts kept in the manifest: text, booleans, integers or lists of these by name.
             operations: the file operations; tests replace them.
 
         Raises:
             FormatError: the schema, compression or metadata is not of the format.
-            ValueError: the shard size is not a size.
+            ValueError: the shard size is not a size, or options contradict each other.
         """
         self.target = os.fspath(target)
-        codec = make_codec(compression)
-        self.schema: Schema = parse_schema(schema, compression.partition(":")[0])
         self.num_samples = 0
+        self._mode: Mode = _mode(replace, append)
+        if schema is None and not append:
+            raise ValueError("schema= is needed, unless samples are appended to a dataset that has one")
+        if append and key:
+            raise ValueError("key= is that of the dataset; it cannot be given in an append")
+        make_codec(compression or DEFAULT_COMPRESSION)
+        self._types = None if schema is None else dict(schema)
+        self._key = key
+        self._schema = (
+            None if append else parse_schema(schema or {}, (compression or DEFAULT_COMPRESSION).partition(":")[0], key)
+        )
         self._shard_size = parse_bytes(shard_size, "shard_size")
-        self._compression = compression
-        self._replace = replace
+        self._compression = compression or ("" if append else DEFAULT_COMPRESSION)
+        self._dictionary = check_dictionary(dictionary, self._compression)
         self._metadata = check_metadata(metadata or {})
         self._operations = operations
-        self._encoder = SampleEncoder(self.schema, codec)
+        self._encoder: SampleEncoder | None = None
+        self._first: FirstSamples | None = None
         self._unit: UnitWriter | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """The schema; of an append it is known when the writer is open."""
+        if self._schema is None:
+            self._open()
+        assert self._schema is not None
+        return self._schema
 
     def __enter__(self) -> Self:
         self._open()
@@ -103,10 +135,13 @@ class ShardWriter:
             PackError: the sample does not fit the schema (names field, expected and got; the writer can go on), or the
                 storage failed (nothing will be published).
         """
-        unit = self._open()
-        encoded = self._encoder.encode(sample, f"sample {self.num_samples}")
+        encoder = self._open()
+        place = f"sample {self.num_samples}"
+        encoded = encoder.encode(sample, place)
         try:
-            unit.add(encoded)
+            self._add(encoded, place)
+        except DuplicateKeyError:
+            raise
         except BaseException as error:
             self._give_up(_FAILED)
             if isinstance(error, OSError):
@@ -123,11 +158,16 @@ class ShardWriter:
         if self._ended and self._ended != _FAILED:
             return None
         # After a failed write this refuses: who caught that error must not take the end of the block for a commit.
-        unit = self._open()
+        self._open()
         assert self._place is not None
         try:
+            if self._place.base is not None and not self.num_samples:
+                raise PackError(
+                    f"{self.target}: there is no sample to append; nothing was published", dataset=self.target
+                )
+            unit = self._start()
             entries = unit.finish()
-            manifest = self._place.commit(self.schema, entries, self._shard_size, self._compression, self._metadata)
+            manifest = self._place.commit(unit.recipe.description, entries)
         except BaseException as error:
             self._give_up(_ABANDONED)
             if isinstance(error, OSError):
@@ -168,12 +208,52 @@ class ShardWriter:
             if self._place is not None:
                 self._place.abandon()
 
-    def _open(self) -> UnitWriter:
+    def _open(self) -> SampleEncoder:
         if self._ended:
             raise PackError(f"{self.target}: this writer is {self._ended}; make a new one", dataset=self.target)
-        if self._unit is None:
-            self._place = Target(self.target, self._replace, self._operations)
-            self._unit = UnitWriter(self._place.storage, self.schema, self._place.generation, 0, self._shard_size)
-        elif self._place is not None:
+        if self._place is None:
+            self._place = Target(self.target, self._mode, self._operations)
+        else:
             self._place.check_process()
+        if self._encoder is None:
+            try:
+                self._encoder = self._prepare(self._place)
+            except BaseException:
+                # Who meets this in `with` gets no writer to close: the claim must not outlive the error.
+                self._give_up(_ABANDONED)
+                raise
+        return self._encoder
+
+    def _prepare(self, place: Target) -> SampleEncoder:
+        if place.base is not None:
+            self._compression = self._compression or place.base.generations[-1].codec
+        codec = self._compression.partition(":")[0]
+        self._schema = schema_for(place, self._types, codec, self._key)
+        self._first = FirstSamples(self._schema, self._compression, self._dictionary, self._shard_size)
+        return SampleEncoder(self._schema)
+
+    def _add(self, sample: EncodedSample, place: str) -> None:
+        """Writes a sample, or keeps it while a dictionary is to be trained on it."""
+        if self._unit is not None:
+            self._unit.add(sample, place)
+        elif self._first is not None and not self._first.add(sample, place):
+            self._start()
+
+    def _start(self) -> UnitWriter:
+        """Returns the unit; at the first call chooses the dictionary and writes what was kept for it."""
+        if self._unit is None:
+            assert self._place is not None and self._first is not None
+            first, self._first = self._first, None
+            dictionary = first.dictionary()
+            settings = (self._compression, dictionary, self._metadata, self._shard_size, 1)
+            recipe = make_recipe(self._place, self.schema, *settings)
+            self._unit = UnitWriter(self._place.storage, recipe, 0)
+            for sample, place in first.samples:
+                self._unit.add(sample, place)
         return self._unit
+
+
+def _mode(replace: bool, append: bool) -> Mode:
+    if replace and append:
+        raise ValueError("replace and append exclude each other")
+    return "replace" if replace else "append" if append else "create"

@@ -62,10 +62,18 @@ def test_options_reach_the_dataset(run, texts: Path, tmp_path: Path) -> None:
     words = ("--schema", tmp_path / "schema.json", "--compression", "none", "--shard-size", "20KiB")
     assert run("pack", texts, tmp_path / "out", *words)[0] == 0
     manifest = shardload.open(tmp_path / "out").manifest
-    assert (manifest.codec, manifest.shard_size, manifest.schema[0].type) == ("none", 20 << 10, "bytes")
+    assert (manifest.generations[-1].codec, manifest.generations[-1].shard_size, manifest.schema[0].type) == (
+        "none",
+        20 << 10,
+        "bytes",
+    )
     assert run("pack", texts, tmp_path / "out", "--replace")[0] == 0
     manifest = shardload.open(tmp_path / "out").manifest
-    assert (manifest.codec, manifest.shard_size, manifest.version) == ("zstd:3", 256 << 20, 2)
+    assert (manifest.generations[-1].codec, manifest.generations[-1].shard_size, manifest.version) == (
+        "zstd:3",
+        256 << 20,
+        2,
+    )
 
 
 def test_several_files(run, tmp_path: Path) -> None:
@@ -127,6 +135,10 @@ WRONG_USAGE = [
     (["a", "b", "--schema", '{"a": "str", "a": "str"}'], "Invalid value for '--schema': field 'a' stands in it twice"),
     (["a", "b", "--schema", "{}"], "Invalid value for '--schema': a schema has 1 to 1024 fields, not 0"),
     (["a", "b", "--fast"], "No such option"),
+    (["a", "b", "--append", "--replace"], "--append and --replace exclude each other (see shardload pack --help)"),
+    (["a", "b", "--on-error", "skip"], "Invalid value for '--on-error': 'skip' is not one of 'raise', 'reject'."),
+    (["a", "b", "--max-rejects", "3"], "--max-rejects goes with --on-error reject (see shardload pack --help)"),
+    (["a", "b", "--on-error", "reject", "--max-rejects", "-1"], "Invalid value for '--max-rejects': -1 is not in the"),
 ]
 
 
@@ -164,7 +176,7 @@ BAD_SOURCES = [
     ),
     (
         lambda root: write(os.fsdecode(b"\xff.txt"), b"")(root),
-        "source: the file name b'\\xff.txt' is not UTF-8; rename",
+        "source/b'\\xff.txt' is a file name that is not UTF-8; rename it",
     ),
     (
         lambda root: (write("a.jpg", JPEG)(root), write("b.txt", b"")(root)),
@@ -224,3 +236,30 @@ def test_target_that_exists(refused, run, texts: Path, tmp_path: Path) -> None:
     run("pack", texts, tmp_path / "out")
     assert "exists and holds a dataset: choose another target" in refused("pack", texts, tmp_path / "out")
     assert len(shardload.open(tmp_path / "out")) == 20
+
+
+def test_rejects_in_summary_progress_and_json(run, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(GOOD * 3 + b"{\n" + GOOD)
+    words = ("pack", tmp_path / "rows.jsonl", tmp_path / "out", "--on-error", "reject")
+    status, output, errors = run(*words)
+    assert status == 0 and "4 samples packed and on disk" in output
+    assert re.search(r"rejected +1, told in rejects\.jsonl\n", output) and ", 1 rejected, " in errors[-1]
+    status, output, _ = run(*words, "--replace", "--json", "--max-rejects", "1")
+    assert status == 0 and json.loads(output)["num_rejects"] == 1
+    status, output, errors = run(*words, "--replace", "--max-rejects", "0")
+    assert status == 1 and "1 rejects so far, and at most 0 may be set aside (--max-rejects" in errors[-1]
+    assert "go on with the same command and --continue" in errors[-1]
+    assert run(*words, "--replace", "--max-rejects", "1", "--continue")[0] == 0
+    assert shardload.open(tmp_path / "out").manifest.version == 3
+
+
+def test_append(refused, run, texts: Path, tmp_path: Path) -> None:
+    assert "holds no dataset to append to" in refused("pack", texts, tmp_path / "out", "--append")
+    assert not (tmp_path / "out").exists()
+    run("pack", texts, tmp_path / "out")
+    num_samples = len(shardload.open(tmp_path / "out"))
+    assert run("pack", texts, tmp_path / "out", "--append")[0] == 0
+    dataset = shardload.open(tmp_path / "out")
+    assert (len(dataset), dataset.manifest.version) == (2 * num_samples, 2)
+    assert dataset[num_samples] == dataset[0]
+    assert run("pack", texts, tmp_path / "out", "--replace")[0] == 0

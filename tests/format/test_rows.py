@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardload.format.layout import PAGE_BYTES
-from shardload.format.rows import row_layout, valid_mask
+from shardload.format.rows import VALIDITY, row_layout, valid_mask, widen_rows
 from shardload.format.schema import parse_schema
 
 
@@ -36,8 +36,38 @@ def test_small_rows() -> None:
     assert places({str(n): "int8?" for n in range(9)})[""] == 11
 
 
+def test_streams() -> None:
+    types = {"a": "int8?", "s": "uint16[*]", "w": "uint8[512]", "t": "float32[*,80]?", "b": "bytes", "f": "float64"}
+    assert places(types) == {
+        "_place": 0, "_start_s": 8, "_start_t": 16, "f": 24, "_stored": 32, "_raw": 36, "_sum_w": 40, "_count_s": 44,
+        "_count_t": 48, "a": 52, "_validity": 53, "": 56,
+    }  # fmt: skip
+    assert places({"s": "uint8[*]"}) == {"_start_s": 0, "_count_s": 8, "": 16}
+
+
+def test_rows_of_an_earlier_generation() -> None:
+    types = {"a": "int8?", "s": "uint16[*]", "b": "bytes?"}
+    later = types | {"c": "float64?", **{str(n): "uint8[*]?" for n in range(8)}}
+    old, new = parse_schema(types), parse_schema(later)
+    rows = np.zeros(3, row_layout(old).dtype)
+    rows["a"], rows["_place"], rows["_start_s"], rows["_count_s"] = [1, 2, 3], [16, 32, 48], [0, 2, 2], [2, 0, 9]
+    # The bits above the second are those of no field of theirs, and of later fields in the whole schema.
+    rows[VALIDITY] = [[1 | 0xF0], [2 | 4], [3]]
+    wide = widen_rows(rows, old, new)
+    assert wide.dtype == row_layout(new).dtype and wide[VALIDITY].shape == (3, 2)
+    for name in set(rows.dtype.names or ()) - {VALIDITY}:
+        assert wide[name].tolist() == rows[name].tolist()
+    for name, valid in (("a", [True, False, True]), ("b", [False, True, True]), ("c", [False] * 3), ("7", [False] * 3)):
+        assert valid_mask(wide, new, new[name]).tolist() == valid
+    # Where the first nullable fields come later there is no validity to be taken over.
+    bare = parse_schema({"x": "int8"})
+    wide = widen_rows(np.ones(2, row_layout(bare).dtype), bare, parse_schema({"x": "int8", "y": "str?"}))
+    assert wide["x"].tolist() == [1, 1] and not wide[VALIDITY].any() and not wide["_stored"].any()
+
+
 KINDS = st.sampled_from(
-    ["int8", "uint16", "int32[3]", "float64", "bool[7]", "bfloat16", "float16[5]?", "str", "json?", "uint8[512]", "int64?",
+    ["uint16[*]", "float32[*,80]?", "str[*]",
+     "int8", "uint16", "int32[3]", "float64", "bool[7]", "bfloat16", "float16[5]?", "str", "json?", "uint8[512]", "int64?",
      "float64[63]", "uint8[511]?"]
 )  # fmt: skip
 

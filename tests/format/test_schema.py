@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardload.errors import FormatError
-from shardload.format.schema import Field, Schema, canonical_json, parse_field, parse_schema
+from shardload.format.schema import Field, Schema, canonical_json, extend_schema, parse_field, parse_schema
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,13 @@ from shardload.format.schema import Field, Schema, canonical_json, parse_field, 
         ("json?", Field("x", "json", nullable=True)),
         ("uint8[4294967295]", Field("x", "uint8", (4294967295,))),
         ("int8[" + ",".join("1" * 16) + "]", Field("x", "int8", (1,) * 16)),
+        ("uint16[*]", Field("x", "uint16", starred=True)),
+        ("float32[*,80]?", Field("x", "float32", (80,), True, starred=True)),
+        (" bool[ * , 2 ] ", Field("x", "bool", (2,), starred=True)),
+        ("bfloat16[*," + ",".join("1" * 15) + "]", Field("x", "bfloat16", (1,) * 15, starred=True)),
+        ("uint8[*,4294967295]", Field("x", "uint8", (4294967295,), starred=True)),
+        ("bytes[*]", Field("x", "bytes", starred=True)),
+        ("str[*]?", Field("x", "str", nullable=True, starred=True)),
     ],
 )
 def test_parses(text: str, field: Field) -> None:
@@ -32,7 +39,11 @@ def test_parses(text: str, field: Field) -> None:
     "text",
     [
         "", "int", "int64??", "int64[", "int64[]", "int64[0]", "int64[01]", "int64[-1]", "int64[1,]", "int64[1.5]",
-        "float32[*]", "float32[*,80]", "bytes[*]", "str[*]", "str[3]", "jpeg[1]", "Int64", "int64 ?", "?int64",
+        "json[*]", "jpeg[*]", "video[*]?", "str[*,3]", "bytes[3,*]", "str[*,*]", "str[3]", "jpeg[1]", "float32[3,*]",
+        "float32[*,*]", "float32[**]", "float32[*", "float32*", "float32[*]*", "float32[*,]", "float32[,*]", "float32[*,0]",
+        "float32[*3]", "float32[* 3]",
+        "float32?[*]", "int8[*," + ",".join("1" * 16) + "]", "uint8[*,4294967296]",
+        "Int64", "int64 ?", "?int64",
         "int64[1]int64", "uint8[4294967296]", "float32[1073741824]", "int8[65536,65536]",
         "int8[" + ",".join("1" * 17) + "]", "int8[" + "9" * 5000 + "]", "int8[" + "1," * 100_000 + "1]",
         "int8[٣]", "int8[²]", "int8[" + "[" * 100_000, "../int8", "int64\n", "complex64", 7, None,
@@ -93,6 +104,82 @@ def test_groups_of_fields() -> None:
     assert [field.name for field in schema.row_fields] == ["c"]
     assert [field.name for field in schema.nullable_fields] == ["a", "c", "e"]
     assert [schema.number(name) for name in schema] == [0, 1, 2, 3, 4]
+
+
+def test_where_values_of_varying_length_are_stored() -> None:
+    types = {
+        "stream": "uint16[*]", "packed": {"type": "float32[*,80]?", "compression": "zstd"}, "list": "str[*]",
+        "blobs": {"type": "bytes[*]", "compression": "none"}, "long": "float32[*,600]", "data": "bytes",
+    }  # fmt: skip
+    schema = parse_schema(types, "zstd")
+    assert [field.name for field in schema.stream_fields] == ["stream", "long"]
+    assert [field.name for field in schema.record_fields] == ["packed", "list", "blobs", "data"]
+    assert schema.wide_fields == schema.row_fields == ()
+    assert [field.codec for field in schema.fields] == ["none", "zstd", "zstd", "none", "none", "zstd"]
+    assert schema["packed"].num_bytes == 320 and schema["packed"].ragged and not schema["packed"].listed
+    assert schema["list"].listed and not schema["list"].ragged and not schema["list"].fixed
+    assert str(schema).startswith("{stream: uint16[*], packed: float32[*,80]?, list: str[*]")
+
+
+def test_compression_of_one_field() -> None:
+    schema = parse_schema({"a": {"type": "str"}, "b": {"type": "str", "compression": "none"}, "c": "str"}, "zstd")
+    assert [field.codec for field in schema.fields] == ["zstd", "none", "zstd"]
+    for entry, message in (
+        ({"type": "str", "compression": "zstd"}, "dataset's compression is none"),
+        ({"type": "str", "compression": "zstd:3"}, "must be none or zstd"),
+        ({"type": "str", "compression": "lz4"}, "must be none or zstd"),
+        ({"type": "str", "compression": ""}, "must be none or zstd"),
+        ({"type": "jpeg", "compression": "zstd"}, "not compressed"),
+        ({"type": "float32[80]", "compression": "zstd"}, "not compressed"),
+        ({"compression": "zstd"}, "must have `type`"),
+        ({"type": "str", "codec": "zstd"}, "must have `type`"),
+        ({}, "must have `type`"),
+        ({"type": None}, "is not a type"),
+        ({"type": ["str"]}, "is not a type"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            parse_schema({"x": entry})  # type: ignore[dict-item]
+        if "dataset" in message:
+            assert parse_schema({"x": entry}, "zstd")["x"].codec == "zstd"  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("kind", ["str", "bytes", "int8", "uint64", "int64"])
+def test_keys(kind: str) -> None:
+    assert parse_schema({"a": "int8?", "id": kind}, key="id").key == "id"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["str?", "int64?", "bool", "bfloat16", "float32", "float64", "int64[1]", "uint16[*]", "str[*]", "json", "png"],
+)
+def test_refuses_keys(kind: str) -> None:
+    with pytest.raises(FormatError, match="is no key"):
+        parse_schema({"id": kind}, key="id")
+    with pytest.raises(FormatError, match="not a field of the schema"):
+        parse_schema({"id": "str"}, key="other")
+
+
+def test_extends() -> None:
+    base = parse_schema({"a": "int64", "b": "str?"}, "zstd", key="a")
+    types = {"new": "uint16[*]?", "a": "int64", "more": {"type": "str?", "compression": "none"}}
+    schema = extend_schema(base, types, "zstd")
+    assert [(field.name, field.codec) for field in schema.fields] == [
+        ("a", "none"), ("b", "zstd"), ("new", "none"), ("more", "none")
+    ]  # fmt: skip
+    assert schema.key == "a" and schema.prefix(2) == base and schema.prefix(4) is schema
+    assert extend_schema(base, base.types, "none") == base  # fields that are there keep their codec
+    for types, message in (
+        ({"b": "str?"}, "the samples to append lack it"),
+        ({"a": "int32"}, "has it as int64, not int32"),
+        ({"a": "int64?"}, "not int64[?]"),
+        ({"a": "int64", "b": "str"}, "has it as str[?], not str"),
+        ({"a": "int64", "new": "str"}, "must be nullable: str[?]"),
+        ({"a": "int64", "new": "uint16[*]"}, "must be nullable"),
+        ({"a": "int64", "_new": "str?"}, "reserved"),
+        ({"a": "int64"} | {str(n): "int8?" for n in range(1023)}, "1 to 1024"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            extend_schema(base, types, "none")
 
 
 def test_digest_is_of_the_canonical_json() -> None:

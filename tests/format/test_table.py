@@ -13,7 +13,7 @@ from shardload.format.table import ShardEntry, ShardTable, decode_table, make_ta
 
 FIRST = ShardEntry(1, 2, 3, 4, 5, bytes(range(32)), bytes(range(32, 64)))
 GOLDEN = bytes.fromhex(
-    "534852445441424c 01000000 58000000 0200000000000000 0000000000000000"
+    "534852445441424c 02000000 58000000 0200000000000000 0000000000000000"
     "01000000 02000000 03000000 04000000 0500000000000000"
     "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
     "202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f"
@@ -22,28 +22,30 @@ GOLDEN = bytes.fromhex(
 SECOND = ShardEntry(1, 2, 4, 0xFFFFFFFF, (1 << 48) - 1, bytes(32), bytes(32))
 
 
+def generation(number: int, num_samples: int, num_fields: int = 1) -> Generation:
+    return Generation("none", "", number, num_fields, num_samples, 1, 1, Writer("1", "1", "1"))
+
+
 def manifest_of(data: bytes, entries: list[ShardEntry]) -> Manifest:
     samples: dict[int, int] = {1: 0}
     for entry in entries:
         samples[entry.generation] = samples.get(entry.generation, 0) + entry.num_samples
     return Manifest(
-        codec="none",
-        generations=[Generation(number, 1, count) for number, count in sorted(samples.items())],
+        generations=[generation(number, count) for number, count in sorted(samples.items())],
+        key="",
         metadata={},
         num_bytes=sum(entry.num_bytes for entry in entries),
         num_samples=sum(entry.num_samples for entry in entries),
         num_shards=len(entries),
         schema=[FieldEntry("none", "x", "int8")],
-        shard_size=1,
         table=hashlib.sha256(data).hexdigest(),
         version=1,
-        writer=Writer("1", "1", "1"),
     )
 
 
 def test_golden_bytes() -> None:
     data = make_table([SECOND, FIRST]).encode()
-    assert data == GOLDEN and len(data) == table_bytes(2)
+    assert data == GOLDEN and len(data) == table_bytes(manifest_of(data, [FIRST, SECOND]))
     table = decode_table(data, manifest_of(data, [FIRST, SECOND]), "t")
     assert [table[0], table[1]] == [FIRST, SECOND]
     assert table.first_sample_ids.tolist() == [0, 4, 4 + 0xFFFFFFFF]
@@ -55,6 +57,29 @@ def test_golden_bytes() -> None:
 def test_digests_that_end_in_zeros() -> None:
     entry = replace(FIRST, head_digest=bytes(31) + b"\1", file_digest=b"\1" + bytes(31))
     assert make_table([entry])[0] == entry
+
+
+def test_items_of_streams() -> None:
+    entries = [replace(FIRST, num_items=(7,)), replace(SECOND, generation=2, num_items=((1 << 64) - 1, 5))]
+    data = make_table(entries[::-1], 2).encode()
+    size = 32 + 2 * (88 + 16)
+    assert data[12:16] == (88 + 16).to_bytes(4, "little") and len(data) == size
+    assert data[32 + 88 : 32 + 104] == (7).to_bytes(8, "little") + bytes(8)
+    assert data[-16:] == bytes([255] * 8) + (5).to_bytes(8, "little")
+    fields = [
+        FieldEntry("none", "x", "int8[*]"),
+        FieldEntry("zstd", "z", "int8[*]?"),
+        FieldEntry("none", "y", "int8[*]?"),
+    ]
+    samples = [generation(1, 4), generation(2, 0xFFFFFFFF, 3)]
+    manifest = msgspec.structs.replace(manifest_of(data, entries), schema=fields, generations=samples)
+    assert table_bytes(manifest) == size
+    table = decode_table(data, manifest, "t")
+    assert table[0] == replace(entries[0], num_items=(7, 0)) and table[1] == entries[1]
+    # The number of streams is that of the schema, whatever the table says.
+    for streams in (fields[:1], fields[:2], [*fields, FieldEntry("none", "w", "int8[*]?")]):
+        with pytest.raises(FormatError, match="no table of 2 shards"):
+            decode_table(data, msgspec.structs.replace(manifest, schema=streams), "t")
 
 
 def test_no_shards() -> None:
@@ -134,10 +159,10 @@ def test_sums_are_compared_with_the_manifest() -> None:
     for change in (
         {"num_samples": manifest.num_samples - 1},
         {"num_bytes": manifest.num_bytes + 1},
-        {"generations": [Generation(1, 1, 5), Generation(2, 1, manifest.num_samples - 5)]},
-        {"generations": [Generation(2, 1, manifest.num_samples)]},
+        {"generations": [generation(1, 5), generation(2, manifest.num_samples - 5)]},
+        {"generations": [generation(2, manifest.num_samples)]},
     ):
-        with pytest.raises(FormatError, match=r"samples"):
+        with pytest.raises(FormatError, match=r"samples|does not name"):
             decode_table(GOLDEN, msgspec.structs.replace(manifest, **change), "t")  # type: ignore[arg-type]
 
 

@@ -4,13 +4,14 @@ import ctypes
 import os
 import pickle
 import re
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 
 from shardload.errors import FormatError, PackError
-from shardload.importers import folder, open_source
+from shardload.importers import Reject, Sample, folder, open_source
 from shardload.importers.folder import TEXT_SUFFIXES
 
 JPEG = b"\xff\xd8\xff\xe0jpeg"
@@ -172,20 +173,20 @@ def make_loop(path: str) -> None:
         (lambda path: os.symlink("nowhere", path), "x.txt is a link that leads nowhere"),
     ],
 )
-def test_what_is_no_regular_file_is_named(tree, make, message: str) -> None:
+def test_what_is_no_regular_file_is_named(tree, read_all, make, message: str) -> None:
     root = tree({"a.txt": b"", "d/b.txt": b""})
     make(f"{root}/d/x.txt")
     with pytest.raises(PackError, match=re.escape(f"{root}/d/{message}")):
-        open_source([root])
+        read_all(root)
     # Left out, it is nobody's concern.
     assert open_source([root], ["a*", "b*"]).skipped == {"not included": 1}
 
 
-def test_file_name_that_is_not_utf8(tree) -> None:
+def test_file_name_that_is_not_utf8(tree, read_all) -> None:
     root = tree({"a.txt": b""})
     Path(os.fsdecode(root.encode() + b"/b\xff.txt")).write_bytes(b"")
-    with pytest.raises(PackError, match=re.escape(r"the file name b'b\xff.txt' is not UTF-8")):
-        open_source([root])
+    with pytest.raises(PackError, match=re.escape(r"b'b\xff.txt' is a file name that is not UTF-8")):
+        read_all(root)
     assert open_source([root], ["a*"]).skipped == {"not included": 1}
 
 
@@ -264,22 +265,53 @@ def change_nothing_but_time(path: str) -> None:
         (change_nothing_but_time, "changed while it was being packed: it was written to after the source was scanned"),
     ],
 )
-def test_file_that_changes_after_the_scan(tree, change, message: str) -> None:
+def test_file_that_changes_after_the_scan(tree, samples, change, message: str) -> None:
     root = tree({"a.txt": b"abc", "b.txt": b"abc"})
     plan = open_source([root]).plan(None, None)
     change(f"{root}/b.txt")
-    samples = plan.reader.read(plan.units[0])
-    assert next(samples).values["text"] == "abc"
+    read = samples(plan.reader, plan.units[0])
+    assert next(read).values["text"] == "abc"
     with pytest.raises(PackError, match=re.escape(f"{root}/b.txt {message}")):
-        next(samples)
+        next(read)
 
 
-def test_file_that_grows_after_it_was_opened_is_noticed(tree, monkeypatch) -> None:
+def test_file_that_grows_after_it_was_opened_is_noticed(tree, samples) -> None:
     # /proc files have no size: what is read is more than was promised.
     root = tree({})
     os.symlink("/proc/version", f"{root}/a.txt")
     plan = open_source([root]).plan(None, None)
     with pytest.raises(PackError, match="changed while it was being packed: it had 0 bytes and now has more"):
+        list(samples(plan.reader, plan.units[0]))
+
+
+def test_what_is_no_sample_is_named_and_the_rest_is_read(tree) -> None:
+    """Found by the scan or while reading, in the order of the paths; the rest keeps its labels."""
+    root = tree({"d/a.txt": b"1", "d/c.txt": b"\xff", "d/e.txt": b"2", "d/g.txt": b"3", "z/h.txt": b"4"})
+    os.mkfifo(f"{root}/b.txt")
+    Path(os.fsdecode(root.encode() + b"/d/f\n\xff.txt")).write_bytes(b"")
+    make_loop(f"{root}/d/d\n.txt")
+    plan = open_source([root]).plan(None, None)
+    assert plan.reject is not None and plan.reject.message.startswith("" + root + "/b'd/f\\n\\xff.txt' is a file name")
+    os.unlink(f"{root}/d/e.txt")
+    items = list(plan.reader.read(plan.units[0]))
+    assert [item.values for item in items if isinstance(item, Sample)] == [
+        {"text": str(number), "label": label, "path": path}
+        for number, label, path in ((1, 0, "d/a.txt"), (3, 0, "d/g.txt"), (4, 1, "z/h.txt"))
+    ]
+    assert [item.message.removeprefix(f"{root}/") for item in items if isinstance(item, Reject)] == [
+        "b'd/f\\n\\xff.txt' is a file name that is not UTF-8; rename it, or leave it out with exclude patterns",
+        "b.txt is a FIFO; only regular files can be packed",
+        'd/c.txt is not UTF-8: byte 0 is 0xff; to keep the bytes as they are, give --schema \'{"text": "bytes"}\'',
+        "d/d\n.txt is a link in a loop of links",
+        "d/e.txt vanished while it was being packed",
+    ]
+
+
+def test_a_folder_that_is_gone_is_more_than_a_lost_file(tree) -> None:
+    root = tree({"a.txt": b"1"})
+    plan = open_source([root]).plan(None, None)
+    shutil.rmtree(root)
+    with pytest.raises(PackError, match=r"a\.txt vanished while it was being packed, and so did"):
         list(plan.reader.read(plan.units[0]))
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardload.errors import PackError
-from shardload.importers import lines, open_source
+from shardload.importers import Reject, Sample, lines, open_source
 from shardload.importers.jsonl import INFERRED_LINES
 
 
@@ -167,13 +167,13 @@ def test_bad_line_is_named_with_its_file_and_number(tree, read_all, line: bytes,
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
-def test_line_number_in_a_late_unit(tree, suffix: str) -> None:
+def test_line_number_in_a_late_unit(tree, samples, suffix: str) -> None:
     data = GOOD * 5000 + b"\n" * 7 + b"{\n" + GOOD * 10
     data = {"gz": gzip.compress(data), "zst": zstd(data)}.get(suffix[6:], data)
     plan = open_source([tree({f"a.{suffix}": data})]).plan({"a": "int64"}, 1000)
     with pytest.raises(PackError, match=r"line 5008: broken JSON"):
         for unit in reversed(plan.units):
-            list(plan.reader.read(unit))
+            list(samples(plan.reader, unit))
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
@@ -194,23 +194,65 @@ def test_what_is_not_compressed_at_all(tree, read_all, suffix: str) -> None:
         read_all(root)
 
 
-def test_a_line_over_the_limit_is_an_error_not_a_full_memory(tree, monkeypatch) -> None:
+def test_a_line_over_the_limit_is_an_error_not_a_full_memory(tree, samples, monkeypatch) -> None:
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1000)
     long = jsonl({"a": "x" * 2000})
     for name, data in (("a.jsonl", GOOD + long), ("a.jsonl.zst", zstd(GOOD + long))):
         plan = open_source([tree({name: data}) + f"/{name}"]).plan({"a": "json"}, 400)
         with pytest.raises(PackError, match=re.escape(f"{name} line 2 is longer than 1000 B, the limit for a line")):
             for unit in plan.units:
-                list(plan.reader.read(unit))
+                list(samples(plan.reader, unit))
 
 
-def test_a_bomb_is_read_in_pieces(tree, monkeypatch) -> None:
+def test_a_bomb_is_read_in_pieces(tree, samples, monkeypatch) -> None:
     # 256 MiB of zeros in about 8 KiB: what is made ready at once stays below what one feeding can hold.
     data = zstandard.ZstdCompressor(level=19).compress(bytes(256 << 20))
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1 << 20)
     plan = open_source([tree({"a.jsonl.zst": data})]).plan({"a": "json"}, None)
     with pytest.raises(PackError, match=r"longer than 1\.0 MiB"):
-        list(plan.reader.read(plan.units[0]))
+        list(samples(plan.reader, plan.units[0]))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
+@pytest.mark.parametrize("unit_size", [100, 1200, None])
+def test_what_is_no_sample_is_named_and_the_rest_is_read(tree, monkeypatch, suffix: str, unit_size: int | None) -> None:
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1000)
+    bad = [line + b"\n" for line, _ in BAD_LINES[:13]] + [
+        b"\xff\n",
+        b"x" * 1000 + b"\n",
+        b"x" * 500_000 + b"\n",
+        b"[" * 1001,
+    ]
+    data = b"".join(GOOD + line for line in bad)
+    data = {"gz": gzip.compress(data), "zst": zstd(data)}.get(suffix[6:], data)
+    root = tree({f"a.{suffix}": data})
+    plan = open_source([root]).plan({"a": "int64"}, unit_size)
+    items = [item for unit in plan.units for item in plan.reader.read(unit)]
+    rejects = [item for item in items if isinstance(item, Reject)]
+    assert [str(item.place) for item in items] == [f"{root}/a.{suffix} line {n}" for n in range(1, 2 * len(bad) + 1)]
+    assert [str(reject.place) for reject in rejects] == [str(item.place) for item in items[1::2]]
+    assert [item.values for item in items if isinstance(item, Sample)] == [{"a": 1}] * len(bad)
+    assert [message in reject.reason for reject, (_, message) in zip(rejects, BAD_LINES[:13])] == [True] * 13
+    assert [reject.reason for reject in rejects[-3:]] == ["is longer than 1000 B, the limit for a line"] * 3
+    if unit_size is None and suffix == "jsonl":
+        # The rest of a line over the limit counts with the line after it.
+        assert sum(item.num_bytes for item in items) == len(data)
+
+
+def test_types_are_inferred_from_the_lines_that_are_samples(tree) -> None:
+    bad = b"{\n" + b'{"_a": 1}\n' + b'{"a": "\xff"}\n'
+    plan = open_source([tree({"a.jsonl": bad + GOOD + bad})]).plan(None, None)
+    assert plan.types == {"a": "int64"}
+    assert plan.reject is not None and "line 1: broken JSON" in plan.reject.message
+    with pytest.raises(PackError, match=r"a\.jsonl line 1: broken JSON"):
+        open_source([tree({"a.jsonl": bad})]).plan(None, None)
+
+
+def test_a_file_that_is_none_is_never_passed_over(tree) -> None:
+    root = tree({"a.jsonl": GOOD})
+    os.mkfifo(f"{root}/b.jsonl")
+    with pytest.raises(PackError, match=r"b\.jsonl is a FIFO; only regular files can be packed"):
+        open_source([root]).plan(None, None)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])

@@ -629,7 +629,7 @@ def test_ranks_from_the_environment(numbers, monkeypatch, capsys):
         ({"tail": "wrap"}, "tail must be one of"),
         ({"seed": -1}, "seed"),
         ({"fields": ["none"]}, "no field 'none'"),
-        ({"dtypes": {"none": torch.int32}}, "'none' is not a fixed field"),
+        ({"dtypes": {"none": torch.int32}}, "'none' is not a field of numbers"),
         ({"dtypes": {"number": torch.int32}, "collate_fn": list}, "dtypes= is for fields as stored"),
         ({"prefetch_bytes": 0}, "prefetch_bytes"),
         ({"batch_size": True}, "batch_size"),

@@ -147,19 +147,20 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path, slow_rows, dige
     with pytest.raises(PackError, match="holds what an unfinished pack left"):
         pack(small, tmp_path / "out")
     pack(small, tmp_path / "out", replace=True)
-    assert len(digests(tmp_path / "out")) == 4
+    assert len(digests(tmp_path / "out")) == 5
 
 
 BLOCKING = """
 import threading
 from dataclasses import dataclass
 from shardload.errors import PackError
+from shardload.format.manifest import Generation, Writer, describe
 from shardload.format.schema import parse_schema
 from shardload.importers import Piece, SourceFile, Unit
 from shardload.packing.processes import pack_in_processes
-from shardload.packing.progress import Count, Progress, Tally
-from shardload.packing.unit import Job
+from shardload.packing.unit import Job, Task
 from shardload.storage import LocalStorage
+from shardload.writer.recipe import Recipe
 
 @dataclass(frozen=True)
 class Reader:
@@ -173,9 +174,10 @@ class Reader:
         yield
 
 def pack(root, numbers):
-    job = Job(Reader(root), LocalStorage(root), parse_schema({"a": "str"}), 1, 1 << 20, "none", "")
-    units = [Unit(number, (Piece(SourceFile("a", 1, 0), 0, 1),)) for number in numbers]
-    pack_in_processes(job, units, len(units), Tally(Progress(Count(), 1, 0.0, {}, 2, 2), None))
+    facts = Generation("none", "", 1, 1, 0, 1, 1 << 20, Writer("", "", ""))
+    job = Job(Reader(root), LocalStorage(root), Recipe(describe(parse_schema({"a": "str"}), 1, facts, {})))
+    tasks = [Task(Unit(number, (Piece(SourceFile("a", 1, 0), 0, 1),))) for number in numbers]
+    pack_in_processes(job, tasks, len(tasks), lambda unit, news: None, lambda: None)
 """
 
 

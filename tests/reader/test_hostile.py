@@ -28,8 +28,8 @@ def test_overlapping_records_are_refused_before_they_are_read(tmp_path):
     assert len(dataset.__getitems__([7, 7])) == 2
 
 
-def test_falling_places(tmp_path, monkeypatch):
-    path = write_with_places(tmp_path / "d", monkeypatch, 100, lambda i, place: HEAP_START + (99 - i) * 16)
+def test_falling_places(tmp_path):
+    path = write_with_places(tmp_path / "d", 100, lambda i, place: HEAP_START + (99 - i) * 16)
     dataset = shardload.open(path)
     for read in (lambda: dataset.lengths("a"), lambda: dataset.__getitems__([4, 3, 3])):
         with pytest.raises(shardload.FormatError, match="before the end") as caught:
@@ -41,8 +41,8 @@ def test_falling_places(tmp_path, monkeypatch):
     dataset.will_need(np.arange(100))
 
 
-def test_a_place_outside_the_heap_names_its_own_sample(tmp_path, monkeypatch):
-    path = write_with_places(tmp_path / "d", monkeypatch, 50, lambda i, place: 1 << 40 if i == 9 else place)
+def test_a_place_outside_the_heap_names_its_own_sample(tmp_path):
+    path = write_with_places(tmp_path / "d", 50, lambda i, place: 1 << 40 if i == 9 else place)
     dataset = shardload.open(path)
     for read in (lambda: dataset.lengths("a"), lambda: dataset.__getitems__(range(50))):
         with pytest.raises(shardload.FormatError, match="no record in the heap") as caught:

@@ -10,7 +10,7 @@ import pytest
 from shardload.codecs import make_codec
 from shardload.errors import FormatError, PackError
 from shardload.format.schema import parse_schema
-from shardload.writer.encode import SampleEncoder
+from shardload.writer.encode import RecordPacker, SampleEncoder, row_columns
 from shardload.writer.values import describe
 
 HUGE = 10**5000
@@ -24,10 +24,10 @@ def short(value: Any) -> str:
 def encode(kind: str, value: Any) -> Any:
     """What is stored for a value: a number, or bytes."""
     schema = parse_schema({"x": kind})
-    encoded = SampleEncoder(schema, None).encode({"x": value}, "sample 7")
+    encoded = SampleEncoder(schema).encode({"x": value}, "sample 7")
     if schema.record_fields:
-        return encoded.record[4:]
-    return encoded.wide[0] if schema.wide_fields else encoded.fixed["x"]
+        return encoded.plain
+    return encoded.values[0] if encoded.values else encoded.row[row_columns(schema).index("x")]
 
 
 def nested(depth: int) -> list[Any]:
@@ -303,23 +303,20 @@ def test_tensors_that_do_not_fit() -> None:
 
 def test_missing_values() -> None:
     kinds = ["int8", "bool", "float16", "bfloat16", "float32[3]", "uint8[600]", "bfloat16[300]", "str", "jpeg", "json"]
-    encoder = SampleEncoder(parse_schema({kind: kind + "?" for kind in kinds}), None)
+    schema = parse_schema({kind: kind + "?" for kind in kinds})
+    encoder, columns = SampleEncoder(schema), row_columns(schema)
     none = encoder.encode(dict.fromkeys(kinds), "s")
     assert none == encoder.encode({}, "s")
-    assert none.fixed == {
-        "int8": 0,
-        "bool": 0,
-        "float16": 0,
-        "bfloat16": 0,
-        "float32[3]": bytes(12),
-        "_validity": b"\0\0",
-    }
-    assert none.wide == [bytes(600), bytes(600)] and none.record == bytes(12)
-    assert encoder.encode({"int8": 0, "json": 0}, "s").fixed["_validity"] == b"\x01\x02"
+    stored = dict(zip(columns, none.row, strict=True))
+    assert [stored[kind] for kind in kinds[:5]] == [0, 0, 0, 0, bytes(12)]
+    assert stored["_validity"] == b"\0\0" and none.validity == 0
+    assert none.values == [bytes(600), bytes(600)] and none.header == bytes(12) and none.plain == none.packed == b""
+    some = encoder.encode({"int8": 0, "json": 0}, "s")
+    assert some.row[columns.index("_validity")] == b"\x01\x02" and some.validity == 0x201
 
 
 def test_fields_of_a_sample() -> None:
-    encoder = SampleEncoder(parse_schema({"a": "int8", "b": "int8?"}), None)
+    encoder = SampleEncoder(parse_schema({"a": "int8", "b": "int8?"}))
     with pytest.raises(PackError, match=r"s: field 'a': expected int8, got no such field in the sample; .* int8\?"):
         encoder.encode({"b": 1}, "s")
     with pytest.raises(PackError, match="s: field 'a': expected int8, got None"):
@@ -339,14 +336,15 @@ def test_names_of_fields() -> None:
 
 
 def test_a_frame_only_where_it_is_smaller() -> None:
-    encoder = SampleEncoder(parse_schema({"a": "str", "b": "bytes", "p": "video"}, "zstd"), make_codec("zstd:3"))
+    encoder = SampleEncoder(parse_schema({"a": "str", "b": "bytes", "p": "video"}, "zstd"))
+    packer = RecordPacker(make_codec("zstd:3"))
     small = encoder.encode({"a": "x", "b": b"y", "p": b"z"}, "s")
-    assert not small.framed and small.record == bytes.fromhex("010000000100000001000000") + b"zxy"
+    assert packer.pack(small) == (bytes.fromhex("010000000100000001000000") + b"zxy", False)
     large = encoder.encode({"a": "x" * 500, "b": b"y" * 500, "p": b"z" * 500}, "s")
-    assert large.framed and large.raw_bytes == 16 + 1500 and large.record[12:512] == b"z" * 500
-    assert large.record[512:516] == bytes.fromhex("28b52ffd") and large.stored_bytes == len(large.record) + 4
-    nothing = encoder.encode({"a": "", "b": b"", "p": b""}, "s")
-    assert not nothing.framed and nothing.record == bytes(12)
+    record, framed = packer.pack(large)
+    assert framed and large.raw_bytes == 16 + 1500 and record[12:512] == b"z" * 500
+    assert record[512:516] == bytes.fromhex("28b52ffd") and len(record) < 600
+    assert packer.pack(encoder.encode({"a": "", "b": b"", "p": b""}, "s")) == (bytes(12), False)
 
 
 def test_describe() -> None:

@@ -1,0 +1,211 @@
+"""WebDataset tars as a source: members `key.extension` that stand together are one sample, with a field an extension.
+
+A sample has `key: str` and then a field for every extension, in the order of the extensions' text; `tar_values` says
+which types they have, `tar_samples` what a sample is. A member that is missing is None. Keys are data, and unique
+within a tar only: several tars often number their samples alike.
+
+Types given are the whole schema, as with JSON Lines. They also choose: members of extensions that are not named are
+passed over unread, and `key` is left out if it is not named. Without types given, nothing is passed over: an extension
+that the samples looked at did not have is an error when it comes.
+
+A tar is read from its start to its end, so each is indivisible; memory holds one sample, and 8 bytes a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardload.errors import PackError
+from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
+from shardload.importers.compressed import DamageError, ZstdStream
+from shardload.importers.files import check_unchanged, open_file, unreadable
+from shardload.importers.tar_archive import Archive, TarDamage
+from shardload.importers.tar_samples import KEY_FIELD, RawSample, Wanted, raw_samples
+from shardload.importers.tar_types import TypeInference, has_content_type
+from shardload.importers.tar_values import BadValue, Decode, decoder
+from shardload.importers.units import cut_units
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
+INFERRED_SAMPLES = 10_000
+"""Samples from which types are inferred, the same number from each of the tars looked at, ..."""
+INFERRED_BYTES = 256 << 20
+"""... or fewer, where so many bytes had to be read for them, ..."""
+INFERRED_TARS = 64
+"""... in at most so many tars, evenly spread over all, the first among them."""
+
+_READ_BYTES = 1 << 18
+# Where most of a tar is passed over, reading ahead is reading for nothing.
+_LOOK_BYTES = 1 << 13
+
+
+def is_tar(path: str) -> bool:
+    """Tells whether a file is taken for a WebDataset tar, by its suffix."""
+    return path.lower().endswith(TAR_SUFFIXES)
+
+
+class TarSource:
+    """WebDataset tars, one after the other."""
+
+    def __init__(
+        self, location: str, root: str, shown_root: str, files: Sequence[SourceFile], skipped: dict[str, int]
+    ) -> None:
+        """Describes the source.
+
+        Args:
+            location: what the user called it.
+            root: absolute folder that the files' paths start from.
+            shown_root: the same folder in messages.
+            files: the tars, in order.
+            skipped: what was left out: reason -> number.
+        """
+        self.location = location
+        self.skipped = skipped
+        self._root = root
+        self._shown_root = shown_root
+        self._files = files
+
+    def plan(self, types: Mapping[str, str] | None, unit_size: int | None) -> SourcePlan:
+        """Returns units and types; types given are the whole schema, and choose the members that are packed."""
+        units = cut_units(self._files, [False] * len(self._files), unit_size)
+        hint = ""
+        if types is None:
+            inferred, hint = self._infer()
+            reader = TarReader(self._root, self._shown_root, inferred, chosen=False)
+        else:
+            inferred = dict(types)
+            self._check_given(inferred)
+            reader = TarReader(self._root, self._shown_root, inferred, chosen=True)
+        return SourcePlan(reader, units, inferred, {}, hint)
+
+    def _check_given(self, types: Mapping[str, str]) -> None:
+        for name, type_text in types.items():
+            if name != KEY_FIELD:
+                try:
+                    decoder(name, type_text)
+                except PackError as error:
+                    raise PackError(f"{self.location}: {error}") from None
+            elif type_text.strip().rstrip("?") != "str":
+                raise PackError(
+                    f"{self.location}: field {name!r} is the key of a sample and cannot be {type_text}: give it str"
+                )
+        extensions = [name for name in types if name != KEY_FIELD]
+        for name in extensions:
+            if name != name.lower():
+                raise PackError(
+                    f"{self.location}: field {name!r} would stay empty: extensions are taken in lower case, so give "
+                    f"{name.lower()!r}"
+                )
+
+    def _infer(self) -> tuple[dict[str, str], str]:
+        """Returns the types that the first samples have, and what to say of them."""
+        files = _spread(self._files, INFERRED_TARS)
+        inference = TypeInference()
+        reader = TarReader(self._root, self._shown_root, {}, chosen=False)
+        first: Reject | None = None
+        for file in files:
+            wanted, left = Wanted(None, has_content_type), -(-INFERRED_SAMPLES // len(files))
+            looked = reader.raw(Piece(file, 0, file.num_bytes), wanted, _LOOK_BYTES)
+            with contextlib.closing(looked):
+                for raw, bytes_read in looked:
+                    if isinstance(raw, Reject):
+                        first = first or raw
+                    else:
+                        inference.add(raw.members)
+                        left -= 1
+                    if not left or bytes_read >= INFERRED_BYTES // len(files):
+                        break
+        if not inference.num_samples:
+            detail = f"; the first thing in them that is none: {first.place}: {first.reason}" if first else ""
+            raise PackError(f"{self.location} holds no sample of a WebDataset tar{detail}")
+        of = f" of {len(files)} tars" if len(files) > 1 else ""
+        hint = (
+            f"the types were inferred from the first samples{of}, {inference.num_samples:,} together; give others with "
+            "--schema, with a ? after the types of members that some samples lack"
+        )
+        return {KEY_FIELD: "str"} | inference.types(), hint
+
+
+def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:
+    count = min(count, len(files))
+    return [files[len(files) * i // count] for i in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class TarReader:
+    """Reads units of tars."""
+
+    root: str
+    location: str
+    types: Mapping[str, str]
+    """Field name -> type."""
+    chosen: bool
+    """Whether members of other fields are passed over, rather than given for the schema to refuse."""
+
+    def read(self, unit: Unit) -> Generator[Sample | Reject, None, None]:
+        """Yields the samples of the unit's tars, and what is none."""
+        decoders = {name: decoder(name, text) for name, text in self.types.items() if name != KEY_FIELD}
+        wanted = Wanted(decoders if self.chosen else None, _always)
+        for piece in unit.pieces:
+            for raw, _ in self.raw(piece, wanted, _READ_BYTES):
+                yield raw if isinstance(raw, Reject) else self._sample(raw, decoders)
+
+    def raw(
+        self, piece: Piece, wanted: Wanted, buffer_bytes: int
+    ) -> Generator[tuple[RawSample | Reject, int], None, None]:
+        """Yields what a tar holds as it stands there, each with the bytes that were read of the tar so far.
+
+        Raises:
+            PackError: the tar cannot be read, is damaged or cut short, or has changed.
+        """
+        name = os.path.join(self.location, piece.file.path)
+        packed = _compression(name)
+        with open_file(self.root, piece.file, name) as opened:
+            # Both are held here: a buffered reader closes its file when it goes.
+            file = io.BufferedReader(opened, buffer_bytes)
+            content = _decompressed(file, packed) if packed else file
+            archive = Archive(content, None if packed else piece.file.num_bytes)
+            try:
+                for raw in raw_samples(archive, name, wanted, file.tell if packed else archive.tell):
+                    yield raw, archive.bytes_read
+                check_unchanged(opened, piece.file, name)
+            except (TarDamage, DamageError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+                # What was read may be part old, part new: then that is what is wrong.
+                check_unchanged(opened, piece.file, name)
+                after = f", after member {archive.last!r}" if archive.last else ""
+                at = "" if isinstance(error, TarDamage) else f" at byte {archive.tell()}"
+                of = " (bytes of the decompressed tar)" if packed else ""
+                raise PackError(f"{name} is damaged or was cut short{at}{after}: {error}{of}") from None
+            except OSError as error:
+                raise unreadable(name, error) from error
+
+    def _sample(self, raw: RawSample, decoders: Mapping[str, Decode]) -> Sample | Reject:
+        values: dict[str, Any] = {KEY_FIELD: raw.place.key} if KEY_FIELD in self.types else {}
+        for extension, data in raw.members.items():
+            decode = decoders.get(extension)
+            try:
+                values[extension] = decode(data) if decode else data
+            except BadValue as error:
+                return Reject(raw.place, f"its member {extension!r} {error}", raw.stored_bytes)
+        return Sample(values, raw.place, raw.stored_bytes)
+
+
+def _always(extension: str) -> bool:
+    return True
+
+
+def _compression(path: str) -> str:
+    """Returns `gz`, `zst` or nothing, by the suffix of a tar."""
+    suffix = path.lower().rpartition(".")[2]
+    return {"tgz": "gz", "gz": "gz", "zst": "zst"}.get(suffix, "")
+
+
+def _decompressed(file: io.BufferedReader[Any], compression: str) -> io.BufferedReader[Any]:
+    stream: Any = gzip.GzipFile(fileobj=file) if compression == "gz" else ZstdStream(file)
+    return io.BufferedReader(stream, _READ_BYTES)

@@ -1,0 +1,35 @@
+"""A dictionary for a source, from the samples at its start."""
+
+from __future__ import annotations
+
+import contextlib
+
+from shardload.codecs.dictionary import DictionaryMode
+from shardload.errors import PackError
+from shardload.format.schema import Schema
+from shardload.importers import Reject, SourcePlan
+from shardload.writer.encode import SampleEncoder
+from shardload.writer.first import FirstSamples
+
+
+def train_on_source(plan: SourcePlan, schema: Schema, compression: str, mode: DictionaryMode, shard_size: int) -> bytes:
+    """Returns the dictionary for a source's samples, or nothing where it would not pay.
+
+    It depends on the first unit and these arguments only, so that whoever continues a pack comes to the same. What is no
+    sample is passed over here; the packing of the unit deals with it.
+
+    Raises:
+        PackError: a dictionary is asked for (`on`), and there is too little to train it on.
+    """
+    first, encoder = FirstSamples(schema, compression, mode, shard_size), SampleEncoder(schema)
+    if first.full or not plan.units:
+        return first.dictionary()
+    with contextlib.suppress(PackError), contextlib.closing(plan.reader.read(plan.units[0])) as items:
+        for item in items:
+            if isinstance(item, Reject):
+                continue
+            with contextlib.suppress(PackError):
+                first.add(encoder.encode(item.values, item.place), "")
+            if first.full:
+                break
+    return first.dictionary()

@@ -1,0 +1,40 @@
+"""What was set aside, on disk: one line of `rejects.jsonl` for each reject, in the order of the source."""
+
+from __future__ import annotations
+
+import json
+
+from shardload.format.schema import canonical_json
+from shardload.packing.journal import Journal, lines_of
+from shardload.storage import FileWriter, LocalStorage
+from shardload.writer.target import REJECTS_NAME, WORK
+
+_PREPARED = f"{WORK}/rejects"
+
+
+def prepare_rejects(storage: LocalStorage, journal: Journal, generation: int, source: str, keep: bool) -> str:
+    """Writes the rejects of a pack to a file that the commit puts in its place.
+
+    Args:
+        storage: files of the target.
+        journal: where the rejects are.
+        generation: that of the pack.
+        source: what the user called the source.
+        keep: whether the rejects of earlier generations stay, before those of this one.
+
+    Returns:
+        The name of the file, or nothing where there is no reject.
+    """
+    with FileWriter(storage.path(_PREPARED), storage.operations) as writer:
+        if keep and storage.exists(REJECTS_NAME):
+            for line in lines_of(storage.open(REJECTS_NAME)):
+                # After a commit that was cut off those of this generation may be there already.
+                if json.loads(line)["generation"] < generation:
+                    writer.write(line)
+        for unit, place, reason in journal.rejects():
+            facts = {"generation": generation, "place": place, "reason": reason, "source": source, "unit": unit}
+            writer.write(canonical_json(facts) + b"\n")
+        if writer.num_bytes:
+            writer.finish()
+            return _PREPARED
+    return ""

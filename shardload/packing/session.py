@@ -1,0 +1,198 @@
+"""One pack at one target: begun or continued, carried out, committed, and left so that it can be continued."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from shardload.errors import PackError, ShardloadError
+from shardload.format.manifest import Description, Manifest
+from shardload.format.schema import canonical_json
+from shardload.format.table import ShardEntry
+from shardload.importers import Unit
+from shardload.packing.journal import Journal
+from shardload.packing.processes import pack_in_processes
+from shardload.packing.progress import Count, Tally
+from shardload.packing.record import (
+    JobRecord,
+    PackedRecord,
+    check_same,
+    make_record,
+    read_packed,
+    read_record,
+    write_record,
+)
+from shardload.packing.rejects import prepare_rejects
+from shardload.packing.signals import signals_held
+from shardload.packing.unit import Job, Step, pack_unit
+from shardload.writer.failures import named, write_error
+from shardload.writer.resume import ResumableTarget
+from shardload.writer.target import PACKED_NAME, REJECTS_NAME, WORK
+from shardload.writer.versions import read_entries
+
+_STAYS = "what was packed stays: go on with the same command and --continue (resume=True)"
+
+
+class Session:
+    """A pack at a claimed target. `leave` gives the target back, whatever has happened."""
+
+    def __init__(self, place: ResumableTarget, resume: bool) -> None:
+        self.place = place
+        self.journal: Journal | None = None
+        self._committed: Manifest | None = None
+        self._resume = resume
+        self._continued = resume and place.has_job
+
+    def find_complete(
+        self, options: Mapping[str, Any], units: Sequence[Unit]
+    ) -> tuple[Manifest, list[ShardEntry], int] | None:
+        """Returns manifest, shards and number of rejects of what is there, if the same pack made it, or None."""
+        packed, current = read_packed(self.place.storage), self.place.current
+        if self._continued or packed is None or current is None or packed.version != current.version:
+            return None
+        if packed.job != make_record(options, units).digest:
+            return None
+        entries = read_entries(self.place.storage, current, packed.generation)
+        self.place.leave_finished()
+        return current, entries, packed.num_rejects
+
+    def begin(self, options: Mapping[str, Any], units: list[Unit]) -> Journal:
+        """Begins a pack, or takes up the one that is there.
+
+        Args:
+            options: all that decides the bytes.
+            units: the source.
+
+        Raises:
+            PackError: the pack that is there was begun with something else, or the target may not be written to.
+        """
+        record = make_record(options, units)
+        with named(self.place.root):
+            self.journal = self._take_up(record, units) if self._continued else self._begin(record)
+        self._digest = record.digest
+        return self.journal
+
+    def _take_up(self, record: JobRecord, units: list[Unit]) -> Journal:
+        place = self.place
+        before = read_record(place.storage)
+        check_same(place.storage, before, record, units)
+        self._committed = place.take_up(before.version, before.generation)
+        journal = Journal(place.storage, place.generation)
+        if self._committed is None:
+            place.keep_only(journal.entries)
+        return journal
+
+    def _begin(self, record: JobRecord) -> Journal:
+        place = self.place
+        if self._resume:
+            place.prepare()
+        record = msgspec.structs.replace(record, version=place.version, generation=place.generation)
+        write_record(place.storage, record)
+        return Journal(place.storage, place.generation)
+
+    def run(self, job: Job, units: Sequence[Unit], num_workers: int, tally: Tally, max_rejects: int | None) -> None:
+        """Packs what is left of the units."""
+        assert self.journal is not None
+        tasks = [] if self._committed is not None else self.journal.tasks(units)
+        take = _Take(self.place, self.journal, tally, max_rejects)
+        take.check(None)
+        if num_workers == 1 or not tasks:
+            for task in tasks:
+                pack_unit(job, task, take.bound(task.unit.number))
+        else:
+            pack_in_processes(job, tasks, min(num_workers, len(tasks)), take, tally.tell)
+
+    def commit(self, description: Description, source: str) -> tuple[Manifest, list[ShardEntry]]:
+        """Publishes the shards; returns the manifest and what this pack has added to it.
+
+        Raises:
+            PackError: there is no sample, another writer came first, or the storage failed.
+        """
+        place, journal = self.place, self.journal
+        assert journal is not None
+        with named(place.root):
+            journal.check_mine()
+        entries = journal.entries
+        if not entries:
+            raise PackError(f"{source} holds no sample to pack{_first_reject(journal)}")
+        num_rejects = sum(count.num_rejects for count in journal.counts.values())
+        packed = PackedRecord(place.generation, self._digest, num_rejects, place.version)
+        with named(place.root):
+            rejects = prepare_rejects(place.storage, journal, place.generation, source, place.mode == "append")
+            place.storage.write(f"{WORK}/packed", canonical_json(msgspec.to_builtins(packed)) + b"\n")
+        place.beside |= {REJECTS_NAME: rejects, PACKED_NAME: f"{WORK}/packed"}
+        with signals_held(), named(place.root):
+            journal.check_mine()
+            if self._committed is not None:
+                place.finish(self._committed, entries)
+                return self._committed, entries
+            return place.commit(description, entries), entries
+
+    def leave(self, error: BaseException | None) -> None:
+        """Gives the target back: as it was where nothing is worth keeping, else so that the pack can be continued."""
+        place, journal = self.place, self.journal
+        if not place.is_released:
+            kept = self._continued or (journal is not None and journal.has_shards)
+            if kept and place.is_mine:
+                place.suspend(journal.entries if journal is not None else None)
+                # An error before the journal was taken up is that of this call, and says what to do.
+                if error is not None and journal is not None and place.has_job:
+                    _add(error, _STAYS)
+            else:
+                place.abandon()
+        if journal is not None:
+            journal.close()
+
+
+class _Take:
+    """What becomes of the news of a unit: steps go to the journal, counts to the tally."""
+
+    def __init__(self, place: ResumableTarget, journal: Journal, tally: Tally, max_rejects: int | None) -> None:
+        self._root = place.root
+        self._journal = journal
+        self._tally = tally
+        self._max_rejects = max_rejects
+
+    def __call__(self, unit: int, news: Step | Count) -> None:
+        if isinstance(news, Count):
+            self._tally.update(unit, news)
+            return
+        try:
+            self._journal.add(news)
+        except PackError:
+            raise
+        except OSError as error:
+            raise write_error(self._root, error) from error
+        self._tally.update(unit, news.count)
+        self.check(news)
+
+    def bound(self, unit: int) -> Callable[[Step | Count], None]:
+        """Returns the same for one unit."""
+        return lambda news: self(unit, news)
+
+    def check(self, step: Step | None) -> None:
+        """Refuses to go on with too many rejects."""
+        num_rejects = self._tally.done.num_rejects
+        if self._max_rejects is not None and num_rejects > self._max_rejects:
+            last = f"; the last one: {': '.join(step.rejects[-1])}" if step is not None and step.rejects else ""
+            raise PackError(
+                f"{self._root}: {num_rejects:,} rejects so far, and at most {self._max_rejects:,} may be set aside "
+                f"(--max-rejects, max_rejects){last}"
+            )
+
+
+def _first_reject(journal: Journal) -> str:
+    """Says why there is no sample, if anything was set aside."""
+    with contextlib.closing(journal.rejects()) as rejects:  # type: ignore[type-var]
+        first = next(rejects, None)
+    return "" if first is None else f": everything in it was rejected, at first {first[1]}: {first[2]}"
+
+
+def _add(error: BaseException, text: str) -> None:
+    if isinstance(error, ShardloadError):
+        error.message += f"; {text}"
+    else:
+        error.add_note(text)

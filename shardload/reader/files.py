@@ -1,0 +1,56 @@
+"""The shard files that a process has open, and what is read of each first."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections import OrderedDict
+
+from shardload.errors import FormatError
+from shardload.format import layout
+from shardload.format.shard import TAIL_READ_BYTES, Expected, ShardHead, check_header, decode_head, tail_bytes
+from shardload.format.table import ShardEntry
+from shardload.storage import FileReader, LocalStorage
+
+
+class OpenFiles:
+    """The shard files that are open, the least recently used dropped past a number. Safe for several threads."""
+
+    def __init__(self, storage: LocalStorage) -> None:
+        self._storage = storage
+        self._files: OrderedDict[int, FileReader] = OrderedDict()
+        self._lock = threading.Lock()
+        soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # The descriptors belong to the training script as well.
+        self._max_files = max(4, min(1024, soft_limit // 4))
+
+    def get(self, shard_id: int, entry: ShardEntry) -> FileReader:
+        """Returns a shard's open file. It stays open as long as the caller holds it."""
+        with self._lock:
+            file = self._files.get(shard_id)
+            if file is None:
+                file = self._files[shard_id] = self._storage.open(entry.name, entry.num_bytes)
+                if len(self._files) > self._max_files:
+                    self._files.popitem(last=False)
+            else:
+                self._files.move_to_end(shard_id)
+            return file
+
+
+def read_head(file: FileReader, expected: Expected, identity: tuple[int, int, int]) -> ShardHead:
+    """Returns what header, directory and footer say, checked against what is known of the shard.
+
+    Raises:
+        FormatError: the file is damaged, or another shard.
+    """
+    num_bytes, place = expected.num_bytes, f"{file.dataset}: {file.name}"
+    try:
+        end = file.read(max(0, num_bytes - TAIL_READ_BYTES), num_bytes)
+        size = tail_bytes(end, place)
+        tail = end[-size:] if size <= len(end) else file.read(max(0, num_bytes - size), num_bytes)
+        head = decode_head(tail, expected, place)
+        check_header(file.read(0, layout.HEADER_BYTES), head, expected.schema, identity, place)
+    except FormatError as error:
+        error.dataset, error.shard = file.dataset, file.name
+        raise
+    return head

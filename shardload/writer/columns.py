@@ -1,0 +1,101 @@
+"""Values that lie one after the other in a section of their own: wide fields and streams."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shardload.format import layout
+from shardload.format.checksum import block_sum, identity_sum
+from shardload.format.schema import Field
+from shardload.format.statistics import FieldStatistics, range_of
+from shardload.storage import FileWriter
+
+Identity = tuple[int, int, int]
+"""Generation, unit and part."""
+
+_CHUNK_BYTES = 1 << 20
+
+
+class Column:
+    """The values of one field in a shard being written, in chunks that are kept or go to the file at once."""
+
+    def __init__(self, field: Field, number: int, identity: Identity, out: FileWriter | None) -> None:
+        """Starts the column.
+
+        Args:
+            field: a wide or stream field.
+            number: its number in the schema.
+            identity: of the shard.
+            out: the file, positioned where the section starts, or None if the column is to be kept.
+        """
+        self.field = field
+        self.num_bytes = 0
+        self.range = FieldStatistics()
+        """Least and greatest number so far, as far as chunks are complete."""
+        self._number = number
+        self._identity = identity
+        self._out = out
+        self._chunks: list[bytes] = []
+        # Joined when there is a chunk of them: each byte is copied once.
+        self._open: list[bytes] = []
+        self._open_bytes = 0
+        self._sums = bytearray()
+
+    @property
+    def num_items(self) -> int:
+        """Items so far: values of a wide field, items of a stream."""
+        return self.num_bytes // self.field.num_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that are not in the file yet."""
+        return self._open_bytes + sum(map(len, self._chunks))
+
+    def add(self, data: bytes, missing: bool) -> None:
+        """Appends a sample's value or items."""
+        self.num_bytes += len(data)
+        self._open.append(data)
+        self._open_bytes += len(data)
+        if self.field.nullable and not missing and not self.field.streamed:
+            # The zeros of missing values are no numbers: here a chunk cannot be looked at as a whole.
+            self.range += range_of(self.field, np.frombuffer(data, dtype=self.field.dtype))
+        if self._open_bytes >= _CHUNK_BYTES:
+            self._close_chunk(last=False)
+
+    def value_sum(self, data: bytes, local_id: int) -> int:
+        """Returns the checksum of a sample's value."""
+        return block_sum(data, identity_sum(*self._identity, self._number, local_id))
+
+    def finish(self) -> list[bytes]:
+        """Returns what is not in the file yet."""
+        if self._open_bytes:
+            self._close_chunk(last=True)
+        return self._chunks
+
+    @property
+    def sums(self) -> bytearray:
+        """The checksums of a stream's blocks, once it is finished."""
+        return self._sums
+
+    def _close_chunk(self, last: bool) -> None:
+        chunk = b"".join(self._open)
+        self._open, self._open_bytes = [], 0
+        if self.field.streamed:
+            # What is left over of a block waits for the rest of it.
+            whole = len(chunk) if last else len(chunk) // layout.BLOCK_BYTES * layout.BLOCK_BYTES
+            chunk, left = chunk[:whole], chunk[whole:]
+            self._open, self._open_bytes = [left], len(left)
+            self._sum_blocks(chunk)
+        if self.field.streamed or not self.field.nullable:
+            self.range += range_of(self.field, np.frombuffer(chunk, dtype=self.field.dtype))
+        if self._out is not None:
+            self._out.write(chunk)
+        else:
+            self._chunks.append(chunk)
+
+    def _sum_blocks(self, chunk: bytes) -> None:
+        data = np.frombuffer(chunk, dtype=np.uint8)
+        for start in range(0, len(data), layout.BLOCK_BYTES):
+            number = len(self._sums) // 4
+            identity = identity_sum(*self._identity, self._number, number)
+            self._sums += block_sum(data[start : start + layout.BLOCK_BYTES], identity).to_bytes(4, "little")

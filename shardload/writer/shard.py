@@ -292,13 +292,3 @@ class UnitWriter:
         self._file = self._shard = None
         if self._on_part is not None:
             self._on_part(entry)
-
-
-def write_unit(writer: UnitWriter, fill: Callable[[UnitWriter], None]) -> list[ShardEntry]:
-    """Returns the entries of a unit whose samples `fill` adds; what is unfinished is removed if it raises."""
-    try:
-        fill(writer)
-        return writer.finish()
-    except BaseException:
-        writer.abandon()
-        raise

@@ -89,14 +89,14 @@ class ShardWriter:
             raise ValueError("schema= is needed, unless samples are appended to a dataset that has one")
         if append and key:
             raise ValueError("key= is that of the dataset; it cannot be given in an append")
-        make_codec(compression or DEFAULT_COMPRESSION)
+        chosen = DEFAULT_COMPRESSION if compression is None else compression
+        make_codec(chosen)
         self._types = None if schema is None else dict(schema)
         self._key = key
-        self._schema = (
-            None if append else parse_schema(schema or {}, (compression or DEFAULT_COMPRESSION).partition(":")[0], key)
-        )
+        self._schema = None if append else parse_schema(schema or {}, chosen.partition(":")[0], key)
         self._shard_size = parse_bytes(shard_size, "shard_size")
-        self._compression = compression or ("" if append else DEFAULT_COMPRESSION)
+        # Of an append that does not say it is known when the dataset is.
+        self._compression = "" if append and compression is None else chosen
         self._dictionary = check_dictionary(dictionary, self._compression)
         self._metadata = check_metadata(metadata or {})
         self._operations = operations

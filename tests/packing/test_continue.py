@@ -77,7 +77,8 @@ def put_before(path: Path) -> None:
     pack(source, path, on_error="reject", workers=1)
 
 
-@pytest.mark.parametrize("replace", [False, True])
+# tools/test --slow tests/packing/test_continue.py -k every_operation
+@pytest.mark.parametrize("replace", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_killed_at_every_operation(tmp_path: Path, dirty: Path, digests, replace: bool) -> None:
     whole = tmp_path / "whole"
     if replace:

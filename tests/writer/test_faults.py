@@ -150,7 +150,7 @@ def test_killed_everywhere(scenario: Scenario, target: Path, when: str, inner: t
     kill_everywhere(scenario, target, when, inner)
 
 
-@scenarios
+@pytest.mark.parametrize("scenario", [CREATE, pytest.param(APPEND, marks=pytest.mark.slow)], ids=lambda one: one.name)
 def test_killed_twice(scenario: Scenario, target: Path) -> None:
     """The second writer, which begins by tidying up, is killed as well."""
     names = operations_of(scenario, target.parent.parent).changing

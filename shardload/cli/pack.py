@@ -15,6 +15,7 @@ from shardload.cli.text import counted, echo, echo_facts, echo_json
 from shardload.codecs import make_codec
 from shardload.errors import FormatError
 from shardload.format.schema import FieldType, parse_schema
+from shardload.importers.strict_json import unique_names
 from shardload.quantities import format_bytes, parse_bytes
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
 
@@ -40,7 +41,7 @@ def _schema(context: click.Context, parameter: click.Parameter, value: str | Non
         if len(data) > _MAX_SCHEMA_BYTES:
             raise click.BadParameter(f"the file {value!r} is longer than a schema can be")
     try:
-        types = json.loads(text, object_pairs_hook=_unique)
+        types = json.loads(text, object_pairs_hook=unique_names)
         # Whether a field may be compressed at all: the level is another option.
         parse_schema(types, "zstd")
     except json.JSONDecodeError as error:
@@ -48,14 +49,6 @@ def _schema(context: click.Context, parameter: click.Parameter, value: str | Non
     except (FormatError, ValueError, RecursionError) as error:
         raise click.BadParameter(str(error)) from None
     return dict(types)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    types = dict(pairs)
-    if len(types) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} stands in it twice")
-    return types
 
 
 def _compression(context: click.Context, parameter: click.Parameter, value: str) -> str:

@@ -11,13 +11,13 @@ import json
 import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
 from shardload.errors import FormatError, PackError
 from shardload.format.schema import parse_schema
 from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
 from shardload.importers.inference import infer_types
 from shardload.importers.lines import PieceLines, compression, too_long
+from shardload.importers.strict_json import STRICT_JSON, RefusedJson
 from shardload.importers.units import cut_units
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst")
@@ -125,35 +125,14 @@ class JsonlReader:
                     yield _parse(line, place, num_bytes)
 
 
-class _RefusedError(ValueError):
-    """The line is JSON that is not taken; the text says why."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        # One pass: a count of each name would take hours for a line of a million.
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise _RefusedError(f"field {twice!r:.80} stands in an object twice")
-    return values
-
-
-def _constant(text: str) -> NoReturn:
-    raise _RefusedError(f"{text} is not JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
-
-
 def _parse(line: bytes, place: object, num_bytes: int) -> Sample | Reject:
     try:
         # Without its end, or a line cut short would be blamed at the start of the next one.
-        values = _DECODER.decode(line.decode().rstrip("\r\n"))
+        values = STRICT_JSON.decode(line.decode().rstrip("\r\n"))
     except UnicodeDecodeError as error:
         reason = f"is not UTF-8: byte {error.start} of the line is {line[error.start]:#04x}"
         return Reject(place, reason, num_bytes, " ")
-    except _RefusedError as error:
+    except RefusedJson as error:
         return Reject(place, str(error), num_bytes)
     except json.JSONDecodeError as error:
         return Reject(place, f"broken JSON: {error.msg} at column {error.colno}", num_bytes)

@@ -14,16 +14,16 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from shardload.errors import PackError
 from shardload.format.schema import MEDIA_TYPES
+from shardload.importers.strict_json import STRICT_JSON
 
 _TYPES: dict[str, str] = {
     extension: type_text
@@ -124,28 +124,9 @@ def _shown(data: bytes) -> str:
     return f"{data[:_SHOWN_BYTES]!r}" + ("..." if len(data) > _SHOWN_BYTES else "")
 
 
-class _RefusedError(ValueError):
-    """The text is JSON that is not taken."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RefusedError(f"{next(name for name in names if names.count(name) > 1)!r} stands in an object twice")
-    return values
-
-
-def _constant(text: str) -> NoReturn:
-    raise _RefusedError(f"{text} is not JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
-
-
 def _json(data: bytes) -> Any:
     try:
-        return _DECODER.decode(data.removeprefix(_BYTE_ORDER_MARK).decode())
+        return STRICT_JSON.decode(data.removeprefix(_BYTE_ORDER_MARK).decode())
     except (ValueError, RecursionError) as error:
         raise BadValue(f"is broken JSON: {error}") from None
 

@@ -24,6 +24,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 import shardload
 from shardload.errors import PackError
 from shardload.importers import Reject, Sample, open_source, tar
+from shardload.importers.tar_values import BadValue, decoder
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
@@ -375,3 +376,11 @@ def test_a_tar_of_another_program_with_pax_headers(tree, tmp_path: Path) -> None
     plan = open_source([str(path)]).plan(None, None)
     samples = [sample.values for sample in plan.reader.read(plan.units[0]) if not isinstance(sample, Reject)]
     assert samples == [{"key": "ä/1", "txt": "7", "cls": 7}, {"key": "n" * 200, "txt": "7", "cls": 7}]
+
+
+@pytest.mark.timeout(20)
+def test_a_name_twice_among_many_in_json() -> None:
+    """Found in one pass: a pass for each name would take hours."""
+    names = ",".join(f'"k{i}":1' for i in range(200_000))
+    with pytest.raises(BadValue, match="field 'z' stands in an object twice"):
+        decoder("json", "json")(f'{{{names},"z":1,"z":2}}'.encode())

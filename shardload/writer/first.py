@@ -9,6 +9,8 @@ from shardload.writer.keys import DuplicateKeyError
 
 KEPT_BYTES = 4 * TRAINING_BYTES
 """What is kept at most, with all that is not compressed: images have little text beside them."""
+SAMPLE_BYTES = 1024
+"""What keeping a sample takes beside its bytes, about: of tiny ones it is nearly all."""
 
 
 class FirstSamples:
@@ -42,7 +44,7 @@ class FirstSamples:
             self._places[sample.key] = place
         self.samples.append((sample, place))
         self._packed_bytes += len(sample.packed)
-        self._kept_bytes += len(sample.packed) + len(sample.plain) + sum(map(len, sample.values))
+        self._kept_bytes += SAMPLE_BYTES + len(sample.packed) + len(sample.plain) + sum(map(len, sample.values))
         return not self.full
 
     def dictionary(self) -> bytes:

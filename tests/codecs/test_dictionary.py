@@ -16,6 +16,9 @@ from shardload.codecs.dictionary import check_dictionary, choose_dictionary
 from shardload.codecs.zstd import ZstdCodec
 from shardload.errors import FormatError, PackError
 from shardload.format import layout
+from shardload.format.schema import parse_schema
+from shardload.writer.encode import SampleEncoder
+from shardload.writer.first import KEPT_BYTES, SAMPLE_BYTES, FirstSamples
 
 WORDS = ["the", "of", "and", "to", "in", "is", "you", "that", "he", "was", "for", "are", "with", "his", "they", "have"]
 
@@ -175,3 +178,12 @@ def test_a_damaged_dictionary_is_told(tmp_path: Path, placed: bool) -> None:
     if placed:
         assert (caught.value.start, caught.value.stop) == (section.start, section.stop)
         assert str(caught.value).count("is damaged") == 1
+
+
+def test_tiny_samples_do_not_fill_the_memory_while_they_wait() -> None:
+    """What is kept for the training is bounded with what an object costs, not by bytes of text alone."""
+    schema = parse_schema({"text": "str"}, "zstd")
+    first, sample = FirstSamples(schema, "zstd:3", "auto", 1 << 28), SampleEncoder(schema).encode({"text": "tiny"}, "s")
+    while first.add(sample, "s"):
+        assert len(first.samples) * SAMPLE_BYTES <= KEPT_BYTES
+    assert first.full and len(first.samples) > 10_000

@@ -36,6 +36,8 @@ from shardload.writer.maintenance import locked, shard_identity
 from shardload.writer.target import WORK
 
 _READ_BYTES = 4 << 20
+_REBUILT = "rebuilt"
+"""File in `.work` that is being written; one of a rebuild that was cut off is in nobody's way."""
 
 Identity = tuple[int, int, int]
 
@@ -73,7 +75,7 @@ def rebuild_index(
     """
     storage = LocalStorage(os.path.abspath(path), operations)
     with locked(storage):
-        if storage.list(WORK):
+        if set(storage.list(WORK)) - {_REBUILT}:
             raise PackError(
                 f"{storage.root} holds an unfinished pack: finish it with `shardload pack --continue`, or remove it with "
                 "`shardload prune --unfinished`",
@@ -223,14 +225,17 @@ def _publish(
         )
     for directory in ("tables", "manifests", WORK):
         storage.make_directory(directory)
+    prepared = f"{WORK}/{_REBUILT}"
+    if storage.exists(prepared):
+        storage.operations.unlink(storage.path(prepared))
     for name, data in (
         (table_name(manifest.table), table),
         (f"manifests/{manifest.version}", encoded),
         (MANIFEST_NAME, encoded),
     ):
         if not storage.exists(name) or storage.read_small(name, max(len(data), layout.MAX_MANIFEST_BYTES)) != data:
-            storage.write(f"{WORK}/rebuilt", data)
-            storage.operations.replace(storage.path(f"{WORK}/rebuilt"), storage.path(name))
+            storage.write(prepared, data)
+            storage.operations.replace(storage.path(prepared), storage.path(name))
             storage.sync_directory(os.path.dirname(name))
     storage.operations.rmdir(storage.path(WORK))
     storage.sync_directory("")

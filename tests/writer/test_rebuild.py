@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+from faults import Counting, KillAt, in_child
 
 import shardload
 from shardload.cli.main import main
@@ -183,3 +185,24 @@ def test_the_command(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (facts["num_samples"], facts["version"], facts["empty_units"]) == (300, 3, []) and newest(dataset) == before
     assert main(["rebuild-index", str(dataset / "shards")]) == 1
     assert "holds no shard" in capsys.readouterr().err
+
+
+def test_one_that_was_killed_is_done_again(dataset: Path) -> None:
+    """At every operation, with what is to be rebuilt gone each time."""
+    before = newest(dataset)
+    counted = Counting()
+    lose(dataset)
+    rebuild_index(dataset, workers=1, operations=counted)
+    assert newest(dataset) == before and len(counted.changing) > 10
+    for number in range(1, len(counted.changing) + 1):
+        lose(dataset)
+        status = in_child(lambda number=number: rebuild_index(dataset, workers=1, operations=KillAt(number)))  # type: ignore[misc]
+        assert status == -signal.SIGKILL, number
+        rebuild_index(dataset, workers=1)
+        assert newest(dataset) == before and not (dataset / ".work").exists(), number
+
+
+def lose(path: Path) -> None:
+    (path / "manifest.json").unlink(missing_ok=True)
+    for name in ("manifests", "tables"):
+        shutil.rmtree(path / name, ignore_errors=True)

@@ -192,18 +192,17 @@ def name_too_long(path: Path) -> None:
 KINDS = [missing, directory, fifo, device, loop, nowhere, empty, name_too_long]
 
 
+# Without manifest.json the newest of manifests/ counts, and a link to nowhere is a name that is there: see below.
+PLACES = [("manifest", kind) for kind in KINDS if kind not in (missing, nowhere)]
+PLACES += [(name, kind) for name in ("table", "shard") for kind in (*KINDS, below_a_file)]
+
+
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("kind", [*KINDS, below_a_file], ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("name", ["manifest", "table", "shard"])
+@pytest.mark.parametrize("name, kind", PLACES, ids=lambda value: value if isinstance(value, str) else value.__name__)
 def test_files_of_the_wrong_kind(forge, commands, name, kind):
     forged = forge()
     tables = f"tables/{forged.sound.table}"
     path = forged.path / {"manifest": "manifest.json", "table": tables, "shard": forged.names[0]}[name]
-    if name == "manifest":
-        if kind in (missing, below_a_file):
-            pytest.skip("without manifest.json the newest of manifests/ counts; see below")
-        if kind is nowhere:
-            pytest.skip("a link to nowhere is a name that is there; see below")
     if kind is name_too_long:
         try:
             kind(path)

@@ -286,11 +286,16 @@ def injected(operations: Operations) -> Iterator[None]:
             delattr(OPERATIONS, name)
 
 
-def in_child(work: Callable[[], object]) -> int:
+def in_child(work: Callable[[], object], group: bool = False) -> int:
     """Runs something in a forked process that ends without clean-up.
 
+    Args:
+        work: what to run.
+        group: whether the process leads a group of its own, which it may kill.
+
     Returns:
-        0; 99 where it raised; or minus the number of the signal that ended it.
+        0; 99 where it raised, with the error on standard error; its status where it exits; or minus the number of the
+        signal that ended it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
@@ -298,8 +303,14 @@ def in_child(work: Callable[[], object]) -> int:
     if pid == 0:
         status = 99
         try:
+            if group:
+                os.setsid()
             work()
             status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 98
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

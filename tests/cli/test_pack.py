@@ -132,7 +132,10 @@ WRONG_USAGE = [
     (["a", "b", "--schema", '{"a": 1}'], "Invalid value for '--schema': field 'a': 1 is not a type such as int64"),
     (["a", "b", "--schema", '{"a": "int"}'], "Invalid value for '--schema': field 'a': unknown type 'int'; the types"),
     (["a", "b", "--schema", '{"_a": "int8"}'], "Invalid value for '--schema': field name '_a' is reserved"),
-    (["a", "b", "--schema", '{"a": "str", "a": "str"}'], "Invalid value for '--schema': field 'a' stands in an object twice"),
+    (
+        ["a", "b", "--schema", '{"a": "str", "a": "str"}'],
+        "Invalid value for '--schema': field 'a' stands in an object twice",
+    ),
     (["a", "b", "--schema", "{}"], "Invalid value for '--schema': a schema has 1 to 1024 fields, not 0"),
     (["a", "b", "--fast"], "No such option"),
     (["a", "b", "--append", "--replace"], "--append and --replace exclude each other (see shardload pack --help)"),

@@ -49,9 +49,7 @@ def start(source: Path, target: Path, workers: int, environment: dict[str, str],
     return process
 
 
-@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(
+each_signal = pytest.mark.parametrize(
     ("number", "status", "message"),
     [
         (signal.SIGINT, 130, "interrupted"),
@@ -59,6 +57,11 @@ def start(source: Path, target: Path, workers: int, environment: dict[str, str],
         (signal.SIGHUP, 129, "ended by a hang-up"),
     ],
 )
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
+@pytest.mark.parametrize("workers", [1, 2])
+@each_signal
 def test_ended_by_a_signal(
     tmp_path: Path, slow: Path, environment, number: int, status: int, message: str, workers: int, group: bool
 ) -> None:
@@ -126,14 +129,7 @@ def first_shard(target: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(
-    ("number", "status", "message"),
-    [
-        (signal.SIGINT, 130, "interrupted"),
-        (signal.SIGTERM, 143, "terminated"),
-        (signal.SIGHUP, 129, "ended by a hang-up"),
-    ],
-)
+@each_signal
 def test_what_was_packed_before_a_signal_is_gone_on_with(
     tmp_path: Path, slow: Path, environment, run, number: int, status: int, message: str, workers: int
 ) -> None:

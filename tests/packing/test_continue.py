@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import Counted, FailsAt, KilledAt, in_child
+from faults import in_child
+from killing import Counted, FailsAt, KilledAt
 
 import shardload
 from shardload.errors import PackError
@@ -60,7 +61,7 @@ def check_at(tmp_path: Path, source: Path, expected: dict[str, str], digests, nu
     target = tmp_path / f"{number}"
     if (tmp_path / "before").exists():
         shutil.copytree(tmp_path / "before", target)
-    status = in_child(lambda: pack(source, target, **options(source, operations=KilledAt(number), **more)))
+    status = in_child(lambda: pack(source, target, **options(source, operations=KilledAt(number), **more)), group=True)
     assert status in (0, -signal.SIGKILL)
     if (target / "manifest.json").exists():
         assert not [damage for damage in verify_dataset(target) if damage.file != "manifest.json"]
@@ -96,14 +97,14 @@ def test_killed_at_every_operation(tmp_path: Path, dirty: Path, digests, replace
 def test_killed_at_every_operation_of_the_continuation(tmp_path: Path, dirty: Path, digests) -> None:
     pack(dirty, tmp_path / "whole", **options(dirty))
     expected = digests(tmp_path / "whole")
-    in_child(lambda: pack(dirty, tmp_path / "half", **options(dirty, operations=KilledAt(60))))
+    in_child(lambda: pack(dirty, tmp_path / "half", **options(dirty, operations=KilledAt(60))), group=True)
     number, status = 0, -1
     while status:
         number += 1
         target = tmp_path / f"{number}"
         shutil.copytree(tmp_path / "half", target)
         again = KilledAt(number)
-        status = in_child(lambda: pack(dirty, target, resume=True, **options(dirty, operations=again)))  # noqa: B023
+        status = in_child(lambda: pack(dirty, target, resume=True, **options(dirty, operations=again)), group=True)  # noqa: B023
         until_done(dirty, target)
         assert digests(target) == expected, number
         shutil.rmtree(target)
@@ -187,7 +188,7 @@ def test_killed_at_a_hundred_random_moments(tmp_path: Path, digests) -> None:
 def half(source: Path, target: Path, at: int = 60, **more: Any) -> None:
     """Leaves a pack that was killed in the midst."""
     work = lambda: pack(source, target, **options(source, operations=KilledAt(at), **more))  # noqa: E731
-    assert in_child(work) == -signal.SIGKILL
+    assert in_child(work, group=True) == -signal.SIGKILL
     assert (target / ".work/job.json").exists()
 
 
@@ -233,7 +234,7 @@ def test_a_changed_source_is_refused_with_its_place(tmp_path: Path, digests, cha
         (source / f"{number:02d}.txt").write_text("text " * 100)
     more: dict[str, Any] = {"unit_size": 5000, "shard_size": 8192, "workers": 1}
     target = tmp_path / "out"
-    assert in_child(lambda: pack(source, target, operations=KilledAt(60), **more)) == -signal.SIGKILL
+    assert in_child(lambda: pack(source, target, operations=KilledAt(60), **more), group=True) == -signal.SIGKILL
     file = source / "25.txt"
     if change == "time":
         os.utime(file, ns=(1, 1))
@@ -525,7 +526,7 @@ def test_append_takes_the_schema_that_is_there_and_is_continued(tmp_path: Path, 
     kills = 0
     for at in range(1, 400, 23):
         once = more | {"operations": KilledAt(at), "resume": True}
-        if in_child(lambda once=once: pack(dirty, target, **once)) != -signal.SIGKILL:  # type: ignore[misc]
+        if in_child(lambda once=once: pack(dirty, target, **once), group=True) != -signal.SIGKILL:  # type: ignore[misc]
             break
         kills += 1
         assert len(shardload.open(target, version=1)) == NUM_SAMPLES

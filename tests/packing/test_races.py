@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import Counted, KilledAt, in_child
+from faults import in_child
+from killing import Counted, KilledAt
 
 import shardload
 from shardload.errors import PackError
@@ -139,7 +140,7 @@ def test_continuing_races_with_continuing_and_replacing(tmp_path: Path, monkeypa
     for number in range(4):
         target = tmp_path / f"{number}"
         at = KilledAt(40 + 9 * number)
-        assert in_child(lambda: pack(source, target, **more | {"operations": at})) == -signal.SIGKILL  # noqa: B023
+        assert in_child(lambda: pack(source, target, **more | {"operations": at}), group=True) == -signal.SIGKILL  # noqa: B023
         works: list[Callable[[], object]] = [lambda: pack(source, target, resume=True, **more)] * 5  # noqa: B023
         works += [lambda: pack(other, target, replace=True, **more)] * 3  # noqa: B023
         told = race(works)
@@ -165,7 +166,7 @@ def test_who_was_overtaken_is_told_and_takes_nothing_away(tmp_path: Path, monkey
 
     def overtake(progress: shardload.packing.Progress) -> None:
         if progress.done.num_samples >= moment and not statuses:
-            statuses.append(in_child(lambda: pack(source, target, resume=True, **more)))
+            statuses.append(in_child(lambda: pack(source, target, resume=True, **more), group=True))
 
     with pytest.raises(PackError, match=r"another writer has taken over|written by another writer") as caught:
         pack(source, target, progress=overtake, **more)

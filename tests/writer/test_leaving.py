@@ -8,11 +8,11 @@ import gc
 import os
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import in_child
 
 import shardload
 from shardload.errors import PackError
@@ -49,23 +49,6 @@ def locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def in_child(work: Callable[[], object]) -> int:
-    """Runs something in a forked process, which ends without any clean-up; returns its status, 99 for an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
-        pid = os.fork()
-    if pid == 0:
-        status = 99
-        try:
-            work()
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 98
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 # Clean-ups that fail.

@@ -14,6 +14,14 @@ from shardload.quantities import format_bytes
 NOTHING = "nothing was published"
 
 
+def _nearest(path: str) -> str:
+    """Returns the directory that is there, on the way to a path that may not be."""
+    path = os.path.abspath(path)
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
 @contextlib.contextmanager
 def named(root: str) -> Iterator[None]:
     """Turns the operating system's errors into one sentence that names the target and says what is left of it."""
@@ -32,6 +40,6 @@ def write_error(root: str, error: OSError, outcome: str = NOTHING) -> PackError:
         detail = "a file of the same name was written by another writer"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
-            detail += f" ({format_bytes(shutil.disk_usage(os.path.dirname(root) or '.').free)} free)"
+            detail += f" ({format_bytes(shutil.disk_usage(_nearest(root)).free)} free)"
     name = f" ({os.path.relpath(error.filename, root)})" if isinstance(error.filename, str) else ""
     return PackError(f"{root}: cannot be written{name}: {detail}; {outcome}", dataset=root)

@@ -152,7 +152,7 @@ def pack(
             session = Session(ResumableTarget(root, mode, operations, resume), resume)
         summary = _pack_into(session, call)
     except BaseException as error:
-        with signals_held():
+        with signals_held(error):
             if session is not None:
                 session.leave(error)
         raise

@@ -12,20 +12,34 @@ _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def signals_held() -> Iterator[None]:
+def signals_held(after: BaseException | None = None) -> Iterator[None]:
     """Holds back what Ctrl-C, a termination and a hang-up do in this process; it happens when the block is left.
+
+    Whoever sends a second one does not want to wait: it is not held back. What the block has not done then, the next
+    writer does.
 
     Blocking the signals would not do: in a process with threads (numpy starts some) another thread takes them, and
     Python's handler runs in the main thread all the same. In other threads than the main one this does nothing, as no
     handler runs there.
+
+    Args:
+        after: what led here; if a signal raised it, the next one counts as the second.
     """
-    if threading.current_thread() is not threading.main_thread():
+    ended = after is not None and not isinstance(after, Exception)
+    if ended or threading.current_thread() is not threading.main_thread():
         yield
         return
     arrived: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
+        if len(arrived) > 1:
+            put_back()
+            signal.raise_signal(number)
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     # A handler that was not set by Python (None) could not be put back. What is ignored, as under nohup, stays so: processes
     # started meanwhile inherit that, but not a handler.
@@ -36,7 +50,6 @@ def signals_held() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for held in dict.fromkeys(arrived):
-            signal.raise_signal(held)
+        put_back()
+        if len(arrived) == 1:
+            signal.raise_signal(arrived[0])

@@ -71,12 +71,21 @@ class _UnitState:
 class Journal:
     """The journal of the pack that this process does. Used by one thread."""
 
-    def __init__(self, storage: LocalStorage, generation: int) -> None:
-        """Starts a journal: a new one, or one without the lines that are not to be believed any more."""
+    def __init__(self, storage: LocalStorage, generation: int, resume: bool = False) -> None:
+        """Starts a journal.
+
+        Args:
+            storage: files of the target.
+            generation: the generation that is packed.
+            resume: go on with the journal that is there, without the lines that are not to be believed any more.
+
+        Raises:
+            PackError: a journal is there that is not to be gone on with.
+        """
         self._storage = storage
         self._units: dict[int, _UnitState] = {}
         self._num_bytes = 0
-        before = self._take_over()
+        before = self._take_over() if resume else None
         if before is not None:
             self._load(before, generation)
         self._descriptor = storage.operations.open_new(storage.path(_REWRITTEN))
@@ -84,9 +93,7 @@ class Journal:
             if before is not None:
                 self._copy_believed(before)
             storage.operations.fsync(self._descriptor)
-            storage.operations.replace(storage.path(_REWRITTEN), storage.path(JOURNAL))
-            with contextlib.suppress(FileNotFoundError):
-                storage.operations.unlink(storage.path(_BEFORE))
+            self._publish(resume)
             storage.sync_directory(WORK)
         except BaseException:
             self.close()
@@ -172,6 +179,17 @@ class Journal:
         with contextlib.suppress(FileNotFoundError):
             storage.operations.replace(storage.path(JOURNAL), storage.path(_BEFORE))
         return storage.open(_BEFORE) if storage.exists(_BEFORE) else None
+
+    def _publish(self, resume: bool) -> None:
+        """Gives the new journal its name."""
+        storage = self._storage
+        if not resume and storage.exists(JOURNAL):
+            # What was there before was cleared away: where nothing locks, this is that of a writer who has just begun. Its
+            # shards must not be taken for those of this pack, which may have another source.
+            raise PackError(f"{storage.root}: another writer is at work there", dataset=storage.root)
+        storage.operations.replace(storage.path(_REWRITTEN), storage.path(JOURNAL))
+        with contextlib.suppress(FileNotFoundError):
+            storage.operations.unlink(storage.path(_BEFORE))
 
     def _load(self, journal: FileReader, generation: int) -> None:
         start = 0

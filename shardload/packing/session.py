@@ -80,7 +80,7 @@ class Session:
         before = read_record(place.storage)
         check_same(place.storage, before, record, units)
         self._committed = place.take_up(before.version, before.generation)
-        journal = Journal(place.storage, place.generation)
+        journal = Journal(place.storage, place.generation, resume=True)
         if self._committed is None:
             place.keep_only(journal.entries)
         return journal

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Literal
 
 from shardload.errors import FormatError, PackError, ShardloadError
-from shardload.format import layout
 from shardload.format.manifest import MANIFEST_NAME, Description, Manifest, complete, decode_manifest
 from shardload.format.table import ShardEntry, make_table, table_name
 from shardload.storage import OPERATIONS, LocalStorage, Operations
@@ -172,6 +171,7 @@ class Target:
         # Also if it is there: a crash may have left it without its content.
         storage.write(f"{WORK}/table", data)
         storage.operations.replace(storage.path(f"{WORK}/table"), storage.path(name))
+        self._check_mine(name, data)
         for directory in ("shards", "tables"):
             storage.sync_directory(directory)
 
@@ -183,16 +183,25 @@ class Target:
                 "was not published",
                 dataset=self.root,
             )
+        self._check_mine(f"manifests/{self.version}", encoded)
         self._publish(encoded)
+
+    def _check_mine(self, name: str, content: bytes) -> None:
+        """Refuses a file that became another writer's between its writing and its naming, as can be where nothing locks."""
+        if not self._locked and not self._holds(name, content):
+            raise PackError(f"{self.root}: another writer is at work there; {NOTHING}", dataset=self.root)
+
+    def _holds(self, name: str, content: bytes) -> bool:
+        try:
+            return self.storage.read_small(name, len(content)) == content
+        except FormatError:
+            return False
 
     def _is_committed(self, encoded: bytes) -> bool | None:
         """Tells whether this writer's manifest is there; None where the storage does not tell."""
         name = f"manifests/{self.version}"
         try:
-            there = self.storage.exists(name)
-            return there and self.storage.read_small(name, layout.MAX_MANIFEST_BYTES) == encoded
-        except FormatError:
-            return False
+            return self.storage.exists(name) and self._holds(name, encoded)
         except OSError:
             return None
 

@@ -172,3 +172,39 @@ def test_who_was_overtaken_is_told_and_takes_nothing_away(tmp_path: Path, monkey
         pack(source, target, progress=overtake, **more)
     assert "--continue" not in str(caught.value)
     assert statuses == [0] and len(shardload.open(target)) == 400 and not verify_dataset(target)
+
+
+def test_the_shards_of_another_pack_are_never_taken_for_own_ones(tmp_path: Path, monkeypatch) -> None:
+    """Without locks, another pack may have begun between this one's look at the target and its first file there."""
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    mine, theirs, target = rows(tmp_path / "a.jsonl", 1, 400), rows(tmp_path / "b.jsonl", 2, 400), tmp_path / "out"
+    more: dict[str, Any] = {"workers": 1, "shard_size": "8KiB", "unit_size": 3000, "replace": True}
+    write_record, statuses = shardload.packing.session.write_record, []
+
+    def begin_late(*arguments: Any) -> None:
+        if not statuses:
+            statuses.append(0)
+            at = KilledAt(70)
+            statuses[0] = in_child(lambda: pack(theirs, target, **more, operations=at), group=True)
+            assert (target / ".work" / "journal").stat().st_size
+        write_record(*arguments)
+
+    monkeypatch.setattr(shardload.packing.session, "write_record", begin_late)
+    with pytest.raises(PackError, match="another writer is at work there"):
+        pack(mine, target, **more)
+    assert statuses == [-signal.SIGKILL] and not (target / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["table", "manifest"])
+def test_a_file_of_another_writer_is_not_published_as_own(tmp_path: Path, monkeypatch, name: str) -> None:
+    """Without locks, what was prepared may be replaced by another writer's before it gets its name."""
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    write = shardload.storage.LocalStorage.write
+
+    def replaced(storage: Any, path: str, data: bytes) -> None:
+        write(storage, path, data + b" " if path == f".work/{name}" else data)
+
+    monkeypatch.setattr(shardload.storage.LocalStorage, "write", replaced)
+    with pytest.raises(PackError, match="another writer is at work there"):
+        pack(rows(tmp_path / "a.jsonl", 1), tmp_path / "out", workers=1)
+    assert not (tmp_path / "out" / "manifest.json").exists()

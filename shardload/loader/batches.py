@@ -6,14 +6,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shardload.format.schema import Field
 from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
 from shardload.memory import BufferPool
 from shardload.order.cursor import RankBatch
+from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
+from shardload.reader.batch import VALID
 from shardload.reader.dataset import apply_transform
+
+Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class BatchRecipe:
     """Dtypes by field that override the usual ones."""
     with_ids: bool = False
     """Whether batches carry `_sample_id`, `_position` and `_epoch`."""
+    with_valid: bool = False
+    """Whether batches carry `_valid`, which tells samples from fillers."""
 
     def __post_init__(self) -> None:
         if self.dtypes and (self.transform is not None or self.collate_fn is not None):
@@ -70,8 +78,8 @@ class Delivery:
     """What the training loop gets."""
     cursor: int
     """Cursor after it."""
-    num_samples: int
-    """Samples in it."""
+    sample_ids: Int64
+    """The samples in it, without fillers: int64 of shape (batch,)."""
     num_bytes: int
     """Bytes of its tensors and byte strings."""
 
@@ -91,7 +99,7 @@ class BatchMaker:
         """Yields the batches of an epoch."""
         for ids in batches:
             batch = self._make(ids, epoch)
-            yield Delivery(batch, ids.cursor, len(ids.sample_ids), batch_bytes(batch))
+            yield Delivery(batch, ids.cursor, ids.sample_ids[: ids.num_valid], batch_bytes(batch))
             # The buffers must not live on in this frame while the next batch is made: they would not come back.
             del batch
 
@@ -104,7 +112,8 @@ class BatchMaker:
             buffers = {f.name: self._pool.lease((size, *f.shape), f.dtype) for f in fixed}
         samples: Any = self._dataset.read_batch(ids.sample_ids, buffers, recipe.fields)
         if recipe.transform is not None:
-            samples = apply_transform(recipe.transform, samples, self._seed, epoch)
+            keyed = SampleIds(ids.sample_ids.tolist(), self._seed, epoch, ids.num_before)
+            samples = apply_transform(recipe.transform, samples, keyed)
         if recipe.collate_fn is not None:
             batch = recipe.collate_fn(samples)
         elif recipe.transform is not None:
@@ -114,18 +123,26 @@ class BatchMaker:
         if recipe.batch_transform is not None:
             batch = recipe.batch_transform(batch)
         if recipe.with_ids:
-            batch = _with_ids(batch, ids, epoch)
+            batch = _extended(batch, "with_ids=True", _ids(ids, epoch, self._dataset))
+        if recipe.with_valid:
+            valid = torch.arange(len(ids.positions)) < ids.num_valid
+            batch = _extended(batch, "tail='mask'", {VALID: valid})
         return batch
 
 
-def _with_ids(batch: Any, ids: RankBatch, epoch: int) -> dict[str, Any]:
+def _extended(batch: Any, cause: str, more: dict[str, torch.Tensor]) -> dict[str, Any]:
     if not isinstance(batch, dict):
-        raise TypeError(
-            f"with_ids=True adds fields to batches that are dicts, but this one is a {type(batch).__name__}"
-        )
-    return {
-        **batch,
-        "_sample_id": torch.from_numpy(ids.sample_ids.copy()),
-        "_position": torch.from_numpy(ids.positions.copy()),
-        "_epoch": torch.full((len(ids.positions),), epoch, dtype=torch.int64),
-    }
+        raise TypeError(f"{cause} adds fields to batches that are dicts, but this one is a {type(batch).__name__}")
+    return {**batch, **more}
+
+
+def _ids(ids: RankBatch, epoch: int, dataset: ShardDataset) -> dict[str, torch.Tensor]:
+    """Returns what `with_ids` adds; fillers have -1, so that nobody takes them for samples."""
+    sample_ids, positions = ids.sample_ids.copy(), ids.positions.copy()
+    epochs = np.full(len(positions), epoch, np.int64)
+    positions[: ids.num_before] += len(dataset)
+    epochs[: ids.num_before] -= 1
+    sample_ids[ids.num_valid :] = -1
+    positions[ids.num_valid :] = -1
+    named = {"_sample_id": sample_ids, "_position": positions, "_epoch": epochs}
+    return {name: torch.from_numpy(values) for name, values in named.items()}

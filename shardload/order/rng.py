@@ -7,18 +7,6 @@ import hashlib
 import numpy as np
 
 
-class SampleIds(list[int]):
-    """Sample ids that know the order they come from; they carry it to worker processes with every request."""
-
-    def __init__(self, ids: list[int], seed: int, epoch: int) -> None:
-        super().__init__(ids)
-        self.seed = seed
-        self.epoch = epoch
-
-    def __reduce__(self) -> tuple[type[SampleIds], tuple[list[int], int, int]]:
-        return SampleIds, (list(self), self.seed, self.epoch)
-
-
 def sample_rng(seed: int, epoch: int, sample_id: int) -> np.random.Generator:
     """Returns the generator of one sample in one epoch: equal for any thread, worker, rank and resume.
 

@@ -121,11 +121,9 @@ def _content(state: Mapping[str, Any]) -> dict[str, Any]:
         )
     if checksum != computed:
         raise StateMismatchError("the state was changed after it was saved: its checksum does not fit")
-    if version == 1:
-        content.setdefault("reseeds", [])
-    if content.keys() != {*OrderKey.__slots__, *Place.__slots__, "reseeds"}:
+    if content.keys() != {*OrderKey.__slots__, *Place.__slots__, *(["reseeds"] if version > 1 else [])}:
         raise StateMismatchError(f"the state has other fields than version {version} has")
-    return content
+    return {"reseeds": [], **content}
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

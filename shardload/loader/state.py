@@ -82,16 +82,11 @@ def decode_state(state: Mapping[str, Any], key: OrderKey, reseed: int | None = N
     for name, mine in asdict(key).items():
         if name != "seed" and content[name] != mine:
             raise StateMismatchError(f"the state was saved with {name} {content[name]!r:.80}, this loader has {mine!r}")
-    place = Place(content["epoch"], content["position"], content["batches"])
-    numbers = [*asdict(place).values(), content["seed"]]
-    reseeds = content["reseeds"]
-    triples = isinstance(reseeds, list) and all(isinstance(one, list) and len(one) == 3 for one in reseeds)
-    if triples:
-        numbers += [number for one in reseeds for number in one]
-    valid = triples and all(type(number) is int and 0 <= number < 1 << 64 for number in numbers)
-    if not valid or place.position > key.num_samples or place.epoch >= 1 << 63:
-        raise StateMismatchError(f"the state's place {place!s:.200} does not exist in {key.num_samples} samples")
-    saved = Saved(place, content["seed"], tuple(Reseed(*one) for one in reseeds))
+    saved = _saved(content)
+    if saved is None or saved.place.position > key.num_samples:
+        told = {name: content[name] for name in (*Place.__slots__, "seed", "reseeds")}
+        raise StateMismatchError(f"the state's place {told!s:.200} does not exist in {key.num_samples} samples")
+    place = saved.place
     current = seed_at(saved.seed, saved.reseeds, place.epoch, place.position)
     if key.seed not in (saved.seed, current, reseed):
         now = "" if current == saved.seed else f" (and {current} since)"
@@ -100,6 +95,21 @@ def decode_state(state: Mapping[str, Any], key: OrderKey, reseed: int | None = N
             "another seed say load_state_dict(state, reseed=...)"
         )
     return saved
+
+
+def _saved(content: dict[str, Any]) -> Saved | None:
+    """Returns what the content of a state says, or None if it cannot be."""
+    place, reseeds = Place(content["epoch"], content["position"], content["batches"]), content["reseeds"]
+    if not isinstance(reseeds, list) or len(reseeds) > MAX_RESEEDS:
+        return None
+    if not all(isinstance(one, list) and len(one) == 3 for one in reseeds):
+        return None
+    places = [*asdict(place).values(), *(number for one in reseeds for number in one[:2])]
+    seeds = [content["seed"], *(one[2] for one in reseeds)]
+    limits = [1 << 63] * len(places) + [1 << 64] * len(seeds)
+    if not all(type(n) is int and 0 <= n < limit for n, limit in zip(places + seeds, limits, strict=True)):
+        return None
+    return Saved(place, content["seed"], tuple(Reseed(*one) for one in reseeds))
 
 
 def _content(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from shardload.loader.audit import Delivered
 from shardload.loader.batches import BatchMaker, BatchRecipe, Delivery
 from shardload.loader.collate import to_device
 from shardload.loader.prefetch import Prefetcher
+from shardload.loader.processes import ProcessPool
 from shardload.loader.progress import Progress
 from shardload.memory import BufferPool
 from shardload.order.cursor import Partition, rank_batches
@@ -45,6 +46,8 @@ class Course:
     """Most finished batches that wait; 0 for no thread."""
     prefetch_bytes: int
     """Most bytes that wait."""
+    num_processes: int = 0
+    """Child processes that read, transform and collate; 0 for none."""
     stats: LoaderStats = field(default_factory=LoaderStats)
     delivered: Delivered = field(default_factory=Delivered)
     """What was given to the training loop since the epoch was entered."""
@@ -71,6 +74,7 @@ def make_course(
     pin_memory: bool | None,
     prefetch_batches: int | None,
     prefetch_bytes: int | str | None,
+    num_processes: int,
 ) -> Course:
     """Returns what the iterations share, with defaults for what was not given.
 
@@ -88,6 +92,7 @@ def make_course(
         pinned=cuda if pin_memory is None else pin_memory,
         prefetch_batches=as_integer(num_batches, "prefetch_batches"),
         prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
+        num_processes=as_integer(num_processes, "num_processes"),
     )
 
 
@@ -144,9 +149,14 @@ class Iteration:
         course, progress = self._course, self._course.progress
         place, self._turn = progress.begin(self._partition), progress.turn
         course.delivered = Delivered()
-        maker = BatchMaker(course.dataset, course.recipe, self._pool, progress.seed)
+        maker = BatchMaker(course.dataset, course.recipe, self._pool, progress.seed, self._rank)
         ids = rank_batches(self._partition, self._rank, place.position, progress.order(place.epoch))
-        deliveries = maker.deliveries(ids, place.epoch)
+        if course.num_processes:
+            facts = (course.num_processes, course.prefetch_batches, course.pinned)
+            batches = ProcessPool(course.dataset, course.recipe, *facts).batches(ids, progress.seed, place.epoch)
+        else:
+            batches = maker.batches(ids, place.epoch)
+        deliveries = maker.deliveries(batches, place.epoch)
         if course.prefetch_batches == 0:
             return deliveries.__next__
         prefetcher = Prefetcher(deliveries, lambda item: item.num_bytes, course.prefetch_batches, course.prefetch_bytes)

@@ -68,6 +68,8 @@ class ShardLoader:
         pin_memory: bool | None = None,
         prefetch_batches: int | None = None,
         prefetch_bytes: int | str | None = None,
+        num_processes: int = 0,
+        reproducible: bool = False,
         with_ids: bool = False,
     ) -> None:
         """Describes the loading.
@@ -94,13 +96,21 @@ class ShardLoader:
             fields: names of the fields to read; None for those the dataset was opened with.
             transform: called with each sample, a dict; with a parameter `rng` it gets a numpy generator that depends on
                 seed, epoch and sample only. None for the dataset's own.
-            batch_transform: called with each batch, in the prefetch thread.
+            batch_transform: called with each batch, in the prefetch thread; with a parameter `rng` it gets a numpy generator
+                that depends on seed, epoch, place and rank only.
             collate_fn: makes batches of what was read (a sequence of dicts) or transformed (a list).
             dtypes: dtypes of tensors by field; else as stored, with uint16, uint32 and uint64 as int64.
             device: where tensors are delivered; None for host memory.
             pin_memory: build batches in page-locked memory; None: if the device is CUDA.
             prefetch_batches: most finished batches that wait, 4 unless given; 0 reads in the training loop's own thread.
             prefetch_bytes: most bytes that wait, 256 MiB unless given; one batch may always wait.
+            num_processes: child processes that read, transform and collate; 0: the prefetch thread does. In them the global
+                generators of Python, numpy and torch are seeded from seed, epoch and sample before each transform, so that
+                transforms that draw from those give the same for any number of processes, ranks and resumes. They
+                are spawned, so that transform and collate_fn must be picklable and the program needs its `__main__` guard;
+                batches under way in them come on top of prefetch_bytes.
+            reproducible: refuse a transform, collate_fn or batch_transform that could draw from global generators of this
+                process.
             with_ids: add int64 tensors `_sample_id`, `_position` and `_epoch` of shape (batch,); -1 for fillers.
 
         Raises:
@@ -118,7 +128,9 @@ class ShardLoader:
         added = {"with_ids": with_ids, "with_valid": tail == "mask"}
         self.device = None if device is None else torch.device(device)
         recipe = make_recipe(dataset, fields, transform, **added, **after)
-        memory = (pin_memory, prefetch_batches, prefetch_bytes)
+        if reproducible:
+            recipe.check_reproducible(num_processes > 0)
+        memory = (pin_memory, prefetch_batches, prefetch_bytes, num_processes)
         self._course = make_course(dataset, recipe, self._progress, self.device, *memory)
         self._iteration: weakref.ref[Iteration] | None = None
         self._closed = False

@@ -302,22 +302,38 @@ def _binds_rng(transform: Any) -> bool:
         transform = transform.func
 
 
-def apply_transform(transform: Transform, batch: SampleBatch, ids: SampleIds | None) -> list[Any]:
+def apply_transform(
+    transform: Transform,
+    batch: SampleBatch,
+    ids: SampleIds | None,
+    before: Callable[[int, int, int], None] | None = None,
+) -> list[Any]:
     """Returns what a transform makes of each sample of a batch.
 
     Args:
         transform: called with each sample, and with its generator if it takes one.
         batch: the samples.
         ids: what they were asked for by, which keys the generators; None where there are none.
+        before: called before each sample with seed, epoch and sample id.
 
     Raises:
         TypeError: fillers cannot be told from samples, as the transform returns no dicts.
+        BaseException: whatever the transform raises, with a note that names the sample.
     """
-    if ids is None or not takes_rng(transform):
-        samples = [transform(sample) for sample in batch]
-    else:
-        keyed = zip(batch, ids.epochs, ids, strict=True)
-        samples = [transform(sample, rng=sample_rng(ids.seed, epoch, i)) for sample, epoch, i in keyed]
+    keyed = ids is not None and takes_rng(transform)
+    epochs = [0] * len(batch) if ids is None else ids.epochs
+    samples = []
+    for sample, epoch, sample_id in zip(batch, epochs, batch.sample_ids.tolist(), strict=True):
+        if before is not None and ids is not None:
+            before(ids.seed, epoch, sample_id)
+        try:
+            if ids is not None and keyed:
+                samples.append(transform(sample, rng=sample_rng(ids.seed, epoch, sample_id)))
+            else:
+                samples.append(transform(sample))
+        except Exception as error:
+            error.add_note(f"in the transform of sample {sample_id} of {batch.location}")
+            raise
     if ids is None or ids.num_valid is None:
         return samples
     return [_flagged(sample, slot < ids.num_valid) for slot, sample in enumerate(samples)]

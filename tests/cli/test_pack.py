@@ -204,9 +204,7 @@ BAD_SOURCES = [
 
 
 @pytest.mark.parametrize(("make", "message"), BAD_SOURCES, ids=[message[:50] for _, message in BAD_SOURCES])
-def test_bad_source_is_one_sentence_and_leaves_nothing(
-    tmp_path: Path, monkeypatch, capsys, make, message: str
-) -> None:
+def test_bad_source_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch, capsys, make, message: str) -> None:
     from shardload.cli import main
 
     monkeypatch.chdir(tmp_path)

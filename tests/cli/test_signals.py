@@ -17,7 +17,6 @@ import pytest
 
 import shardload
 
-
 SLOWLY = ("--compression", "zstd:19", "--dictionary", "off")
 """Samples take their time; a dictionary would take more than a second before the first of them."""
 

@@ -45,7 +45,9 @@ def places(rows: list[Row]) -> list[tuple[int, int, bool]]:
     return stops + [(epoch, lengths[epoch], True) for epoch in range(2)]
 
 
-def stopped(loop: Loop, stop: tuple[int, int, bool], start: tuple[int, int] = (0, 0)) -> tuple[list[Row], dict[str, str]]:
+def stopped(
+    loop: Loop, stop: tuple[int, int, bool], start: tuple[int, int] = (0, 0)
+) -> tuple[list[Row], dict[str, str]]:
     """Trains up to a stop; returns the record and the state there, as a file would bring it back."""
     rows: list[Row] = []
     last, done, asked_more = stop
@@ -213,9 +215,7 @@ def test_in_a_fresh_process(content: Path, whole) -> None:
                 expected.append(whole[tail][rank][len(rows) :])
     # A child process knows neither pytest's path nor where this package was imported from.
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{PROGRAM}", str(content)]
-    process = subprocess.run(
-        [*command, json.dumps(cases), str(EPOCHS)], capture_output=True, text=True, timeout=90
-    )
+    process = subprocess.run([*command, json.dumps(cases), str(EPOCHS)], capture_output=True, text=True, timeout=90)
     assert process.returncode == 0, process.stderr
     found = [
         [Row(epoch, step, rank, tuple(ids), text) for epoch, step, rank, ids, text in json.loads(line)]

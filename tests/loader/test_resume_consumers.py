@@ -1,4 +1,4 @@
-"""Consumers that are ahead of, or behind, what they have asked for: look-ahead, deep queues, sequence packers; and torch's state."""
+"""Consumers that are ahead of what they have asked for, or behind it: look-ahead, deep queues, sequence packers."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_every_stop(content: Path, whole, tail: str, kind: type[Loop]) -> None:
     for number, stop in enumerate(places(whole[tail][0])):
         options = {"prefetch_batches": 4 * (number % 2)} if kind is Loop else {}
         rank = number % WORLD
-        check(lambda rank: kind(content, rank, tail, **options), rank, whole[tail][rank], stop)
+        check(lambda rank, options=options: kind(content, rank, tail, **options), rank, whole[tail][rank], stop)
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -163,7 +163,9 @@ def test_stops_under_each_start_method(content: Path, whole, method: str) -> Non
     for number, stop in enumerate(FEW_STOPS):
         rank = number % WORLD
         options = workers(2, multiprocessing_context=method)
-        check(lambda rank: TorchLoop(content, rank, "mask", **options), rank, whole["mask"][rank], stop)
+        check(
+            lambda rank, options=options: TorchLoop(content, rank, "mask", **options), rank, whole["mask"][rank], stop
+        )
 
 
 @pytest.mark.slow

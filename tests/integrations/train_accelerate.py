@@ -17,7 +17,6 @@ parser = argparse.ArgumentParser()
 parser.add_argument("dataset")
 parser.add_argument("folder", type=Path)
 parser.add_argument("--name", default="run")
-parser.add_argument("--world", type=int, default=1)
 parser.add_argument("--batch-size", type=int, default=16)
 parser.add_argument("--epochs", type=int, default=2)
 parser.add_argument("--save-at", type=int, default=0, help="save after so many batches, and end")
@@ -62,7 +61,7 @@ for epoch in range(first, options.epochs):
             accelerator.backward(model(batch["number"].float()[:, None]).mean())
             optimizer.step()
             optimizer.zero_grad()
-        assert batch["number"].device == accelerator.device
+        assert batch["number"].device.type == accelerator.device.type
         write(kind="train", epoch=epoch, ids=batch["number"].tolist(), stepped=accelerator.sync_gradients)
         steps += 1
         if steps == options.save_at:

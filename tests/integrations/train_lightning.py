@@ -8,8 +8,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
@@ -30,6 +29,7 @@ parser.add_argument("--tail", default="short")
 parser.add_argument("--steps", type=int, default=-1)
 parser.add_argument("--limit", type=int, default=None)
 parser.add_argument("--sampler", action="store_true", help="a DataLoader over the batch sampler")
+parser.add_argument("--replace", action="store_true", help="let Lightning replace the sampler")
 parser.add_argument("--workers", type=int, default=0)
 parser.add_argument("--unsized", action="store_true", help="beside a loader without a length: Lightning looks ahead")
 parser.add_argument("--no-callback", action="store_true")
@@ -69,7 +69,7 @@ def record(kind, ids):
         file.write(json.dumps({"kind": kind, "epoch": trainer.current_epoch, "ids": ids}) + "\n")
 
 
-class Save(ShardCallback.__mro__[1]):
+class Save(Callback):
     """Saves in the middle of an epoch and ends the run, as a job's end would; and when a step was cut off."""
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
@@ -102,7 +102,7 @@ trainer = Trainer(
     enable_checkpointing=False,
     enable_progress_bar=False,
     enable_model_summary=False,
-    use_distributed_sampler=not options.sampler,
+    use_distributed_sampler=options.replace or not options.sampler,
     callbacks=[Save()] if options.no_callback else [Save(), ShardCallback()],
 )
 validation = shardload.ShardLoader(dataset, 8, shuffle=False, tail="short")

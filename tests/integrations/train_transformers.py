@@ -17,12 +17,11 @@ parser = argparse.ArgumentParser()
 parser.add_argument("dataset")
 parser.add_argument("folder", type=Path)
 parser.add_argument("--name", default="run")
-parser.add_argument("--world", type=int, default=1)
 parser.add_argument("--batch-size", type=int, default=8)
 parser.add_argument("--epochs", type=float, default=2)
 parser.add_argument("--max-steps", type=int, default=-1)
 parser.add_argument("--save-at", type=int, default=0, help="save at this step, and end")
-parser.add_argument("--skip", action="store_true", help="leave ignore_data_skip as the Trainer has it")
+parser.add_argument("--loader-batch-size", type=int)
 parser.add_argument("--resume")
 options = parser.parse_args()
 record = (options.folder / f"{options.name}-{os.environ.get('RANK', 0)}.jsonl").open("w")
@@ -58,9 +57,10 @@ arguments = TrainingArguments(
     disable_tqdm=True,
     use_cpu=True,
 )
-loader = shardload.ShardLoader(shardload.open(options.dataset), options.batch_size, shuffle=True, seed=5, tail="short")
+batch_size = options.loader_batch_size or options.batch_size
+loader = shardload.ShardLoader(shardload.open(options.dataset), batch_size, shuffle=True, seed=5, tail="short")
 trainer = ShardTrainer(Model(), arguments, train_loader=loader, callbacks=[End()])
-checkpoint = options.resume and str(next(Path(options.resume.removesuffix(".ckpt")).glob("checkpoint-*")))
+checkpoint = options.resume and str(next(Path(options.resume).glob("checkpoint-*")))
 trainer.train(resume_from_checkpoint=checkpoint)
 facts = {"kind": "end", "epoch": 0, "step": trainer.state.global_step, "ids": []}
 record.write(json.dumps({**facts, "at": trainer.state.epoch, "max_steps": trainer.state.max_steps}) + "\n")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedVersionError,
     )
-    from shardload.loader import ShardBatchSampler, ShardLoader, ShardSampler, collate, packed, padded
+    from shardload.loader import ShardBatchSampler, ShardLoader, ShardSampler, collate, masked_mean, packed, padded
     from shardload.packing import pack
     from shardload.reader import ShardDataset
     from shardload.reader import open_dataset as open
@@ -44,6 +44,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "ShardSampler": ("shardload.loader", "ShardSampler"),
     "ShardWriter": ("shardload.writer", "ShardWriter"),
     "collate": ("shardload.loader", "collate"),
+    "masked_mean": ("shardload.loader", "masked_mean"),
     "open": ("shardload.reader", "open_dataset"),
     "pack": ("shardload.packing", "pack"),
     "packed": ("shardload.loader", "packed"),
@@ -66,6 +67,7 @@ __all__ = [
     "UnsupportedVersionError",
     "__version__",
     "collate",
+    "masked_mean",
     "open",
     "pack",
     "packed",

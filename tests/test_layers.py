@@ -106,7 +106,8 @@ def test_no_import_cycle():
 def test_sizes(path):
     assert len(path.read_text().splitlines()) <= 400
     assert path.stem not in {"util", "utils", "helper", "helpers", "common", "misc", "manager"}
-    long_ones = {"ShardLoader", "ShardWriter"}
+    # ShardSampler has all arguments of torch's DistributedSampler, and the same sources of ranks as the loader.
+    long_ones = {"ShardLoader", "ShardSampler", "ShardWriter"}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             documentation = ast.get_docstring(node, clean=False) or ""

@@ -2,7 +2,8 @@
 
 from shardload.loader.collate import collate
 from shardload.loader.loader import ShardLoader
+from shardload.loader.metrics import masked_mean
 from shardload.loader.ragged import packed, padded
 from shardload.loader.sampler import ShardBatchSampler, ShardSampler
 
-__all__ = ["ShardBatchSampler", "ShardLoader", "ShardSampler", "collate", "packed", "padded"]
+__all__ = ["ShardBatchSampler", "ShardLoader", "ShardSampler", "collate", "masked_mean", "packed", "padded"]

@@ -6,14 +6,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shardload.format.schema import Field
-from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
+from shardload.loader.collate import Lease, batch_bytes, collate_columns, collate_samples
 from shardload.memory import BufferPool
 from shardload.order.cursor import RankBatch
+from shardload.order.rng import batch_rng
+from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
-from shardload.reader.dataset import apply_transform
+from shardload.reader.batch import VALID, SampleBatch
+from shardload.reader.dataset import apply_transform, takes_rng
+
+Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -25,13 +32,40 @@ class BatchRecipe:
     transform: Callable[..., Any] | None = None
     """Called with each sample."""
     batch_transform: Callable[[Any], Any] | None = None
-    """Called with each batch."""
+    """Called with each batch, in the prefetch thread."""
     collate_fn: Callable[[Any], Any] | None = None
     """Makes a batch in place of shardload's own collation."""
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     """Dtypes by field that override the usual ones."""
     with_ids: bool = False
     """Whether batches carry `_sample_id`, `_position` and `_epoch`."""
+    with_valid: bool = False
+    """Whether batches carry `_valid`, which tells samples from fillers."""
+
+    def check_reproducible(self, in_processes: bool) -> None:
+        """Refuses functions whose results may differ from run to run.
+
+        Args:
+            in_processes: whether transform and collate_fn run in processes of their own, seeded for each sample.
+
+        Raises:
+            ValueError: says which function and what to do.
+        """
+        for name in ("transform", "collate_fn", "batch_transform"):
+            function = getattr(self, name)
+            seeded = in_processes and name != "batch_transform"
+            if function is None or seeded or (takes_rng(function) and name != "collate_fn"):
+                continue
+            ways = {
+                "transform": "give it a parameter rng and draw from that, or run it in processes that are seeded for each sample "
+                "(num_processes=)",
+                "collate_fn": "run it in processes that are seeded for each sample (num_processes=)",
+                "batch_transform": "give it a parameter rng and draw from that",
+            }
+            raise ValueError(
+                f"reproducible=True: {name} runs in a thread, where what it draws from global generators depends on everything "
+                f"else in the program: {ways[name]}"
+            )
 
     def __post_init__(self) -> None:
         if self.dtypes and (self.transform is not None or self.collate_fn is not None):
@@ -70,8 +104,8 @@ class Delivery:
     """What the training loop gets."""
     cursor: int
     """Cursor after it."""
-    num_samples: int
-    """Samples in it."""
+    sample_ids: Int64
+    """The samples in it, without fillers: int64 of shape (batch,)."""
     num_bytes: int
     """Bytes of its tensors and byte strings."""
 
@@ -79,53 +113,101 @@ class Delivery:
 class BatchMaker:
     """Reads and collates batches. Runs in the prefetch thread."""
 
-    def __init__(self, dataset: ShardDataset, recipe: BatchRecipe, pool: BufferPool, seed: int) -> None:
+    def __init__(self, dataset: ShardDataset, recipe: BatchRecipe, pool: BufferPool, seed: int, rank: int) -> None:
         self._dataset = dataset
         self._recipe = recipe
         self._pool = pool
         self._seed = seed
+        self._rank = rank
         # Whoever gets samples or columns may keep views of them in any form; leased memory is only for our own tensors.
         self._leases = recipe.transform is None and recipe.collate_fn is None
 
-    def deliveries(self, batches: Iterator[RankBatch], epoch: int) -> Iterator[Delivery]:
-        """Yields the batches of an epoch."""
-        for ids in batches:
-            batch = self._make(ids, epoch)
-            yield Delivery(batch, ids.cursor, len(ids.sample_ids), batch_bytes(batch))
+    def batches(self, ids: Iterator[RankBatch], epoch: int) -> Iterator[tuple[RankBatch, Any]]:
+        """Yields the batches of an epoch as they are read and collated, with what they were asked for by."""
+        for batch in ids:
+            yield batch, self._read(batch, epoch)
+
+    def deliveries(self, batches: Iterator[tuple[RankBatch, Any]], epoch: int) -> Iterator[Delivery]:
+        """Yields the batches of an epoch as the training loop gets them.
+
+        Args:
+            batches: what `batches` yields, or child processes in its place.
+            epoch: the epoch.
+        """
+        for ids, batch in batches:
+            batch = self._finished(batch, ids, epoch)
+            yield Delivery(batch, ids.cursor, ids.sample_ids[: ids.num_valid], batch_bytes(batch))
             # The buffers must not live on in this frame while the next batch is made: they would not come back.
             del batch
 
-    def _make(self, ids: RankBatch, epoch: int) -> Any:
-        recipe = self._recipe
-        buffers = {}
+    def _read(self, ids: RankBatch, epoch: int) -> Any:
+        recipe, buffers = self._recipe, {}
         if self._leases:
             size = len(ids.sample_ids)
             fixed = [f for f in recipe.fields if f.fixed]
             buffers = {f.name: self._pool.lease((size, *f.shape), f.dtype) for f in fixed}
-        samples: Any = self._dataset.read_batch(ids.sample_ids, buffers, recipe.fields)
+        samples = self._dataset.read_batch(ids.sample_ids, buffers, recipe.fields)
+        keyed = None
         if recipe.transform is not None:
-            samples = apply_transform(recipe.transform, samples, self._seed, epoch)
-        if recipe.collate_fn is not None:
-            batch = recipe.collate_fn(samples)
-        elif recipe.transform is not None:
-            batch = collate_samples(samples)
-        else:
-            batch = collate_columns(samples, recipe.dtypes, self._pool.lease)
+            keyed = SampleIds(ids.sample_ids.tolist(), self._seed, epoch, ids.num_before)
+        return collated(samples, recipe, keyed, self._pool.lease)
+
+    def _finished(self, batch: Any, ids: RankBatch, epoch: int) -> Any:
+        recipe = self._recipe
         if recipe.batch_transform is not None:
-            batch = recipe.batch_transform(batch)
+            batch = self._transformed(recipe.batch_transform, batch, ids, epoch)
         if recipe.with_ids:
-            batch = _with_ids(batch, ids, epoch)
+            batch = _extended(batch, "with_ids=True", _ids(ids, epoch, self._dataset))
+        if recipe.with_valid:
+            valid = torch.arange(len(ids.positions)) < ids.num_valid
+            batch = _extended(batch, "tail='mask'", {VALID: valid})
         return batch
 
+    def _transformed(self, transform: Callable[..., Any], batch: Any, ids: RankBatch, epoch: int) -> Any:
+        if not takes_rng(transform):
+            return transform(batch)
+        return transform(batch, rng=batch_rng(self._seed, epoch, ids.cursor, self._rank))
 
-def _with_ids(batch: Any, ids: RankBatch, epoch: int) -> dict[str, Any]:
+
+def collated(
+    samples: SampleBatch,
+    recipe: BatchRecipe,
+    ids: SampleIds | None,
+    lease: Lease | None,
+    before: Callable[[int, int, int], None] | None = None,
+) -> Any:
+    """Returns the batch that a recipe makes of samples, up to `batch_transform`.
+
+    Args:
+        samples: what was read.
+        recipe: what becomes of it.
+        ids: what it was asked for by, for the transform.
+        lease: where memory for tensors comes from; None for new memory.
+        before: called before each sample's transform with seed, epoch and sample id.
+    """
+    made: Any = samples
+    if recipe.transform is not None:
+        made = apply_transform(recipe.transform, samples, ids, before)
+    if recipe.collate_fn is not None:
+        return recipe.collate_fn(made)
+    if recipe.transform is not None:
+        return collate_samples(made)
+    return collate_columns(samples, recipe.dtypes, lease)
+
+
+def _extended(batch: Any, cause: str, more: dict[str, torch.Tensor]) -> dict[str, Any]:
     if not isinstance(batch, dict):
-        raise TypeError(
-            f"with_ids=True adds fields to batches that are dicts, but this one is a {type(batch).__name__}"
-        )
-    return {
-        **batch,
-        "_sample_id": torch.from_numpy(ids.sample_ids.copy()),
-        "_position": torch.from_numpy(ids.positions.copy()),
-        "_epoch": torch.full((len(ids.positions),), epoch, dtype=torch.int64),
-    }
+        raise TypeError(f"{cause} adds fields to batches that are dicts, but this one is a {type(batch).__name__}")
+    return {**batch, **more}
+
+
+def _ids(ids: RankBatch, epoch: int, dataset: ShardDataset) -> dict[str, torch.Tensor]:
+    """Returns what `with_ids` adds; fillers have -1, so that nobody takes them for samples."""
+    sample_ids, positions = ids.sample_ids.copy(), ids.positions.copy()
+    epochs = np.full(len(positions), epoch, np.int64)
+    positions[: ids.num_before] += len(dataset)
+    epochs[: ids.num_before] -= 1
+    sample_ids[ids.num_valid :] = -1
+    positions[ids.num_valid :] = -1
+    named = {"_sample_id": sample_ids, "_position": positions, "_epoch": epochs}
+    return {name: torch.from_numpy(values) for name, values in named.items()}

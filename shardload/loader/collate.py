@@ -66,13 +66,18 @@ def collate_samples(samples: Sequence[Any]) -> Any:
     """Returns what torch's `default_collate` makes of samples from a transform, with errors that name the cure.
 
     Raises:
-        ValueError: a sample is None.
+        ValueError: a sample is None, or there are no samples.
         TypeError, RuntimeError: the samples cannot be made tensors.
     """
     if any(sample is None for sample in samples):
         raise ValueError(
             "the transform returned None, which would silently make the batch smaller: return a substitute, or leave such "
             "samples out when packing (a coming `pack --filter`); no `on_error` of the loader does that"
+        )
+    if not samples:
+        raise ValueError(
+            "this rank has no sample in the last batch of the epoch (tail='short' on several replicas), and what an empty batch "
+            "of the transform's results looks like is not known: use tail='mask' or 'pad', or give collate_fn"
         )
     try:
         return default_collate(list(samples))

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
-import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from shardload.errors import LoaderClosedError
-from shardload.loader.batches import BatchMaker, Delivery, make_recipe
-from shardload.loader.collate import to_device
-from shardload.loader.prefetch import Prefetcher
+from shardload.loader.audit import Delivered, audit_ids, check_ranks
+from shardload.loader.batches import make_recipe
+from shardload.loader.iteration import Iteration, make_course
 from shardload.loader.progress import Progress
-from shardload.loader.ranks import Ranks, one_of, resolve_ranks
+from shardload.loader.ranks import RankChoice, Ranks, announce, one_of
 from shardload.loader.state import OrderKey
-from shardload.memory import BufferPool
-from shardload.order.cursor import Partition, Tail, rank_batches
-from shardload.quantities import as_integer, parse_bytes
+from shardload.order.cursor import Partition, Tail
+from shardload.quantities import as_integer
 from shardload.reader import ShardDataset
 from shardload.telemetry import LoaderStats
 
-DEFAULT_PREFETCH_BATCHES = 4
-DEFAULT_PREFETCH_BYTES = "256MiB"
-
-_KEPT_BATCHES_WARNING = 64
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class ShardLoader:
@@ -57,8 +53,12 @@ class ShardLoader:
         num_replicas: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        mesh: DeviceMesh | None = None,
+        mesh_dims: str | Sequence[str] | None = None,
+        process_group: ProcessGroup | None = None,
         tail: Tail | None = None,
         drop_last: bool | None = None,
+        epochs: int | None = None,
         fields: Sequence[str] | None = None,
         transform: Callable[..., Any] | None = None,
         batch_transform: Callable[[Any], Any] | None = None,
@@ -68,6 +68,8 @@ class ShardLoader:
         pin_memory: bool | None = None,
         prefetch_batches: int | None = None,
         prefetch_bytes: int | str | None = None,
+        num_processes: int = 0,
+        reproducible: bool = False,
         with_ids: bool = False,
     ) -> None:
         """Describes the loading.
@@ -77,48 +79,60 @@ class ShardLoader:
             batch_size: samples a batch and rank.
             shuffle: a new permutation of all samples each epoch, or the order of the dataset.
             seed: seed of the order and of `rng`, from 0 to 2^64 - 1; equal on all ranks.
-            num_replicas: ranks that share the order, with `rank`. None for both: the default process group if there is
-                one at the first `iter`, else RANK and WORLD_SIZE, else a single process.
-            rank: this process.
+            num_replicas: ranks that share the order, with `rank`. None for both: those of `mesh`, else of `process_group`,
+                else of the default process group if there is one at the first `iter`, else RANK and WORLD_SIZE, else a
+                single process.
+            rank: this process; None beside `num_replicas` for a loader that only tells lengths and states.
             world_size: another name for num_replicas.
-            tail: what becomes of the end of an epoch: `drop`, `short` or `pad` (see `Partition`). None: drop when
-                shuffling, short when not; with several replicas and no shuffling it must be named.
+            mesh: a device mesh; processes that differ only in its other dimensions (tensor-, pipeline-, context-parallel)
+                get the same batches.
+            mesh_dims: name of the mesh's data-parallel dimension, or names, such as the two of a hybrid-sharded mesh.
+            process_group: the process group of the replicas.
+            tail: what becomes of the end of an epoch: `drop`, `short`, `pad`, `mask` or `carry` (see `Partition`). None: drop
+                when shuffling, short when not; with several replicas and no shuffling it must be named. With `mask` all
+                batches are full, and their bool tensor `_valid` of shape (batch,) is False for fillers.
             drop_last: torch's word: True is `drop`, False is `short` with one replica and `pad` with several.
+            epochs: how many there are in the run; an `iter` after the last one is an error. None for no limit.
             fields: names of the fields to read; None for those the dataset was opened with.
             transform: called with each sample, a dict; with a parameter `rng` it gets a numpy generator that depends on
                 seed, epoch and sample only. None for the dataset's own.
-            batch_transform: called with each batch, in the prefetch thread.
+            batch_transform: called with each batch, in the prefetch thread; with a parameter `rng` it gets a numpy generator
+                that depends on seed, epoch, place and rank only.
             collate_fn: makes batches of what was read (a sequence of dicts) or transformed (a list).
             dtypes: dtypes of tensors by field; else as stored, with uint16, uint32 and uint64 as int64.
             device: where tensors are delivered; None for host memory.
             pin_memory: build batches in page-locked memory; None: if the device is CUDA.
             prefetch_batches: most finished batches that wait, 4 unless given; 0 reads in the training loop's own thread.
             prefetch_bytes: most bytes that wait, 256 MiB unless given; one batch may always wait.
-            with_ids: add int64 tensors `_sample_id`, `_position` and `_epoch` of shape (batch,).
+            num_processes: child processes that read, transform and collate; 0: the prefetch thread does. In them the global
+                generators of Python, numpy and torch are seeded from seed, epoch and sample before each transform, so that
+                transforms that draw from those give the same for any number of processes, ranks and resumes. They
+                are spawned, so that transform and collate_fn must be picklable and the program needs its `__main__` guard;
+                batches under way in them come on top of prefetch_bytes.
+            reproducible: refuse a transform, collate_fn or batch_transform that could draw from global generators of this
+                process.
+            with_ids: add int64 tensors `_sample_id`, `_position` and `_epoch` of shape (batch,); -1 for fillers.
 
         Raises:
             ValueError: settings that contradict each other or give no batch.
         """
         self.dataset = dataset
         self.batch_size = as_integer(batch_size, "batch_size", 1)
-        self.device = None if device is None else torch.device(device)
         self._shuffle = bool(shuffle)
-        self._ranks_given = (one_of(num_replicas, world_size), rank)
+        self._ranks_given = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group)
         self._ranks_fixed: Ranks | None = None
         self._tail_given = _given_tail(tail, drop_last)
+        self._epochs = None if epochs is None else as_integer(epochs, "epochs", 1)
         self._progress = Progress(OrderKey(dataset.fingerprint, len(dataset), as_integer(seed, "seed"), self._shuffle))
         after = {"batch_transform": batch_transform, "collate_fn": collate_fn, "dtypes": dict(dtypes or {})}
-        self._recipe = make_recipe(dataset, fields, transform, with_ids=with_ids, **after)
-        cuda = self.device is not None and self.device.type == "cuda"
-        self._pinned = cuda if pin_memory is None else pin_memory
-        wanted = DEFAULT_PREFETCH_BATCHES if prefetch_batches is None else prefetch_batches
-        self._prefetch_batches = as_integer(wanted, "prefetch_batches")
-        size = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
-        self._prefetch_bytes = parse_bytes(size, "prefetch_bytes")
-        self._stats = LoaderStats()
-        self._pool: BufferPool | None = None
-        self._iteration: weakref.ref[_Iteration] | None = None
-        self._warned_kept = False
+        added = {"with_ids": with_ids, "with_valid": tail == "mask"}
+        self.device = None if device is None else torch.device(device)
+        recipe = make_recipe(dataset, fields, transform, **added, **after)
+        if reproducible:
+            recipe.check_reproducible(num_processes > 0)
+        memory = (pin_memory, prefetch_batches, prefetch_bytes, num_processes)
+        self._course = make_course(dataset, recipe, self._progress, self.device, *memory)
+        self._iteration: weakref.ref[Iteration] | None = None
         self._closed = False
         self._partition().check()
 
@@ -130,13 +144,14 @@ class ShardLoader:
         if self._closed:
             raise LoaderClosedError("this loader is closed; make a new one")
         self._close_iteration()
-        self._fix_ranks()
+        rank = self._fix_ranks()
         partition = self._partition()
         partition.check()
-        if self._pool is None:
-            idle = self._prefetch_bytes * 2
-            self._pool = BufferPool(idle, pinned=self._pinned)
-        iteration = _Iteration(self, partition, self._pool)
+        if self._epochs is not None and self._progress.upcoming_epoch(partition) >= self._epochs:
+            raise LoaderClosedError(
+                f"the run was to have epochs={self._epochs}, and all of them were begun or delivered"
+            )
+        iteration = Iteration(self._course, partition, rank)
         self._iteration = weakref.ref(iteration)
         return iteration
 
@@ -155,8 +170,8 @@ class ShardLoader:
         return self._ranks().num_replicas
 
     @property
-    def rank(self) -> int:
-        """This process among them."""
+    def rank(self) -> int | None:
+        """This process among them; None for a loader that only tells lengths and states."""
         return self._ranks().rank
 
     def set_epoch(self, epoch: int) -> None:
@@ -175,32 +190,71 @@ class ShardLoader:
         """
         return self._progress.state_at(num_batches, self._partition())
 
-    def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None) -> None:
         """Takes up a state: the next `iter` runs what is left of its epoch. Batch size and ranks may differ from then.
 
         Args:
             state: of a loader or sampler of the same dataset, seed and order.
             skip_samples: samples of the global order (over all ranks) to pass over from there.
+            reseed: a seed to go on with: what is left of the epoch comes in another order, each sample still once, and later
+                epochs and `rng` have that seed. States record it, so that they are loaded without it.
 
         Raises:
             StateMismatchError: the state belongs to something else; nothing has changed then.
         """
         self._close_iteration()
-        self._progress.load(state, skip_samples)
+        self._progress.load(state, skip_samples, reseed)
+        self._course.delivered = Delivered()
+
+    def check_ranks(self, group: ProcessGroup | None = None) -> None:
+        """Compares dataset, seed, place, batch size, tail and ranks over all processes; each rank must be there once.
+
+        One collective, which all of them must call.
+
+        Args:
+            group: the replicas, or all processes of the mesh if the loader has one; None for the default group, or this
+                process alone.
+
+        Raises:
+            StateMismatchError: they disagree; says in what. All processes raise it.
+        """
+        check_ranks(self._progress, self._partition(), self._ranks(), {}, group)
+
+    def audit(self, group: ProcessGroup | None = None, sample_ids: Sequence[ArrayLike] | None = None) -> None:
+        """Compares what all ranks were given since this run entered the epoch with what the order says.
+
+        It tells samples that came twice or not at all, whatever was put between the loader and the training loop. One
+        collective, which all processes must call after the same number of batches.
+
+        Args:
+            group: as for `check_ranks`.
+            sample_ids: the ids of the batches trained on, as `with_ids` gives them, one array a batch; None for those that
+                this loader has delivered.
+
+        Raises:
+            StateMismatchError: something else was trained on; says what it looks like. All processes raise it.
+        """
+        delivered = self._course.delivered
+        if sample_ids is not None:
+            delivered = Delivered()
+            for ids in sample_ids:
+                known = np.asarray(ids, dtype=np.int64)
+                delivered.add(known[known >= 0])
+        audit_ids(delivered, self._progress, self._partition(), self._ranks(), group)
 
     def stats(self) -> LoaderStats:
         """Returns counters and times since the loader was made."""
-        stats = dataclasses.replace(self._stats)
-        if self._pool is not None:
-            stats.num_buffers_new, stats.num_buffers_reused = self._pool.num_new, self._pool.num_reused
-            stats.leased_bytes = self._pool.leased_bytes
+        stats, pool = dataclasses.replace(self._course.stats), self._course.pool
+        if pool is not None:
+            stats.num_buffers_new, stats.num_buffers_reused = pool.num_new, pool.num_reused
+            stats.leased_bytes = pool.leased_bytes
         return stats
 
     def close(self) -> None:
         """Ends the prefetch thread and frees idle buffers. Batches that are held stay valid."""
         self._close_iteration()
-        if self._pool is not None:
-            self._pool.close()
+        if self._course.pool is not None:
+            self._course.pool.close()
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -212,8 +266,9 @@ class ShardLoader:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Threads, buffers and iterators stay with the process that made them.
-        return self.__dict__ | {"_pool": None, "_iteration": None, "_ranks_fixed": None}
+        # Threads, buffers and iterators stay with the process that made them, and so do meshes and groups.
+        given = self._ranks_given.settled()
+        return self.__dict__ | {"_iteration": None, "_ranks_fixed": None, "_ranks_given": given}
 
     def _close_iteration(self) -> None:
         iteration = None if self._iteration is None else self._iteration()
@@ -222,14 +277,18 @@ class ShardLoader:
         self._iteration = None
 
     def _ranks(self) -> Ranks:
-        return self._ranks_fixed or resolve_ranks(*self._ranks_given)
+        return self._ranks_fixed or self._ranks_given.resolve()
 
-    def _fix_ranks(self) -> None:
-        if self._ranks_fixed is not None:
-            return
-        self._ranks_fixed = ranks = self._ranks()
-        if self._ranks_given[1] is None and ranks.num_replicas > 1:
-            sys.stderr.write(f"shardload: rank {ranks.rank} of {ranks.num_replicas}, from {ranks.source}\n")
+    def _fix_ranks(self) -> int:
+        """Returns the rank, which stays from now on."""
+        if self._ranks_fixed is None:
+            self._ranks_fixed = self._ranks()
+            announce(self._ranks_fixed)
+        if self._ranks_fixed.rank is None:
+            raise ValueError(
+                "this loader was given num_replicas without rank: it tells lengths and states, but no batches"
+            )
+        return self._ranks_fixed.rank
 
     def _partition(self) -> Partition:
         num_replicas = self._ranks().num_replicas
@@ -239,102 +298,12 @@ class ShardLoader:
         elif tail is None and num_replicas > 1:
             raise ValueError(
                 f"with {num_replicas} replicas and shuffle=False the tail must be named: 'drop' leaves samples out, 'short' gives "
-                "ranks batches of different sizes, 'pad' repeats samples"
+                "ranks batches of different sizes, 'pad' repeats samples, 'mask' flags such repeats, 'carry' opens the next epoch "
+                "with what is left"
             )
         elif tail in (None, "torch"):
             tail = "pad" if num_replicas > 1 else "short"
         return Partition(len(self.dataset), self.batch_size, num_replicas, tail)  # type: ignore[arg-type]
-
-
-class _Iteration:
-    """One run over an epoch or what is left of it."""
-
-    def __init__(self, loader: ShardLoader, partition: Partition, pool: BufferPool) -> None:
-        self._loader = loader
-        self._partition = partition
-        self._pool = pool
-        self._process_id = os.getpid()
-        self._turn = 0
-        self._last: float | None = None
-        self._next: Callable[[], Delivery] | None = None
-        self._finalizer: weakref.finalize[Any, Any] | None = None
-        self._ended: BaseException | None = None
-
-    def __iter__(self) -> _Iteration:
-        return self
-
-    def __next__(self) -> Any:
-        if self._ended is not None:
-            raise self._ended
-        if os.getpid() != self._process_id:
-            raise LoaderClosedError(
-                "this iterator belongs to the process that was forked from; call iter() in this one"
-            )
-        start = time.perf_counter()
-        try:
-            if self._next is None:
-                self._next = self._begin()
-            delivery = self._next()
-            batch = delivery.batch if self._loader.device is None else to_device(delivery.batch, self._loader.device)
-        except StopIteration:
-            self._loader._progress.end(self._turn)
-            self._end(StopIteration())
-            raise
-        except BaseException:
-            # Going on would leave out the batch that failed: only a new iterator, from a state, can.
-            self.close()
-            raise
-        self._loader._progress.deliver(delivery.cursor, self._turn)
-        self._count(delivery, start, time.perf_counter())
-        return batch
-
-    def close(self) -> None:
-        """Ends the iteration; a later `next` raises LoaderClosedError."""
-        self._end(LoaderClosedError("this iterator is closed: the loader was closed, or a newer iterator took over"))
-
-    def _begin(self) -> Callable[[], Delivery]:
-        """Enters the epoch, starts the thread, and returns what gives the next batch."""
-        loader, progress = self._loader, self._loader._progress
-        place, self._turn = progress.begin(self._partition), progress.turn
-        maker = BatchMaker(loader.dataset, loader._recipe, self._pool, progress.key.seed)
-        ids = rank_batches(self._partition, loader.rank, place.position, progress.order(place.epoch))
-        deliveries = maker.deliveries(ids, place.epoch)
-        if loader._prefetch_batches == 0:
-            return deliveries.__next__
-        prefetcher = Prefetcher(
-            deliveries, lambda item: item.num_bytes, loader._prefetch_batches, loader._prefetch_bytes
-        )
-        # A loop left by break, an exception, or the interpreter's end all drop or outlive this object.
-        self._finalizer = weakref.finalize(self, prefetcher.close)
-        return prefetcher.take
-
-    def _end(self, reason: BaseException) -> None:
-        if self._ended is None:
-            self._ended = reason
-            self._next = None
-            if self._finalizer is not None:
-                self._finalizer()
-
-    def _count(self, delivery: Delivery, start: float, stop: float) -> None:
-        stats, loader = self._loader._stats, self._loader
-        stats.num_batches += 1
-        stats.num_samples += delivery.num_samples
-        stats.num_bytes += delivery.num_bytes
-        if self._last is None:
-            stats.first_batch_seconds = stop - start
-        else:
-            stats.stall_seconds += stop - start
-            stats.loop_seconds += stop - self._last
-        self._last = stop
-        pool, usual = loader._pool, delivery.num_bytes * (loader._prefetch_batches + _KEPT_BATCHES_WARNING)
-        if pool is not None and pool.leased_bytes > usual + 2 * loader._prefetch_bytes and not loader._warned_kept:
-            loader._warned_kept = True
-            warnings.warn(
-                f"batches are being kept: {pool.leased_bytes >> 20} MiB are held by the training loop, and every kept batch takes "
-                "new memory; drop batches you no longer need, or copy the parts you keep",
-                UserWarning,
-                stacklevel=3,
-            )
 
 
 def _given_tail(tail: Tail | None, drop_last: bool | None) -> str | None:

@@ -6,7 +6,7 @@ Pure bookkeeping that the sampler, the batch sampler and the loader share.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.errors import LoaderClosedError
-from shardload.loader.state import OrderKey, Place, decode_state, encode_state
-from shardload.order import Permutation
+from shardload.loader.state import MAX_RESEEDS, OrderKey, Place, decode_state, encode_state
 from shardload.order.cursor import Partition
+from shardload.order.epoch import Order, Reseed, epoch_order, seed_at
 from shardload.quantities import as_integer
 
 Int64 = NDArray[np.int64]
@@ -26,17 +26,21 @@ class Progress:
     """The place of one run in its order. Not safe to use from several threads.
 
     An epoch is entered when the first batch of an iteration is asked for, and counts as the current one until the next
-    iteration, a loaded state, or `set_epoch` after its end.
+    iteration, a loaded state, or `set_epoch` after its end. Positions below 0 are those that the tail `carry` has left of
+    the epoch before; a state has them under that epoch.
     """
 
     def __init__(self, key: OrderKey) -> None:
         self.key = key
         self.turn = 0
         """Number of iterations begun; each delivers under its own, so that an older one cannot move the place."""
+        self._own_seed = key.seed
+        self._reseeds: tuple[Reseed, ...] = ()
         self._place = Place()
         # Where the current epoch was entered, or will be: `state_at` and `len` count from here.
         self._entered = Place()
-        self._next_epoch = 0
+        # Where the next iteration begins unless a place was loaded.
+        self._next = Place()
         # A loaded place waits here for the next iteration, which runs its remainder.
         self._loaded: Place | None = None
         self._begun = False
@@ -45,12 +49,42 @@ class Progress:
         # A wrong seed is told here rather than in the middle of a run.
         self.order(0)
 
-    def order(self, epoch: int) -> Callable[[Int64], Int64]:
-        """Returns the function from positions of an epoch to sample ids."""
-        if not self.key.shuffle:
-            return lambda positions: positions
+    @property
+    def entered(self) -> Place:
+        """Where the current epoch was entered."""
+        return self._entered
+
+    @property
+    def place(self) -> Place:
+        """What is delivered."""
+        return self._place
+
+    @property
+    def seed(self) -> int:
+        """The seed in force where the current or coming epoch was entered."""
+        entered = _without_rest(self._entered, self.key.num_samples)
+        return seed_at(self.key.seed, self._reseeds, entered.epoch, entered.position)
+
+    def order(self, epoch: int) -> Order:
+        """Returns the function from positions of an epoch, or below 0 of the one before, to sample ids."""
         key = self.key
-        return Permutation(key.num_samples, seed=key.seed, epoch=epoch, recipe=key.recipe).sample_ids
+        if not key.shuffle:
+            return lambda positions: positions % max(1, key.num_samples)
+        current = epoch_order(key.num_samples, key.seed, epoch, self._reseeds, key.recipe)
+        if epoch == 0:
+            return current
+        before = epoch_order(key.num_samples, key.seed, epoch - 1, self._reseeds, key.recipe)
+
+        def both(positions: Int64) -> Int64:
+            early = positions < 0
+            if not early.any():
+                return current(positions)
+            ids = np.empty_like(positions)
+            ids[early] = before(positions[early] + key.num_samples)
+            ids[~early] = current(positions[~early])
+            return ids
+
+        return both
 
     def set_epoch(self, epoch: int, partition: Partition) -> None:
         """Sets the epoch of the next iteration; a place that was just loaded wins over it."""
@@ -61,17 +95,22 @@ class Progress:
                 message = f"set_epoch({epoch}) is ignored once: the state that was loaded goes on in epoch {coming}"
                 warnings.warn(message, UserWarning, stacklevel=3)
             return
-        self._next_epoch = epoch
+        if epoch != self._upcoming(partition).epoch:
+            self._next = Place(epoch)
         if not self._live:
-            self._place = self._entered = Place(epoch)
+            self._place = self._entered = self._upcoming(partition)
             self._begun = False
+
+    def upcoming_epoch(self, partition: Partition) -> int:
+        """Returns the epoch that the next iteration runs."""
+        return self._upcoming(partition).epoch
 
     def begin(self, partition: Partition) -> Place:
         """Starts an iteration: the remainder of a loaded place, else the next epoch not yet begun."""
         if self._resumed and self._live and self._place.position - self._entered.position <= partition.global_batch:
             warnings.warn(
                 f"the rest of epoch {self._entered.epoch}, which a loaded state had to go on with, was left after at most one "
-                f"batch; epoch {self._next_epoch} starts now. Load the state again after looking at a batch",
+                f"batch; epoch {self._next.epoch} starts now. Load the state again after looking at a batch",
                 UserWarning,
                 stacklevel=4,
             )
@@ -79,7 +118,7 @@ class Progress:
         self._resumed = self._loaded is not None
         self._loaded = None
         self._place = self._entered = place
-        self._next_epoch = place.epoch + 1
+        self._next = Place(place.epoch + 1)
         self._begun = self._live = True
         self.turn += 1
         return place
@@ -100,10 +139,12 @@ class Progress:
         batches = self._place.batches + 1 if whole_batch else 0
         self._place = replace(self._place, position=cursor, batches=batches)
 
-    def end(self, turn: int) -> None:
+    def end(self, turn: int, partition: Partition) -> None:
         """Notes that the iteration of a turn ran to its end."""
         if turn == self.turn:
             self._live = False
+            if partition.tail == "carry" and self._next == Place(self._entered.epoch + 1):
+                self._next = self._place
 
     def num_batches(self, partition: Partition) -> int:
         """Returns the batches of the current or coming epoch: those done in it and those left."""
@@ -126,7 +167,7 @@ class Progress:
 
     def state(self, partition: Partition) -> dict[str, str]:
         """Returns the state of what was delivered; an epoch that was delivered whole counts as the next one's start."""
-        return encode_state(self.key, self._normal(self._place, partition))
+        return self._encode(self._normal(self._place, partition))
 
     def state_at(self, num_batches: int, partition: Partition) -> dict[str, str]:
         """Returns the state after so many batches of the current or coming epoch.
@@ -148,34 +189,58 @@ class Progress:
             )
         cursor = entered.position + (num_batches - first) * partition.global_batch
         place = Place(entered.epoch, min(cursor, self.key.num_samples), num_batches)
-        return encode_state(self.key, self._normal(place, partition))
+        return self._encode(self._normal(place, partition))
 
-    def load(self, state: Mapping[str, Any], skip_samples: int = 0) -> None:
-        """Takes up the place of a state, some samples (over all ranks) further on.
+    def load(self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None) -> None:
+        """Takes up the place of a state, some samples (over all ranks) further on, if need be with another seed from there.
 
         Raises:
             StateMismatchError: the state belongs to another dataset, seed or order; nothing has changed then.
-            ValueError: `skip_samples` is negative.
+            ValueError: `skip_samples` is negative, `reseed` is no seed, or there were too many of them.
         """
         skip_samples = as_integer(skip_samples, "skip_samples")
-        place = decode_state(state, self.key)
-        epochs, position = divmod(place.position + skip_samples, max(1, self.key.num_samples))
+        saved = decode_state(state, replace(self.key, seed=self._own_seed), reseed)
+        epochs, position = divmod(saved.place.position + skip_samples, max(1, self.key.num_samples))
         # Batches that were skipped or belong to an epoch before are no batches of this one.
-        batches = place.batches if epochs == 0 else 0
-        self._loaded = Place(place.epoch + epochs, position, batches)
-        self._place = self._entered = self._loaded
-        self._next_epoch = self._loaded.epoch
+        batches = saved.place.batches if epochs == 0 else 0
+        place = Place(saved.place.epoch + epochs, position, batches)
+        reseeds = saved.reseeds if reseed is None else _reseeded(saved.reseeds, place, reseed)
+        self.key, self._reseeds = replace(self.key, seed=saved.seed), reseeds
+        self._loaded = self._place = self._entered = self._next = place
         self._begun = self._live = False
 
     def _upcoming(self, partition: Partition) -> Place:
-        if self._loaded is not None:
-            return self._normal(self._loaded, partition)
-        return Place(self._next_epoch)
+        return self._normal(self._next if self._loaded is None else self._loaded, partition)
 
     def _normal(self, place: Place, partition: Partition) -> Place:
-        return place if partition.num_batches(place.position) else Place(place.epoch + 1)
+        """Returns a place as one that at least one batch follows in its epoch: where there is none, in the next epoch."""
+        if partition.tail != "carry":
+            place = _without_rest(place, partition.num_samples)
+        if partition.num_batches(place.position):
+            return place
+        rest = max(0, partition.num_samples - place.position) if partition.tail == "carry" else 0
+        return Place(place.epoch + 1, -rest)
+
+    def _encode(self, place: Place) -> dict[str, str]:
+        return encode_state(self.key, _without_rest(place, self.key.num_samples), self._reseeds)
+
+
+def _without_rest(place: Place, num_samples: int) -> Place:
+    """Returns a place with a position from 0 on: what is left of the epoch before is a place there."""
+    return place if place.position >= 0 else Place(place.epoch - 1, place.position + num_samples)
+
+
+def _reseeded(reseeds: tuple[Reseed, ...], place: Place, seed: int) -> tuple[Reseed, ...]:
+    """Returns the seeds with one that counts from a place on; what was to come later than it is forgotten."""
+    seed = as_integer(seed, "reseed")
+    if seed >= 1 << 64:
+        raise ValueError(f"reseed must be a seed below 2^64, not {seed}")
+    kept = tuple(one for one in reseeds if (one.epoch, one.position) < (place.epoch, place.position))
+    if len(kept) >= MAX_RESEEDS:
+        raise ValueError(f"the seed was changed {MAX_RESEEDS} times already, which is as many as a state can record")
+    return (*kept, Reseed(place.epoch, place.position, seed))
 
 
 def _batches_done(place: Place, partition: Partition) -> int:
     """Returns the batches done before a place; a state of single samples does not know, so they are worked out."""
-    return place.batches or place.position // partition.global_batch
+    return place.batches or max(0, place.position // partition.global_batch)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import ArrayLike
 from torch.utils.data import BatchSampler, DistributedSampler
 
+from shardload.errors import ShardloadError
+from shardload.loader.audit import Delivered, audit_ids
 from shardload.loader.progress import Progress
-from shardload.loader.ranks import one_of, resolve_ranks
+from shardload.loader.ranks import RankChoice, announce, one_of
 from shardload.loader.state import OrderKey
 from shardload.order.cursor import Partition, RankBatch, Tail, rank_batches
-from shardload.order.rng import SampleIds
+from shardload.order.sample_ids import SampleIds, UseWatch
 from shardload.quantities import as_integer
 from shardload.reader import ShardDataset
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 _BLOCK = 1 << 12
 
@@ -39,26 +47,34 @@ class ShardSampler(DistributedSampler[int]):
         drop_last: bool = False,
         *,
         world_size: int | None = None,
+        mesh: DeviceMesh | None = None,
+        mesh_dims: str | Sequence[str] | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         """Describes the order; nothing is read.
 
         Args:
             dataset: the dataset; its fingerprint and length are taken.
             num_replicas: ranks that share the order; with `rank`. None for both: as `ShardLoader`.
-            rank: this process.
+            rank: this process; None beside `num_replicas` for a sampler that only tells lengths and states.
             shuffle: a permutation, or the order of the dataset.
             seed: seed of the permutations, from 0 to 2^64 - 1; equal on all ranks.
             drop_last: leave out the last samples that do not fill every rank (or, with batches, every batch); else one
                 replica gets a shorter end, and several are padded with the epoch's first samples, as in torch.
             world_size: another name for num_replicas.
+            mesh: a device mesh to take the ranks from, as `ShardLoader`.
+            mesh_dims: its data-parallel dimensions.
+            process_group: a process group to take the ranks from.
 
         Raises:
             ValueError: ranks or seed that cannot be.
         """
-        ranks = resolve_ranks(one_of(num_replicas, world_size), rank)
+        ranks = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group).resolve()
         seed = as_integer(seed, "seed")
         # Torch wants its own Dataset class by name but uses only the length.
-        super().__init__(dataset, ranks.num_replicas, ranks.rank, bool(shuffle), seed, bool(drop_last))  # type: ignore[arg-type]
+        super().__init__(dataset, ranks.num_replicas, ranks.rank or 0, bool(shuffle), seed, bool(drop_last))  # type: ignore[arg-type]
+        self._ranks = ranks
+        self._announced = False
         self.progress = Progress(OrderKey(dataset.fingerprint, len(dataset), seed, bool(shuffle)))
 
     def batch_sampler(self, batch_size: int, read_ahead: int = 16, *, tail: Tail | None = None) -> ShardBatchSampler:
@@ -73,6 +89,7 @@ class ShardSampler(DistributedSampler[int]):
         return ShardBatchSampler(self, batch_size, read_ahead, tail)
 
     def __iter__(self) -> Iterator[int]:
+        self._check_ranks_known()
         partition = self._partition(1)
         place, turn = self.progress.begin(partition), self.progress.turn
         num_samples, cursor = self.progress.key.num_samples, place.position
@@ -82,7 +99,7 @@ class ShardSampler(DistributedSampler[int]):
                 cursor = min(cursor + self.num_replicas, num_samples)
                 self.progress.deliver(cursor, turn, whole_batch=False)
                 yield sample_id
-        self.progress.end(turn)
+        self.progress.end(turn, partition)
 
     def __len__(self) -> int:
         return self.progress.num_samples(self._partition(1))
@@ -108,9 +125,18 @@ class ShardSampler(DistributedSampler[int]):
         entered = self.progress.entered_position(self._partition(1))
         return self.progress.state_at(batches_done, self._sampled(batch_size, entered))
 
-    def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0) -> None:
-        """Takes up a state of a sampler, batch sampler or loader of the same order."""
-        self.progress.load(state, skip_samples)
+    def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None) -> None:
+        """Takes up a state of a sampler, batch sampler or loader of the same order; see `ShardLoader.load_state_dict`."""
+        self.progress.load(state, skip_samples, reseed)
+
+    def _check_ranks_known(self) -> None:
+        if self._ranks.rank is None:
+            raise ValueError(
+                "this sampler was given num_replicas without rank: it tells lengths and states, but no ids"
+            )
+        if not self._announced:
+            self._announced = True
+            announce(self._ranks)
 
     def _partition(self, batch_size: int, tail: Tail | None = None) -> Partition:
         if tail is None:
@@ -143,14 +169,18 @@ class ShardBatchSampler(BatchSampler):
         super().__init__(sampler, batch_size, self.partition.tail == "drop")
 
     def __iter__(self) -> Iterator[list[int]]:
-        progress = self.sampler.progress
-        place, turn = progress.begin(self.partition), progress.turn
-        batches = rank_batches(self.partition, self.sampler.rank, place.position, progress.order(place.epoch))
-        for batch in self._announced(batches):
+        self.sampler._check_ranks_known()
+        progress, partition, watch = self.sampler.progress, self.partition, UseWatch()
+        place, turn = progress.begin(partition), progress.turn
+        seed, order = progress.seed, progress.order(place.epoch)
+        batches = rank_batches(partition, self.sampler.rank, place.position, order)
+        for number, batch in enumerate(self._announced(batches)):
+            _refuse_stride(watch)
             progress.deliver(batch.cursor, turn)
-            # The epoch travels with every request: a worker process cannot hold a stale one.
-            yield SampleIds(batch.sample_ids.tolist(), progress.key.seed, place.epoch)
-        progress.end(turn)
+            num_valid = batch.num_valid if partition.tail == "mask" else None
+            ids = batch.sample_ids.tolist()
+            yield SampleIds(ids, seed, place.epoch, batch.num_before, num_valid, (watch, number))
+        progress.end(turn, partition)
 
     def _announced(self, batches: Iterator[RankBatch]) -> Iterator[RankBatch]:
         """Yields the batches, each after the operating system was told of those that follow it."""
@@ -183,6 +213,28 @@ class ShardBatchSampler(BatchSampler):
         """Returns the exact state after so many batches of the epoch under way were trained on."""
         return self.sampler.progress.state_at(num_batches, self.partition)
 
-    def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0) -> None:
-        """Takes up a state of a sampler, batch sampler or loader of the same order."""
-        self.sampler.progress.load(state, skip_samples)
+    def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None) -> None:
+        """Takes up a state of a sampler, batch sampler or loader of the same order; see `ShardLoader.load_state_dict`."""
+        self.sampler.progress.load(state, skip_samples, reseed)
+
+    def audit(self, sample_ids: Sequence[ArrayLike], group: ProcessGroup | None = None) -> None:
+        """Compares what all ranks have trained on in this epoch with what the order says; see `ShardLoader.audit`.
+
+        Args:
+            sample_ids: the ids of this rank's batches, in any form: one array or list a batch.
+            group: the process group of the replicas; None for the default one, or this process alone.
+        """
+        delivered = Delivered()
+        for ids in sample_ids:
+            delivered.add(np.asarray(ids, dtype=np.int64))
+        audit_ids(delivered, self.sampler.progress, self.partition, self.sampler._ranks, group)
+
+
+def _refuse_stride(watch: UseWatch) -> None:
+    """Refuses to go on where some batches are thrown away between others that are used."""
+    if watch.left_out is not None:
+        raise ShardloadError(
+            f"batch {watch.left_out} of this rank was thrown away though others before and after it were read: something splits "
+            "the batches over the ranks a second time (such as accelerate's prepare), while this batch sampler gives each rank its "
+            "own already; use shardload.integrations, or num_replicas=1 and rank=0"
+        )

@@ -2,6 +2,8 @@
 
 From cursor p a global batch is positions [p, p + G), G = batch_size x num_replicas; rank r of R takes p + r, p + r + R,
 ... A run may go on from any cursor with another batch size or number of replicas: the cursor is all there is to know.
+
+Positions below 0 are those of the epoch before: -1 is its last one. With the tail `carry` an epoch begins there.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
-Tail = Literal["drop", "short", "pad"]
+Tail = Literal["drop", "short", "pad", "mask", "carry"]
 
 WINDOW_POSITIONS = 1 << 15
 """Positions whose sample ids are computed at once: enough that the cost of a call is spread thin."""
@@ -33,7 +35,8 @@ class Partition:
     tail: Tail
     """What becomes of the last positions that are no whole global batch: `drop` leaves them out, `short` makes smaller
     batches of them (on ranks without a position an empty one), `pad` fills them up to a multiple of the replicas with
-    positions from the epoch's start, as torch's DistributedSampler does."""
+    positions from the epoch's start, as torch's DistributedSampler does, `mask` fills every batch in the same way and tells
+    which positions are such fillers, `carry` opens the next epoch with them."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_replicas"):
@@ -49,9 +52,9 @@ class Partition:
         return self.batch_size * self.num_replicas
 
     def num_batches(self, cursor: int = 0) -> int:
-        """Returns how many batches every rank has from a cursor on."""
+        """Returns how many batches every rank has from a cursor to the end of its epoch."""
         left = max(0, self.num_samples - cursor)
-        return left // self.global_batch if self.tail == "drop" else -(-left // self.global_batch)
+        return left // self.global_batch if self.tail in ("drop", "carry") else -(-left // self.global_batch)
 
     def check(self) -> None:
         """Refuses settings that give no batch at all.
@@ -64,25 +67,37 @@ class Partition:
         if self.num_batches() == 0:
             raise ValueError(
                 f"{self.num_samples} samples do not fill one global batch of {self.global_batch} (batch_size "
-                f"{self.batch_size} x {self.num_replicas} replicas), and tail='drop' leaves them out: make the batch smaller "
-                "or choose another tail"
+                f"{self.batch_size} x {self.num_replicas} replicas), and tail={self.tail!r} gives only full ones: make the "
+                "batch smaller or choose another tail"
             )
 
-    def positions(self, cursor: int, rank: int) -> Int64:
-        """Returns a rank's positions of the global batch at a cursor: int64, usually of shape (batch_size,)."""
+    def positions(self, cursor: int, rank: int) -> tuple[Int64, int]:
+        """Returns a rank's positions of the global batch at a cursor.
+
+        Returns:
+            int64, usually of shape (batch_size,), and how many of them are no fillers: those come first. Only the tail `mask`
+            has fillers; what `pad` repeats counts as any other.
+        """
         stop = cursor + self.global_batch
+        num_valid = self.batch_size
         if stop > self.num_samples:
             left = self.num_samples - cursor
-            stop = self.num_samples
-            if self.tail == "pad":
-                stop = cursor + -(-left // self.num_replicas) * self.num_replicas
+            if self.tail == "mask":
+                num_valid = len(range(rank, left, self.num_replicas))
+            else:
+                num_ranks = self.num_replicas if self.tail == "pad" else 1
+                stop = cursor + -(-left // num_ranks) * num_ranks
         positions = np.arange(cursor + rank, stop, self.num_replicas, dtype=np.int64)
-        return positions % self.num_samples if stop > self.num_samples else positions
+        positions = positions % self.num_samples if stop > self.num_samples else positions
+        return positions, min(num_valid, len(positions))
 
     def advance(self, cursor: int) -> int:
-        """Returns the cursor after the global batch at `cursor`; the number of samples at the end of the epoch."""
+        """Returns the cursor after the global batch at `cursor`; at the end of the epoch the number of samples.
+
+        With `carry` it may be less there: what is left belongs to the next epoch.
+        """
         after = cursor + self.global_batch
-        return after if self.num_batches(after) else self.num_samples
+        return after if self.tail == "carry" or self.num_batches(after) else self.num_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +107,16 @@ class RankBatch:
     cursor: int
     """Cursor after this batch: what a state saved now holds."""
     positions: Int64
-    """Positions in the epoch: int64 of shape (batch,)."""
+    """Positions in the epoch: int64 of shape (batch,). Below 0 are those of the epoch before; they come first."""
     sample_ids: Int64
     """The samples at those positions: int64 of shape (batch,)."""
+    num_valid: int
+    """How many of them are no fillers; those come first."""
+
+    @property
+    def num_before(self) -> int:
+        """How many positions belong to the epoch before; those come first."""
+        return int(np.searchsorted(self.positions, 0)) if len(self.positions) and self.positions[0] < 0 else 0
 
 
 def rank_batches(partition: Partition, rank: int, cursor: int, order: Callable[[Int64], Int64]) -> Iterator[RankBatch]:
@@ -114,8 +136,8 @@ def rank_batches(partition: Partition, rank: int, cursor: int, order: Callable[[
             batches.append(partition.positions(cursor, rank))
             cursor = partition.advance(cursor)
             cursors.append(cursor)
-        sample_ids = order(np.concatenate(batches))
-        edges = np.cumsum([len(positions) for positions in batches])[:-1]
-        for after, positions, ids in zip(cursors, batches, np.split(sample_ids, edges), strict=True):
-            yield RankBatch(after, positions, ids)
+        sample_ids = order(np.concatenate([positions for positions, _ in batches]))
+        edges = np.cumsum([len(positions) for positions, _ in batches])[:-1]
+        for after, (positions, num_valid), ids in zip(cursors, batches, np.split(sample_ids, edges), strict=True):
+            yield RankBatch(after, positions, ids, num_valid)
         window = max(1, WINDOW_POSITIONS // partition.batch_size)

@@ -7,23 +7,24 @@ import hashlib
 import numpy as np
 
 
-class SampleIds(list[int]):
-    """Sample ids that know the order they come from; they carry it to worker processes with every request."""
-
-    def __init__(self, ids: list[int], seed: int, epoch: int) -> None:
-        super().__init__(ids)
-        self.seed = seed
-        self.epoch = epoch
-
-    def __reduce__(self) -> tuple[type[SampleIds], tuple[list[int], int, int]]:
-        return SampleIds, (list(self), self.seed, self.epoch)
-
-
 def sample_rng(seed: int, epoch: int, sample_id: int) -> np.random.Generator:
     """Returns the generator of one sample in one epoch: equal for any thread, worker, rank and resume.
 
-    Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) keyed by the first 128 bits of a
-    BLAKE2b over seed, epoch and sample id.
+    Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) keyed by `sample_key`.
     """
-    key = hashlib.blake2b(f"shardload sample {seed} {epoch} {sample_id}".encode(), digest_size=16).digest()
+    return _philox(sample_key(seed, epoch, sample_id))
+
+
+def sample_key(seed: int, epoch: int, sample_id: int) -> bytes:
+    """Returns the key of one sample in one epoch: the first 16 bytes of a BLAKE2b over the three numbers."""
+    return hashlib.blake2b(f"shardload sample {seed} {epoch} {sample_id}".encode(), digest_size=16).digest()
+
+
+def batch_rng(seed: int, epoch: int, cursor: int, rank: int) -> np.random.Generator:
+    """Returns the generator of one rank's batch, by the cursor after it: equal for any thread and resume."""
+    text = f"shardload batch {seed} {epoch} {cursor} {rank}"
+    return _philox(hashlib.blake2b(text.encode(), digest_size=16).digest())
+
+
+def _philox(key: bytes) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype="<u8").astype(np.uint64)))

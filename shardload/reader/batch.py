@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from shardload.errors import FormatError
 from shardload.format.ragged import Ragged, decode_list
 from shardload.format.schema import Field
+
+VALID = "_valid"
+"""What tells samples from fillers, under the tail `mask`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,11 @@ class SampleBatch(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         slot = range(len(self))[index]
         return {name: self._value(column, slot) for name, column in self.columns.items()}
+
+    def with_fillers(self, num_valid: int) -> SampleBatch:
+        """Returns these samples with a further field `_valid`, which is False for all but the first `num_valid`."""
+        flags = Column(Field(VALID, "bool"), (np.arange(len(self)) < num_valid).astype(np.uint8))
+        return replace(self, columns={**self.columns, VALID: flags})
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[slot] for slot in range(len(self)))

@@ -20,9 +20,10 @@ from shardload.format.manifest import Manifest, Metadata
 from shardload.format.schema import Field, Schema
 from shardload.format.statistics import FieldStatistics
 from shardload.format.table import ShardTable
-from shardload.order.rng import SampleIds, sample_rng
+from shardload.order.rng import sample_rng
+from shardload.order.sample_ids import SampleIds
 from shardload.reader.access import Access, Buffers
-from shardload.reader.batch import SampleBatch
+from shardload.reader.batch import VALID, SampleBatch
 from shardload.reader.checks import Verify
 from shardload.reader.snapshot import Snapshot, read_snapshot
 from shardload.storage import LocalStorage
@@ -121,17 +122,16 @@ class ShardDataset:
             FormatError: a sample is damaged.
             StorageError: a file cannot be read.
         """
+        ids = indices if isinstance(indices, SampleIds) else None
         batch = self.read_batch(self._sample_ids(indices))
         if self.transform is None:
-            return batch
-        if not takes_rng(self.transform):
-            return [self.transform(sample) for sample in batch]
-        if not isinstance(indices, SampleIds):
+            return batch if ids is None or ids.num_valid is None else batch.with_fillers(ids.num_valid)
+        if ids is None and takes_rng(self.transform):
             raise ValueError(
                 "the transform takes rng=, which is keyed by seed and epoch: take the ids from "
                 "ShardSampler(...).batch_sampler(...), or give the transform to ShardLoader"
             )
-        return apply_transform(self.transform, batch, indices.seed, indices.epoch)
+        return apply_transform(self.transform, batch, ids)
 
     def __iter__(self) -> Iterator[Any]:
         """Yields all samples in the order of their ids."""
@@ -302,9 +302,47 @@ def _binds_rng(transform: Any) -> bool:
         transform = transform.func
 
 
-def apply_transform(transform: Transform, batch: SampleBatch, seed: int, epoch: int) -> list[Any]:
-    """Returns what a transform makes of each sample of a batch, with its generator if it takes one."""
-    if not takes_rng(transform):
-        return [transform(sample) for sample in batch]
-    ids = batch.sample_ids.tolist()
-    return [transform(sample, rng=sample_rng(seed, epoch, i)) for sample, i in zip(batch, ids, strict=True)]
+def apply_transform(
+    transform: Transform,
+    batch: SampleBatch,
+    ids: SampleIds | None,
+    before: Callable[[int, int, int], None] | None = None,
+) -> list[Any]:
+    """Returns what a transform makes of each sample of a batch.
+
+    Args:
+        transform: called with each sample, and with its generator if it takes one.
+        batch: the samples.
+        ids: what they were asked for by, which keys the generators; None where there are none.
+        before: called before each sample with seed, epoch and sample id.
+
+    Raises:
+        TypeError: fillers cannot be told from samples, as the transform returns no dicts.
+        BaseException: whatever the transform raises, with a note that names the sample.
+    """
+    keyed = ids is not None and takes_rng(transform)
+    epochs = [0] * len(batch) if ids is None else ids.epochs
+    samples = []
+    for sample, epoch, sample_id in zip(batch, epochs, batch.sample_ids.tolist(), strict=True):
+        if before is not None and ids is not None:
+            before(ids.seed, epoch, sample_id)
+        try:
+            if ids is not None and keyed:
+                samples.append(transform(sample, rng=sample_rng(ids.seed, epoch, sample_id)))
+            else:
+                samples.append(transform(sample))
+        except Exception as error:
+            error.add_note(f"in the transform of sample {sample_id} of {batch.location}")
+            raise
+    if ids is None or ids.num_valid is None:
+        return samples
+    return [_flagged(sample, slot < ids.num_valid) for slot, sample in enumerate(samples)]
+
+
+def _flagged(sample: Any, valid: bool) -> dict[str, Any]:
+    """Returns a sample that says whether it is one or a filler."""
+    if not isinstance(sample, dict):
+        raise TypeError(
+            f"tail='mask' adds {VALID!r} to samples that are dicts, but the transform returned a {type(sample).__name__}"
+        )
+    return {**sample, VALID: valid}

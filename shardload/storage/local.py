@@ -7,6 +7,8 @@ import errno
 import hashlib
 import os
 import stat
+import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -50,8 +52,9 @@ class FileReader:
             )
         self.num_bytes = facts.st_size
 
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the end of the interpreter the modules that closing needs may be gone, and descriptors go anyway.
+        if self._descriptor >= 0 and not is_finalizing():
             # Nothing was written through it, so there is nothing that closing could lose.
             with contextlib.suppress(OSError):
                 self._operations.close(self._descriptor)

@@ -7,6 +7,24 @@ import fcntl
 import os
 import weakref
 
+_num_forks = 0
+
+
+def num_forks() -> int:
+    """Returns how often this process is a child of a process that had this module: it differs from its parent's.
+
+    Asking the kernel for the process id instead costs as much as writing a small sample does.
+    """
+    return _num_forks
+
+
+def _count_fork() -> None:
+    global _num_forks
+    _num_forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
 
 class DirectoryLock:
     """An open directory and the lock on it, if its file system locks.

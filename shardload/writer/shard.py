@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.format import layout
-from shardload.format.checksum import block_sum, identity_sum
+from shardload.format.checksum import block_sum
 from shardload.format.keys import encode_keys
 from shardload.format.record import record_layout
 from shardload.format.rows import PLACE, RAW, STORED, count_column, row_layout, start_column, sum_column, valid_mask
@@ -20,36 +20,30 @@ from shardload.format.shard import Contents, encode_header, encode_tail, plan_se
 from shardload.format.statistics import FieldStatistics, encode_statistics, of_lengths, range_of
 from shardload.format.table import ShardEntry
 from shardload.storage import FileWriter, LocalStorage
-from shardload.writer.columns import Column
+from shardload.writer.columns import Column, SumStarts
 from shardload.writer.encode import EncodedSample, RecordPacker, row_columns, row_struct
 from shardload.writer.keys import DuplicateKeyError
 from shardload.writer.recipe import Recipe
 
+_FRAMED = layout.RECORD_FLAG_FRAME << layout.OFFSET_BITS
+_BLOCK_SHARE = 1 + 4 / layout.BLOCK_BYTES
+"""Bytes that a byte of a stream takes with its part of a block's checksum."""
+_JOINED_BYTES = 1 << 16
+"""Shorter records are written in one piece with what comes before them."""
 
-class _Row:
-    """Fills in what of a packed row depends on where the sample lies."""
+
+class _RowPlaces:
+    """Where in a packed row stands what depends on where the sample lies, by number of the column."""
 
     def __init__(self, recipe: Recipe) -> None:
         schema = recipe.schema
         slots = {name: slot for slot, name in enumerate(row_columns(schema))}
-        self._pack = row_struct(schema).pack
-        self._record = [slots[name] for name in (PLACE, STORED, RAW)] if schema.record_fields else None
-        self._sums = [slots[sum_column(field)] for field in schema.wide_fields]
-        self._starts = [slots[start_column(field)] for field in schema.stream_fields]
-        self._counts = [slots[count_column(field)] for field in schema.stream_fields]
-
-    def pack(
-        self, row: list[Any], record: tuple[int, int, int], sums: Iterable[int], spans: list[tuple[int, int]]
-    ) -> bytes:
-        """Returns the packed row; `record` is place with flags, stored and raw bytes, `spans` start and count of items."""
-        if self._record is not None:
-            for slot, value in zip(self._record, record, strict=True):
-                row[slot] = value
-        for slot, value in zip(self._sums, sums, strict=True):
-            row[slot] = value
-        for start_slot, count_slot, (start, count) in zip(self._starts, self._counts, spans, strict=True):
-            row[start_slot], row[count_slot] = start, count
-        return self._pack(*row)
+        self.pack = row_struct(schema).pack
+        self.record = (slots[PLACE], slots[STORED], slots[RAW]) if schema.record_fields else None
+        """Place with flags, stored and raw bytes of the record."""
+        self.sums = [slots[sum_column(field)] for field in schema.wide_fields]
+        self.spans = [(slots[start_column(field)], slots[count_column(field)]) for field in schema.stream_fields]
+        """Start and count of the items of each stream."""
 
 
 class ShardFile:
@@ -62,7 +56,7 @@ class ShardFile:
         self._recipe = recipe
         self._schema = schema = recipe.schema
         self._rows = bytearray()
-        self._row = _Row(recipe)
+        self._places = _RowPlaces(recipe)
         self._lengths = bytearray()
         self._key_ids: dict[bytes, int] = {}
         # Without records nothing comes before the first column: it need not be kept.
@@ -73,6 +67,7 @@ class ShardFile:
             for i, field in enumerate(fields)
         ]
         self._num_wide = len(schema.wide_fields)
+        self._starts = SumStarts(self.identity, layout.NO_FIELD)
         self._nullable = [f.nullable and 1 << schema.nullable_fields.index(f) for f in fields]
         rows = row_layout(schema)
         self._bytes_a_sample = rows.dtype.itemsize + layout.DIGEST_BYTES / rows.rows_per_page
@@ -84,6 +79,7 @@ class ShardFile:
         self._bytes_a_shard += layout.STATISTICS_ENTRY_BYTES * len(schema) + layout.FOOTER_BYTES
         self._header = encode_header(schema, *self.identity)
         self._heap_stop = layout.HEADER_BYTES
+        self._bound = float(self._bytes_a_shard + self._heap_stop)
         writer.write(self._header)
 
     @property
@@ -92,20 +88,30 @@ class ShardFile:
         kept = sum(column.kept_bytes for column in self._columns)
         return self._writer.num_bytes + kept + len(self._rows)
 
-    def fits(self, sample: EncodedSample, record_bytes: int, limit_bytes: int) -> bool:
-        """Tells whether the finished file would not exceed a limit if the sample were added."""
+    def reserve(self, sample: EncodedSample, record_bytes: int, limit_bytes: int) -> bool:
+        """Counts in a sample that is to be added; tells whether the finished file does not exceed a limit then."""
+        # A bound that costs nothing decides far from the limit; the exact size is worked out near it.
+        bound = self._bound + self._bytes_a_sample
+        if record_bytes:
+            bound += record_bytes + layout.record_alignment(record_bytes)
+        for value in sample.values:
+            bound += len(value) * _BLOCK_SHARE
+        self._bound = bound
+        return bound <= limit_bytes or self._fits_exactly(sample, record_bytes, limit_bytes)
+
+    def _fits_exactly(self, sample: EncodedSample, record_bytes: int, limit_bytes: int) -> bool:
         stop = self._heap_stop
         if record_bytes:
             stop = layout.align(stop, layout.record_alignment(record_bytes)) + record_bytes
-        num_samples = self.num_samples + 1
+        # What was added up for paddings is too much by now: from here on what they really take counts.
         column_bytes = sum(column.num_bytes for column in self._columns) + sum(map(len, sample.values))
-        # A bound that costs nothing decides far from the limit; the exact size is worked out near it.
-        bound = stop + column_bytes * (1 + 4 / layout.BLOCK_BYTES) + num_samples * self._bytes_a_sample
-        if bound + self._bytes_a_shard <= limit_bytes:
+        self._bound = stop + column_bytes * _BLOCK_SHARE + (self.num_samples + 1) * self._bytes_a_sample
+        self._bound += self._bytes_a_shard
+        if self._bound <= limit_bytes:
             return True
         streams = zip(self._columns[self._num_wide :], sample.values[self._num_wide :], strict=True)
         items = (column.num_items + len(value) // column.field.num_bytes for column, value in streams)
-        return shard_bytes(self._schema, self._contents(num_samples, stop, tuple(items))) <= limit_bytes
+        return shard_bytes(self._schema, self._contents(self.num_samples + 1, stop, tuple(items))) <= limit_bytes
 
     def _contents(self, num_samples: int, heap_stop: int, num_items: tuple[int, ...]) -> Contents:
         recipe = self._recipe
@@ -114,32 +120,49 @@ class ShardFile:
 
     def key_taken(self, sample: EncodedSample) -> int | None:
         """Returns the number in this shard of the sample that has the same key, if there is one."""
-        return self._key_ids.get(sample.key) if sample.key else None
+        return self._key_ids.get(sample.key)
 
     def add(self, sample: EncodedSample, record: bytes, framed: bool) -> None:
         """Adds a sample, whose record is given as it is stored after its checksum."""
-        local_id, place, stored = self.num_samples, 0, 0
-        if record:
-            stored = len(record) + 4
-            place = layout.align(self._heap_stop, layout.record_alignment(stored))
-            checksum = block_sum(record, identity_sum(*self.identity, layout.NO_FIELD, local_id))
-            self._writer.write(bytes(place - self._heap_stop) + checksum.to_bytes(4, "little"))
-            self._writer.write(record)
-            self._heap_stop = place + stored
+        local_id, row, places = self.num_samples, sample.row, self._places
+        if places.record is not None:
+            place, stored = self._add_record(record, local_id)
             self._lengths += sample.header
-        flags = layout.RECORD_FLAG_FRAME if framed else 0
-        sums, spans = [], []
-        for i, (column, value) in enumerate(zip(self._columns, sample.values, strict=True)):
-            if i < self._num_wide:
-                sums.append(column.value_sum(value, local_id))
-            else:
-                spans.append((column.num_items, len(value) // column.field.num_bytes))
-            column.add(value, bool(self._nullable[i]) and not sample.validity & self._nullable[i])
-        placed = (place | flags << layout.OFFSET_BITS, stored, sample.raw_bytes)
-        self._rows += self._row.pack(sample.row, placed, sums, spans)
+            place_slot, stored_slot, raw_slot = places.record
+            row[place_slot] = place | (_FRAMED if framed else 0)
+            row[stored_slot], row[raw_slot] = stored, sample.raw_bytes
+        if self._columns:
+            self._add_values(sample, local_id)
+        self._rows += places.pack(*row)
         if sample.key:
             self._key_ids[sample.key] = local_id
-        self.num_samples += 1
+        self.num_samples = local_id + 1
+
+    def _add_record(self, record: bytes, local_id: int) -> tuple[int, int]:
+        """Writes a record; returns its place and its bytes."""
+        stored, before = len(record) + 4, self._heap_stop
+        alignment = layout.record_alignment(stored)
+        place = -(-before // alignment) * alignment
+        checksum = block_sum(record, self._starts.at(local_id)).to_bytes(4, "little")
+        if stored < _JOINED_BYTES:
+            self._writer.write(b"".join((bytes(place - before), checksum, record)))
+        else:
+            self._writer.write(bytes(place - before) + checksum)
+            self._writer.write(record)
+        self._heap_stop = place + stored
+        return place, stored
+
+    def _add_values(self, sample: EncodedSample, local_id: int) -> None:
+        """Adds the values of wide fields and streams, and their sums and spans to the row."""
+        row, places, num_wide = sample.row, self._places, self._num_wide
+        for i, (column, value) in enumerate(zip(self._columns, sample.values, strict=True)):
+            if i < num_wide:
+                row[places.sums[i]] = column.value_sum(value, local_id)
+            else:
+                start_slot, count_slot = places.spans[i - num_wide]
+                row[start_slot], row[count_slot] = column.num_items, len(value) // column.field.num_bytes
+            bit = self._nullable[i]
+            column.add(value, bool(bit) and not sample.validity & bit)
 
     def finish(self, last: bool) -> ShardEntry:
         """Writes the rest of the file, brings it to the device and returns its entry in the shard table.
@@ -229,6 +252,7 @@ class UnitWriter:
         self._unit = unit
         self._first_part = first_part
         self._on_part = on_part
+        self._shard_size = recipe.shard_size
         self._packer = RecordPacker(recipe.codec)
         self._file: FileWriter | None = None
         self._shard: ShardFile | None = None
@@ -252,14 +276,15 @@ class UnitWriter:
         stored_bytes = len(record) + 4 if record else 0
         shard = self._shard
         if shard is not None and (
-            not shard.fits(sample, stored_bytes, self.recipe.shard_size)
-            or shard.num_samples == layout.MAX_SHARD_SAMPLES
+            not shard.reserve(sample, stored_bytes, self._shard_size) or shard.num_samples == layout.MAX_SHARD_SAMPLES
         ):
             self._finish_shard(last=False)
             shard = None
         if shard is None:
             shard = self._start_shard()
-        elif (same := shard.key_taken(sample)) is not None:
+            # A shard's first sample is in it however long it is.
+            shard.reserve(sample, stored_bytes, self._shard_size)
+        elif sample.key and (same := shard.key_taken(sample)) is not None:
             raise DuplicateKeyError(
                 f"{place}: its key (field {self.recipe.schema.key!r}) is that of an earlier sample, number {same} of "
                 f"{layout.shard_name(*shard.identity)}"

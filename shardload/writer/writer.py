@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,7 @@ from shardload.writer.describe import make_recipe, schema_for
 from shardload.writer.encode import EncodedSample, SampleEncoder
 from shardload.writer.first import FirstSamples
 from shardload.writer.keys import DuplicateKeyError
+from shardload.writer.lock import num_forks
 from shardload.writer.shard import UnitWriter
 from shardload.writer.target import Mode, Target, write_error
 
@@ -101,6 +103,8 @@ class ShardWriter:
         self._metadata = check_metadata(metadata or {})
         self._operations = operations
         self._encoder: SampleEncoder | None = None
+        self._here = _Here(self)
+        self._forks = -1
         self._first: FirstSamples | None = None
         self._unit: UnitWriter | None = None
 
@@ -135,11 +139,12 @@ class ShardWriter:
             PackError: the sample does not fit the schema (names field, expected and got; the writer can go on), or the
                 storage failed (nothing will be published).
         """
-        encoder = self._open()
-        place = f"sample {self.num_samples}"
-        encoded = encoder.encode(sample, place)
+        encoded = self._open().encode(sample, self._here)
         try:
-            self._add(encoded, place)
+            if self._unit is not None:
+                self._unit.add(encoded, self._here)
+            else:
+                self._keep(encoded)
         except DuplicateKeyError:
             raise
         except BaseException as error:
@@ -211,8 +216,10 @@ class ShardWriter:
     def _open(self) -> SampleEncoder:
         if self._ended:
             raise PackError(f"{self.target}: this writer is {self._ended}; make a new one", dataset=self.target)
+        if self._encoder is not None and num_forks() == self._forks:
+            return self._encoder
         if self._place is None:
-            self._place = Target(self.target, self._mode, self._operations)
+            self._place, self._forks = Target(self.target, self._mode, self._operations), num_forks()
         else:
             self._place.check_process()
         if self._encoder is None:
@@ -232,11 +239,9 @@ class ShardWriter:
         self._first = FirstSamples(self._schema, self._compression, self._dictionary, self._shard_size)
         return SampleEncoder(self._schema)
 
-    def _add(self, sample: EncodedSample, place: str) -> None:
-        """Writes a sample, or keeps it while a dictionary is to be trained on it."""
-        if self._unit is not None:
-            self._unit.add(sample, place)
-        elif self._first is not None and not self._first.add(sample, place):
+    def _keep(self, sample: EncodedSample) -> None:
+        """Keeps a sample while a dictionary is to be trained on it."""
+        if self._first is not None and not self._first.add(sample, str(self._here)):
             self._start()
 
     def _start(self) -> UnitWriter:
@@ -251,6 +256,17 @@ class ShardWriter:
             for sample, place in first.samples:
                 self._unit.add(sample, place)
         return self._unit
+
+
+class _Here:
+    """Stands for the sample that is being written: its words are made only when a message needs them."""
+
+    def __init__(self, writer: ShardWriter) -> None:
+        self._writer = weakref.ref(writer)
+
+    def __str__(self) -> str:
+        writer = self._writer()
+        return f"sample {0 if writer is None else writer.num_samples}"
 
 
 def _mode(replace: bool, append: bool) -> Mode:

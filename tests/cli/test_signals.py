@@ -17,6 +17,9 @@ import pytest
 
 import shardload
 
+SLOWLY = ("--compression", "zstd:19", "--dictionary", "off")
+"""Samples take their time; a dictionary would take more than a second before the first of them."""
+
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -32,7 +35,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(source: Path, target: Path, workers: int, environment: dict[str, str], *more: str) -> subprocess.Popen[str]:
     """Starts a pack in a process group of its own and returns when it has packed its first samples."""
     words = [sys.executable, "-m", "shardload", "pack", str(source), str(target)]
-    words += ["--compression", "zstd:19", "--workers", str(workers), *more]
+    words += [*SLOWLY, "--workers", str(workers), *more]
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
@@ -59,13 +62,31 @@ each_signal = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("workers", "group"),
+    [
+        (1, False),
+        pytest.param(1, True, marks=pytest.mark.slow),  # a group of one
+        pytest.param(2, False, marks=pytest.mark.slow),  # test_ended_by_a_signal_to_the_process_alone has one of them
+        (2, True),
+    ],
+)
 @each_signal
 def test_ended_by_a_signal(
     tmp_path: Path, slow: Path, environment, number: int, status: int, message: str, workers: int, group: bool
 ) -> None:
     """To the process alone, as `kill` does, or to its whole group, as a terminal and `timeout` do."""
+    end_by_a_signal(tmp_path, slow, environment, number, status, message, workers, group)
+
+
+def test_ended_by_a_signal_to_the_process_alone(tmp_path: Path, slow: Path, environment) -> None:
+    """Its workers are told by it."""
+    end_by_a_signal(tmp_path, slow, environment, signal.SIGTERM, 143, "terminated", 2, False)
+
+
+def end_by_a_signal(
+    tmp_path: Path, slow: Path, environment, number: int, status: int, message: str, workers: int, group: bool
+) -> None:
     process = start(slow, tmp_path / "out", workers, environment)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) >= (workers if workers > 1 else 0)
@@ -142,7 +163,7 @@ def test_what_was_packed_before_a_signal_is_gone_on_with(
     assert (process.returncode, output, errors.splitlines()[-1]) == (status, "", f"shardload: {message}; {STAYS}")
     kept = {path.name: path.stat().st_ino for path in (tmp_path / "out/shards").iterdir()}
     assert kept
-    words = ["pack", slow, tmp_path / "out", "--compression", "zstd:19", *more]
+    words = ["pack", slow, tmp_path / "out", *SLOWLY, *more]
     status, _, errors = run(*words)
     assert status == 1 and "go on with the same command and --continue (resume=True), or replace it" in errors[-1]
     assert {path.name: path.stat().st_ino for path in (tmp_path / "out/shards").iterdir()} == kept
@@ -160,7 +181,7 @@ def test_continued_after_a_signal_to_the_same_bytes(tmp_path: Path, environment,
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     process.stderr.close()
-    words_now = ["--compression", "zstd:19", *more, "--workers", "2"]
+    words_now = [*SLOWLY, *more, "--workers", "2"]
     status, output, _ = run("pack", source, tmp_path / "out", *words_now, "--continue")
     assert status == 0 and "500 samples packed and on disk" in output
     assert run("pack", source, tmp_path / "whole", *words_now)[0] == 0

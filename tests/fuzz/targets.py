@@ -38,6 +38,7 @@ from shardload.format.table import decode_table
 from shardload.importers import Reject, Sample
 from shardload.importers.jsonl import _parse
 from shardload.loader.state import STATE_KEY, OrderKey, Place, decode_state, encode_state
+from shardload.order.epoch import Reseed
 from shardload.reader.batch import decode_value
 from shardload.reader.verify import verify_dataset
 
@@ -321,11 +322,11 @@ KEY = OrderKey("f" * 64, 1000, 7, True)
 def run_state(data: bytes) -> None:
     text = data.decode("utf-8", "surrogateescape")
     try:
-        place = decode_state({STATE_KEY: text}, KEY)
+        saved = decode_state({STATE_KEY: text}, KEY)
     except StateMismatchError:
         return
-    assert isinstance(place, Place) and 0 <= place.position <= 1000
-    assert decode_state(encode_state(KEY, place), KEY) == place
+    assert 0 <= saved.place.position <= 1000
+    assert decode_state(encode_state(replace(KEY, seed=saved.seed), saved.place, saved.reseeds), KEY) == saved
 
 
 def run_state_repaired(data: bytes) -> None:
@@ -445,7 +446,9 @@ def _frames() -> list[bytes]:
 
 
 def _state() -> list[bytes]:
-    return [encode_state(KEY, place)[STATE_KEY].encode() for place in (Place(), Place(3, 999, 17), Place(0, 1000))]
+    states = [encode_state(KEY, place) for place in (Place(), Place(3, 999, 17), Place(0, 1000))]
+    states.append(encode_state(KEY, Place(3, 999, 17), [Reseed(1, 5, 9), Reseed(3, 900, 2**64 - 1)]))
+    return [state[STATE_KEY].encode() for state in states]
 
 
 _LINES = [

@@ -11,7 +11,8 @@ from hostile.judge import bounded_memory
 from shardload.errors import StateMismatchError
 from shardload.importers import Reject
 from shardload.importers.jsonl import _parse
-from shardload.loader.state import STATE_KEY, OrderKey, Place, decode_state, encode_state
+from shardload.loader.state import STATE_KEY, OrderKey, Place, Saved, decode_state, encode_state
+from shardload.order.epoch import Reseed
 
 KEY = OrderKey("f" * 64, 1000, 7, True)
 GOOD = json.loads(encode_state(KEY, Place(1, 2, 3))[STATE_KEY])
@@ -26,7 +27,8 @@ def state(**changes: object) -> dict[str, str]:
 
 
 def test_the_means_are_sound():
-    assert decode_state(state(), KEY) == Place(1, 2, 3)
+    assert decode_state(state(), KEY) == Saved(Place(1, 2, 3), 7, ())
+    assert decode_state(state(reseeds=[[0, 5, 6]]), KEY).reseeds == (Reseed(0, 5, 6),)
 
 
 @pytest.mark.parametrize("depth", [*range(960, 1000), 100_000])
@@ -53,6 +55,25 @@ def test_numbers(name, value):
     with pytest.raises(StateMismatchError) as caught:
         decode_state(state(**{name: value}), KEY)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=lambda value: repr(value)[:10])
+@pytest.mark.parametrize("slot", range(3))
+def test_reseeds(slot, value):
+    if (slot, value) == (2, 1 << 63) and type(value) is int:
+        # Seeds have 64 bits.
+        return
+    for reseeds in ([[*[0, 5, 6][:slot], value, *[0, 5, 6][slot + 1 :]]], [value], value):
+        if reseeds == []:
+            continue
+        with pytest.raises(StateMismatchError) as caught:
+            decode_state(state(reseeds=reseeds), KEY)
+        assert len(str(caught.value)) < 1000
+
+
+def test_many_reseeds():
+    with pytest.raises(StateMismatchError):
+        decode_state(state(reseeds=[[0, 5, 6]] * 100_000), KEY)
 
 
 @pytest.mark.parametrize("name", GOOD)

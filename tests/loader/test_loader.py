@@ -298,7 +298,7 @@ def test_len_and_remaining_hold_until_the_next_epoch_begins(numbers):
 
 def test_an_error_after_the_read_ends_the_iteration(numbers, monkeypatch):
     """A batch that could not be delivered must not be passed over by whoever catches the error."""
-    import shardload.loader.loader as module
+    import shardload.loader.iteration as module
 
     calls = []
 
@@ -621,7 +621,7 @@ def test_ranks_from_the_environment(numbers, monkeypatch, capsys):
     [
         ({"batch_size": 0}, "batch_size must be an integer from 1"),
         ({"batch_size": 2000}, "do not fill one global batch"),
-        ({"num_replicas": 2}, "both num_replicas and rank"),
+        ({"rank": 2}, "both num_replicas and rank"),
         ({"num_replicas": 2, "rank": 2}, "rank 2 of 2"),
         ({"num_replicas": 2, "rank": 0, "shuffle": False}, "tail must be named"),
         ({"num_replicas": 2, "world_size": 3, "rank": 0}, "another name"),

@@ -43,7 +43,9 @@ def check(batches, texts) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("replicas", [1, 3, 8])
+@pytest.mark.parametrize(
+    "replicas", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_loader_and_dataloader(big, texts, replicas):
     assert len(big.table) > 5
     every = []

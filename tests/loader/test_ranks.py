@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import shardload
-from shardload.loader.ranks import Ranks, one_of, resolve_ranks
+from shardload.loader.ranks import RankChoice, Ranks, one_of
 
 RANK_PROGRAM = """
 import datetime, json, sys
@@ -79,11 +80,11 @@ def test_three_processes_then_two_share_one_order(numbers, tmp_path):
 def test_the_default_group_comes_before_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "9")
-    assert resolve_ranks(None, None) == Ranks(3, 9, "RANK and WORLD_SIZE")
+    assert RankChoice().resolve() == Ranks(3, 9, "RANK and WORLD_SIZE", inferred=True)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        assert resolve_ranks(None, None) == Ranks(0, 1, "the default process group")
-        assert resolve_ranks(4, 2) == Ranks(2, 4, "the arguments")
+        assert RankChoice().resolve() == Ranks(0, 1, "the default process group", inferred=True)
+        assert RankChoice(4, 2).resolve() == Ranks(2, 4, "the arguments")
     finally:
         torch.distributed.destroy_process_group()
 
@@ -105,7 +106,7 @@ def test_ranks_are_fixed_at_the_first_iteration(numbers, monkeypatch, capsys):
 @pytest.mark.parametrize(("num_replicas", "rank"), [(0, 0), (2, 2), (2, -1), (2, True), (2.0, 0), (None, 0)])
 def test_ranks_that_cannot_be(num_replicas, rank):
     with pytest.raises(ValueError, match=r"rank|replicas"):
-        resolve_ranks(num_replicas, rank)
+        RankChoice(num_replicas, rank).resolve()
 
 
 def test_two_names_for_the_number_of_replicas():
@@ -113,3 +114,95 @@ def test_two_names_for_the_number_of_replicas():
     assert one_of(None, None) is None
     with pytest.raises(ValueError, match="another name"):
         one_of(2, 3)
+
+
+@pytest.fixture
+def fake_world():
+    """Starts one process of a world that is not there: enough for all that needs no other one."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    def start(rank: int, world: int) -> None:
+        torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+
+    yield start
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("dims", "expected"),
+    [
+        ("dp", (1, 2, 4)),
+        (("replicate", "shard"), (4, 6, 4)),
+        (("shard", "replicate"), (4, 6, 4)),
+        (("shard",), (1, 3, 8)),
+    ],
+)
+def test_ranks_of_a_mesh(fake_world, dims, expected):
+    """By the mesh's own order, whatever that of the names; what its other dimensions hold are copies."""
+    shape, names = ((2, 2, 2), ("dp", "tp", "pp")) if dims == "dp" else ((2, 3, 4), ("replicate", "shard", "tp"))
+    world = 8 if dims == "dp" else 24
+    fake_world({8: 5, 24: 17}[world], world)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", shape, mesh_dim_names=names)
+    ranks = RankChoice(mesh=mesh, mesh_dims=dims).resolve()
+    assert (ranks.rank, ranks.num_replicas, ranks.num_copies) == expected
+    assert not ranks.inferred
+    # What was given outright comes first.
+    assert RankChoice(7, 3, mesh, dims).resolve() == Ranks(3, 7, "the arguments")
+
+
+def test_ranks_of_a_process_group(fake_world):
+    fake_world(2, 4)
+    group = torch.distributed.new_group([1, 2])
+    assert RankChoice(process_group=group).resolve() == Ranks(1, 2, "the process group given")
+    other = torch.distributed.new_group([0, 3])
+    with pytest.raises(ValueError, match="is not in the process group"):
+        RankChoice(process_group=other).resolve()
+
+
+def test_mesh_dimensions_that_are_not_there(fake_world):
+    fake_world(0, 4)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    for dims in ("cp", ("dp", "dp"), ()):
+        with pytest.raises(ValueError, match="must name dimensions of the mesh"):
+            RankChoice(mesh=mesh, mesh_dims=dims).resolve()
+    with pytest.raises(ValueError, match="has 2 dimensions"):
+        RankChoice(mesh=mesh).resolve()
+    assert RankChoice(mesh=mesh["tp"]).resolve().num_replicas == 2
+    with pytest.raises(ValueError, match="give mesh too"):
+        RankChoice(mesh_dims="dp")
+
+
+def test_inferred_ranks_beside_a_model_parallel_mesh_are_warned_of(numbers, fake_world):
+    fake_world(3, 4)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    dataset = shardload.open(numbers)
+    with pytest.warns(UserWarning, match="device mesh with the dimension 'tp'"):
+        next(iter(shardload.ShardLoader(dataset, 8, shuffle=True)))
+    with pytest.warns(UserWarning, match="device mesh with the dimension 'tp'"):
+        next(iter(shardload.ShardSampler(dataset).batch_sampler(8)))
+    with_mesh = shardload.ShardLoader(dataset, 8, shuffle=True, mesh=mesh, mesh_dims="dp")
+    next(iter(with_mesh))
+    assert (with_mesh.rank, with_mesh.num_replicas) == (1, 2)
+    again = pickle.loads(pickle.dumps(with_mesh))
+    assert (again.rank, again.num_replicas) == (1, 2)
+
+
+def test_hybrid_sharding_is_all_data_parallel(numbers, fake_world):
+    fake_world(3, 4)
+    torch.distributed.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_replicate", "dp_shard"))
+    next(iter(shardload.ShardLoader(shardload.open(numbers), 8, shuffle=True)))
+
+
+def test_without_a_rank_there_are_lengths_and_states_and_no_reads(numbers):
+    dataset = shardload.open(numbers)
+    loader = shardload.ShardLoader(dataset, 10, shuffle=True, num_replicas=4)
+    sampler = shardload.ShardSampler(dataset, num_replicas=4)
+    batches = sampler.batch_sampler(10, tail="drop")
+    whole = shardload.ShardLoader(dataset, 10, shuffle=True, num_replicas=4, rank=2)
+    assert len(loader) == len(batches) == loader.remaining == 25 and len(sampler) == 251
+    assert loader.state_at(7) == batches.state_at(7) == whole.state_at(7)
+    loader.load_state_dict(loader.state_at(7))
+    assert loader.remaining == 18
+    for planning in (loader, sampler, batches):
+        with pytest.raises(ValueError, match="num_replicas without rank"):
+            next(iter(planning))

@@ -18,7 +18,7 @@ sizes = {
     "num_samples": st.integers(0, 500),
     "batch_size": st.integers(1, 9),
     "num_replicas": st.integers(1, 17),
-    "tail": st.sampled_from(["drop", "short", "pad"]),
+    "tail": st.sampled_from(["drop", "short", "pad", "mask", "carry"]),
 }
 
 
@@ -29,7 +29,13 @@ def test_every_position_as_promised(num_samples, batch_size, num_replicas, tail)
     ranks = [run(partition, rank) for rank in range(num_replicas)]
     assert {len(batches) for batches in ranks} == {partition.num_batches()}
     delivered = sorted(np.concatenate([b.positions for batches in ranks for b in batches] or [[]]).astype(int).tolist())
-    if tail == "drop":
+    valid = sorted(p for batches in ranks for b in batches for p in b.positions[: b.num_valid].tolist())
+    if tail == "mask":
+        assert valid == list(range(num_samples))
+        assert all(len(b.positions) == batch_size for batches in ranks for b in batches)
+        return
+    assert valid == delivered
+    if tail in ("drop", "carry"):
         assert delivered == list(range(num_samples // partition.global_batch * partition.global_batch))
     elif tail == "short":
         assert delivered == list(range(num_samples))
@@ -48,7 +54,7 @@ def test_cursors_are_equal_on_all_ranks_and_end_at_the_end(num_samples, batch_si
     assert len(cursors) == 1
     (cursors,) = cursors
     if cursors:
-        assert cursors[-1] == num_samples
+        assert cursors[-1] == (len(cursors) * partition.global_batch if tail == "carry" else num_samples)
         assert list(cursors[:-1]) == [(i + 1) * partition.global_batch for i in range(len(cursors) - 1)]
 
 
@@ -93,6 +99,7 @@ def test_windows_do_not_show():
     ("arguments", "message"),
     [
         ((97, 64, 2, "drop"), "do not fill one global batch of 128"),
+        ((97, 64, 2, "carry"), "do not fill one global batch of 128"),
         ((0, 4, 1, "short"), "no samples"),
     ],
 )
@@ -110,5 +117,24 @@ def test_sizes_must_be_integers_from_one(arguments):
 
 
 def test_unknown_tail():
-    with pytest.raises(ValueError, match="tail must be one of drop, short, pad"):
+    with pytest.raises(ValueError, match="tail must be one of drop, short, pad, mask, carry"):
         Partition(9, 2, 1, "wrap")
+
+
+@given(num_samples=st.integers(1, 200), batch_size=st.integers(1, 9), num_replicas=st.integers(1, 5))
+@settings(max_examples=200, deadline=None)
+def test_what_carry_leaves_opens_the_next_epoch(num_samples, batch_size, num_replicas):
+    partition = Partition(num_samples, batch_size, num_replicas, "carry")
+    if not partition.num_batches():
+        return
+    cursor, stream = 0, []
+    for epoch in range(4):
+        ranks = [run(partition, rank, cursor) for rank in range(num_replicas)]
+        assert {len(batches) for batches in ranks} == {partition.num_batches(cursor)}
+        for batch in zip(*ranks, strict=True):
+            assert {len(b.positions) for b in batch} == {batch_size}
+            assert [b.num_before for b in batch] == [sum(p < 0 for p in b.positions.tolist()) for b in batch]
+            stream += sorted(epoch * num_samples + p for b in batch for p in b.positions.tolist())
+        cursor = ranks[0][-1].cursor - num_samples
+        assert -partition.global_batch < cursor <= 0
+    assert stream == list(range(len(stream)))

@@ -112,9 +112,10 @@ def test_equals_reference(data, seed, epoch):
 # ---------------------------------------------------------------------------------------------------------- bijection
 
 
-def test_bijection_for_many_sizes():
+@pytest.mark.parametrize(("num_small", "num_large"), [(200, 400), pytest.param(600, 1400, marks=pytest.mark.slow)])
+def test_bijection_for_many_sizes(num_small, num_large):
     rng = np.random.default_rng(1)
-    sizes = [*EDGES, *rng.integers(1, 65_537, 600), *rng.integers(65_537, 200_000, 1400)]
+    sizes = [*EDGES, *rng.integers(1, 65_537, num_small), *rng.integers(65_537, 200_000, num_large)]
     for i, n in enumerate(map(int, sizes)):
         counts = np.bincount(order(n, seed=i), minlength=n)
         assert len(counts) == n, n

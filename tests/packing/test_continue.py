@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from faults import in_child
 from killing import Counted, FailsAt, KilledAt
+from scenarios import every
 
 import shardload
 from shardload.errors import PackError
@@ -78,9 +79,13 @@ def put_before(path: Path) -> None:
     pack(source, path, on_error="reject", workers=1)
 
 
-# tools/test --slow tests/packing/test_continue.py -k every_operation
+# tools/test --slow tests/packing/test_continue.py -k killed_at_operations
+each_step = pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@each_step
 @pytest.mark.parametrize("replace", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_killed_at_every_operation(tmp_path: Path, dirty: Path, digests, replace: bool) -> None:
+def test_killed_at_operations(tmp_path: Path, dirty: Path, digests, replace: bool, step: int) -> None:
     whole = tmp_path / "whole"
     if replace:
         put_before(tmp_path / "before")
@@ -89,18 +94,19 @@ def test_killed_at_every_operation(tmp_path: Path, dirty: Path, digests, replace
     pack(dirty, whole, **options(dirty, replace=replace, operations=operations))
     expected = digests(whole)
     assert any(name.startswith("rejects") for name in expected) and len(expected) > 10
-    numbers = range(1, operations.count + 1)
+    numbers = every(range(1, operations.count + 1), step)
     assert all(check_at(tmp_path, dirty, expected, digests, n, replace=replace) for n in numbers)
     assert not check_at(tmp_path, dirty, expected, digests, operations.count + 1, replace=replace)
 
 
-def test_killed_at_every_operation_of_the_continuation(tmp_path: Path, dirty: Path, digests) -> None:
+@each_step
+def test_killed_at_operations_of_the_continuation(tmp_path: Path, dirty: Path, digests, step: int) -> None:
     pack(dirty, tmp_path / "whole", **options(dirty))
     expected = digests(tmp_path / "whole")
     in_child(lambda: pack(dirty, tmp_path / "half", **options(dirty, operations=KilledAt(60))), group=True)
-    number, status = 0, -1
+    number, status = 1 - step, -1
     while status:
-        number += 1
+        number += step
         target = tmp_path / f"{number}"
         shutil.copytree(tmp_path / "half", target)
         again = KilledAt(number)
@@ -173,8 +179,8 @@ def kill_at_random(tmp_path: Path, digests, kills: int, patterns: str, longest: 
     return packs
 
 
-def test_killed_at_five_random_moments(tmp_path: Path, digests) -> None:
-    kill_at_random(tmp_path, digests, 5, "json/*.py email/*.py", 1.2)
+def test_killed_at_three_random_moments(tmp_path: Path, digests) -> None:
+    kill_at_random(tmp_path, digests, 3, "json/*.py email/*.py", 1.2)
 
 
 @pytest.mark.slow  # tools/test --slow tests/packing/test_continue.py -k hundred_random_moments

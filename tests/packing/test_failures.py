@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,8 @@ from shardload.packing.signals import signals_held
 from shardload.storage import Operations
 from shardload.writer.target import Target
 
+SLOWLY: dict[str, Any] = {"compression": "zstd:19", "dictionary": "off"}
+"""Samples take their time; a dictionary would take more than a second before the first of them."""
 ROOT = str(Path(shardload.__file__).parents[1])
 
 
@@ -37,7 +40,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, slow_rows, workers: int) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        pack(slow_rows, tmp_path / "out", workers=workers, compression="zstd:19", progress=interrupt)
+        pack(slow_rows, tmp_path / "out", workers=workers, **SLOWLY, progress=interrupt)
     assert os.listdir(tmp_path) == [] and children() == []
 
 
@@ -48,7 +51,7 @@ def test_an_error_of_the_callback_leaves_nothing(tmp_path: Path, slow_rows) -> N
 
     (tmp_path / "out").mkdir()
     with pytest.raises(RuntimeError, match="mine"):
-        pack(slow_rows, tmp_path / "out", workers=2, compression="zstd:19", progress=fail)
+        pack(slow_rows, tmp_path / "out", workers=2, **SLOWLY, progress=fail)
     assert os.listdir(tmp_path / "out") == [] and children() == []
 
 
@@ -81,7 +84,7 @@ def test_death_of_a_worker_names_its_unit(tmp_path: Path, slow_rows) -> None:
 
     pattern = rf"unit [01] \({re.escape(slow_rows.name)}\): the worker process was killed by SIGKILL \(perhaps for want"
     with pytest.raises(PackError, match=pattern.replace(re.escape(slow_rows.name), ".*rows.jsonl")):
-        pack(slow_rows, tmp_path / "out", workers=2, compression="zstd:19", progress=kill)
+        pack(slow_rows, tmp_path / "out", workers=2, **SLOWLY, progress=kill)
     assert os.listdir(tmp_path) == [] and children() == []
 
 
@@ -90,9 +93,10 @@ def test_one_bad_unit_ends_the_others_at_once(tmp_path: Path, slow_rows, digests
     source.mkdir()
     (source / "a.jsonl").symlink_to(slow_rows)
     (source / "b.jsonl").write_text("{")
-    before = digests(source)
+    before, told = digests(source), []
     with pytest.raises(PackError, match=r"b\.jsonl line 1: broken JSON"):
-        pack(source, tmp_path / "out", workers=2, compression="zstd:19", unit_size=40 << 20)
+        pack(source, tmp_path / "out", workers=2, **SLOWLY, unit_size=slow_rows.stat().st_size, progress=told.append)
+    assert told[-1].num_units == 2 and told[-1].done.num_samples < 1000
     assert digests(source) == before and os.listdir(tmp_path) == ["source"]
 
 
@@ -120,7 +124,7 @@ import shardload
 def tell(progress):
     if progress.done.num_samples:
         print("under way", flush=True)
-shardload.pack(sys.argv[1], sys.argv[2], workers=2, compression="zstd:19", progress=tell)
+shardload.pack(sys.argv[1], sys.argv[2], workers=2, compression="zstd:19", dictionary="off", progress=tell)
 """
 
 

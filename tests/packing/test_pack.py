@@ -190,7 +190,7 @@ def test_a_single_pattern_may_be_text(tmp_path: Path, texts) -> None:
     assert pack(texts, tmp_path / "out", include="class1/*").num_samples == 100
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -208,6 +208,22 @@ def test_a_single_pattern_may_be_text(tmp_path: Path, texts) -> None:
     ],
 )
 def test_a_late_line_that_does_not_fit(tmp_path: Path, workers: int, line: str, message: str) -> None:
+    check_a_late_line(tmp_path, workers, line, message)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"number": "one"}', "field 'number': expected int64, got str of length 3; the types were inferred from"),
+        ('{"number": ', "broken JSON: Expecting value at column"),
+    ],
+)
+def test_a_late_line_that_a_worker_finds(tmp_path: Path, line: str, message: str) -> None:
+    """One that the schema refuses, and one that is none: whatever the message, it crosses the pipe as text."""
+    check_a_late_line(tmp_path, 2, line, message)
+
+
+def check_a_late_line(tmp_path: Path, workers: int, line: str, message: str) -> None:
     source = tmp_path / "rows.jsonl"
     good = '{"number": 1}\n'
     source.write_text(good * 2000 + line + "\n" + good * 1000)

@@ -264,8 +264,14 @@ def test_more_shards_than_descriptors(tmp_path):
     assert done.stdout == "fine\n", done.stderr
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-@pytest.mark.parametrize("read_before", [False, True])
+@pytest.mark.parametrize(
+    ("method", "read_before"),
+    [
+        *(("fork", True), ("fork", False), ("forkserver", True), ("spawn", True)),
+        # They inherit nothing, so that it is the same pickle that comes to them.
+        *(pytest.param(method, False, marks=pytest.mark.slow) for method in ("forkserver", "spawn")),
+    ],
+)
 def test_worker_processes(mixed, method, read_before):
     """Under every start method, with open files, caches and a live prefetch thread in the parent."""
     dataset = shardload.open(mixed)

@@ -6,6 +6,8 @@ import gc
 import hashlib
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -244,3 +246,15 @@ def test_directories(storage: LocalStorage) -> None:
     assert storage.list("inner") == ["a", "b"]
     os.symlink("nowhere", path_of(storage, "dangling"))
     assert storage.exists("inner") and storage.exists("dangling") and not storage.exists("nothing")
+
+
+def test_a_reader_that_outlives_everything_goes_without_a_word(storage: LocalStorage) -> None:
+    """As those do that hang on a cache of some module: this one's globals are gone before theirs."""
+    program = (
+        "import functools, sys; from shardload.storage import LocalStorage\n"
+        "functools.kept = LocalStorage(sys.argv[1]).open('file', None)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program, storage.root], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert process.stderr == ""

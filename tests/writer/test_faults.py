@@ -116,8 +116,9 @@ def kill_everywhere(
 
 @scenarios
 @pytest.mark.parametrize("when", ["before", "half"])
-def test_killed_at_every_operation(scenario: Scenario, target: Path, when: str) -> None:
-    kill_everywhere(scenario, target, when)
+def test_killed_at_every_other_operation(scenario: Scenario, target: Path, when: str) -> None:
+    """All are for `test_killed_everywhere`; a disk cut off after any operation is also one of those of `test_power_loss`."""
+    kill_everywhere(scenario, target, when, step=1 if when == "half" else 2)
 
 
 @scenarios
@@ -150,12 +151,16 @@ def test_killed_everywhere(scenario: Scenario, target: Path, when: str, inner: t
     kill_everywhere(scenario, target, when, inner)
 
 
-@pytest.mark.parametrize("scenario", [CREATE, pytest.param(APPEND, marks=pytest.mark.slow)], ids=lambda one: one.name)
-def test_killed_twice(scenario: Scenario, target: Path) -> None:
+@pytest.mark.parametrize(
+    ("scenario", "step"),
+    [(CREATE, 12), *(pytest.param(one, 7, marks=pytest.mark.slow) for one in (CREATE, APPEND))],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_killed_twice(scenario: Scenario, target: Path, step: int) -> None:
     """The second writer, which begins by tidying up, is killed as well."""
     names = operations_of(scenario, target.parent.parent).changing
     killed = 0
-    for first in every(range(1, len(names) + 1), 7):
+    for first in every(range(1, len(names) + 1), step):
         number = 0
         while True:
             number += 3

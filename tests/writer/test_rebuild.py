@@ -24,7 +24,7 @@ SCHEMA = {"name": "str", "number": "int64", "tokens": "uint16[*]"}
 
 
 def write(path: Path, start: int, stop: int, schema: dict[str, str] | None = None, **options: object) -> None:
-    with shardload.ShardWriter(path, schema, shard_size="8KiB", **options) as writer:  # type: ignore[arg-type]
+    with shardload.ShardWriter(path, schema, shard_size="16KiB", **options) as writer:  # type: ignore[arg-type]
         for i in range(start, stop):
             writer.write({"name": f"sample {i}", "number": i, "tokens": [i % 7] * (i % 50)})
 
@@ -47,9 +47,10 @@ def tree(path: Path) -> dict[str, str]:
 def newest(path: Path) -> dict[str, str]:
     """All but what belongs to earlier versions alone: no shard tells of those."""
     table = shardload.open(path).manifest.table
-    return {name: digest for name, digest in tree(path).items() if name.startswith(("shards", f"tables/{table}"))} | {
-        name: tree(path)[name] for name in ("manifest.json", "manifests/3")
-    }
+    there = ("shards", f"tables/{table}", "manifest.json", "manifests/3")
+    found = {name: digest for name, digest in tree(path).items() if name.startswith(there)}
+    assert found.keys() >= {"manifest.json", "manifests/3"}
+    return found
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,193 @@
+"""One run of a loader over an epoch."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from shardload.errors import LoaderClosedError
+from shardload.loader.audit import Delivered
+from shardload.loader.batches import BatchMaker, BatchRecipe, Delivery
+from shardload.loader.collate import to_device
+from shardload.loader.prefetch import Prefetcher
+from shardload.loader.processes import ProcessPool
+from shardload.loader.progress import Progress
+from shardload.memory import BufferPool
+from shardload.order.cursor import Partition, rank_batches
+from shardload.quantities import as_integer, parse_bytes
+from shardload.reader import ShardDataset
+from shardload.telemetry import LoaderStats
+
+DEFAULT_PREFETCH_BATCHES = 4
+DEFAULT_PREFETCH_BYTES = "256MiB"
+
+_KEPT_BATCHES_WARNING = 64
+
+
+@dataclass(eq=False)
+class Course:
+    """What the iterations of one loader share."""
+
+    dataset: ShardDataset
+    recipe: BatchRecipe
+    progress: Progress
+    device: torch.device | None
+    """Where tensors are delivered; None for host memory."""
+    pinned: bool
+    """Whether batches are built in page-locked memory."""
+    prefetch_batches: int
+    """Most finished batches that wait; 0 for no thread."""
+    prefetch_bytes: int
+    """Most bytes that wait."""
+    num_processes: int = 0
+    """Child processes that read, transform and collate; 0 for none."""
+    stats: LoaderStats = field(default_factory=LoaderStats)
+    delivered: Delivered = field(default_factory=Delivered)
+    """What was given to the training loop since the epoch was entered."""
+    pool: BufferPool | None = None
+    """Made for the first iteration."""
+    warned_kept: bool = False
+    """Whether it was told that batches are being kept."""
+
+    def buffers(self) -> BufferPool:
+        """Returns the pool, which stays until `close`."""
+        if self.pool is None:
+            self.pool = BufferPool(self.prefetch_bytes * 2, pinned=self.pinned)
+        return self.pool
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"pool": None}
+
+
+def make_course(
+    dataset: ShardDataset,
+    recipe: BatchRecipe,
+    progress: Progress,
+    device: torch.device | None,
+    pin_memory: bool | None,
+    prefetch_batches: int | None,
+    prefetch_bytes: int | str | None,
+    num_processes: int,
+) -> Course:
+    """Returns what the iterations share, with defaults for what was not given.
+
+    Raises:
+        ValueError: a size that cannot be.
+    """
+    cuda = device is not None and device.type == "cuda"
+    num_batches = DEFAULT_PREFETCH_BATCHES if prefetch_batches is None else prefetch_batches
+    size = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
+    return Course(
+        dataset,
+        recipe,
+        progress,
+        device,
+        pinned=cuda if pin_memory is None else pin_memory,
+        prefetch_batches=as_integer(num_batches, "prefetch_batches"),
+        prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
+        num_processes=as_integer(num_processes, "num_processes"),
+    )
+
+
+class Iteration:
+    """One run over an epoch or what is left of it."""
+
+    def __init__(self, course: Course, partition: Partition, rank: int) -> None:
+        self._course = course
+        self._partition = partition
+        self._rank = rank
+        self._pool = course.buffers()
+        self._process_id = os.getpid()
+        self._turn = 0
+        self._last: float | None = None
+        self._next: Callable[[], Delivery] | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._ended: BaseException | None = None
+
+    def __iter__(self) -> Iteration:
+        return self
+
+    def __next__(self) -> Any:
+        if self._ended is not None:
+            raise self._ended
+        if os.getpid() != self._process_id:
+            raise LoaderClosedError(
+                "this iterator belongs to the process that was forked from; call iter() in this one"
+            )
+        start = time.perf_counter()
+        try:
+            if self._next is None:
+                self._next = self._begin()
+            delivery = self._next()
+            batch = delivery.batch if self._course.device is None else to_device(delivery.batch, self._course.device)
+        except StopIteration:
+            self._course.progress.end(self._turn, self._partition)
+            self._end(StopIteration())
+            raise
+        except BaseException:
+            # Going on would leave out the batch that failed: only a new iterator, from a state, can.
+            self.close()
+            raise
+        self._course.progress.deliver(delivery.cursor, self._turn)
+        self._course.delivered.add(delivery.sample_ids)
+        self._count(delivery, start, time.perf_counter())
+        return batch
+
+    def close(self) -> None:
+        """Ends the iteration; a later `next` raises LoaderClosedError."""
+        self._end(LoaderClosedError("this iterator is closed: the loader was closed, or a newer iterator took over"))
+
+    def _begin(self) -> Callable[[], Delivery]:
+        """Enters the epoch, starts the thread, and returns what gives the next batch."""
+        course, progress = self._course, self._course.progress
+        place, self._turn = progress.begin(self._partition), progress.turn
+        course.delivered = Delivered()
+        maker = BatchMaker(course.dataset, course.recipe, self._pool, progress.seed, self._rank)
+        ids = rank_batches(self._partition, self._rank, place.position, progress.order(place.epoch))
+        if course.num_processes:
+            facts = (course.num_processes, course.prefetch_batches, course.pinned)
+            batches = ProcessPool(course.dataset, course.recipe, *facts).batches(ids, progress.seed, place.epoch)
+        else:
+            batches = maker.batches(ids, place.epoch)
+        deliveries = maker.deliveries(batches, place.epoch)
+        if course.prefetch_batches == 0:
+            return deliveries.__next__
+        prefetcher = Prefetcher(deliveries, lambda item: item.num_bytes, course.prefetch_batches, course.prefetch_bytes)
+        # A loop left by break, an exception, or the interpreter's end all drop or outlive this object.
+        self._finalizer = weakref.finalize(self, prefetcher.close)
+        return prefetcher.take
+
+    def _end(self, reason: BaseException) -> None:
+        if self._ended is None:
+            self._ended = reason
+            self._next = None
+            if self._finalizer is not None:
+                self._finalizer()
+
+    def _count(self, delivery: Delivery, start: float, stop: float) -> None:
+        course, stats = self._course, self._course.stats
+        stats.num_batches += 1
+        stats.num_samples += len(delivery.sample_ids)
+        stats.num_bytes += delivery.num_bytes
+        if self._last is None:
+            stats.first_batch_seconds = stop - start
+        else:
+            stats.stall_seconds += stop - start
+            stats.loop_seconds += stop - self._last
+        self._last = stop
+        usual = delivery.num_bytes * (course.prefetch_batches + _KEPT_BATCHES_WARNING)
+        if self._pool.leased_bytes > usual + 2 * course.prefetch_bytes and not course.warned_kept:
+            course.warned_kept = True
+            warnings.warn(
+                f"batches are being kept: {self._pool.leased_bytes >> 20} MiB are held by the training loop, and every kept batch "
+                "takes new memory; drop batches you no longer need, or copy the parts you keep",
+                UserWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,123 @@
+"""Reading, transforming and collating in child processes, for transforms that hold the interpreter or draw from global generators.
+
+The processes are those of torch's DataLoader, run from the prefetch thread: same order, same batches, bit for bit.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import random
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from shardload.loader.batches import BatchRecipe, collated
+from shardload.order.cursor import RankBatch
+from shardload.order.rng import sample_key
+from shardload.order.sample_ids import SampleIds
+from shardload.reader import ShardDataset
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """What a process returns in place of a batch: its error, so that the loop gets the same one."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class _Work(Dataset[Any]):
+    """What the processes do. Pickled once for each."""
+
+    dataset: ShardDataset
+    recipe: BatchRecipe
+
+    def __getitems__(self, ids: SampleIds) -> Any:
+        try:
+            samples = self.dataset.read_batch(np.array(ids, dtype=np.int64), {}, self.recipe.fields)
+            return collated(samples, self.recipe, ids, None, before=seed_generators)
+        except Exception as error:
+            return _Failed(_portable(error))
+
+
+class ProcessPool:
+    """Child processes for one iteration; they end with it."""
+
+    def __init__(
+        self, dataset: ShardDataset, recipe: BatchRecipe, num_processes: int, num_ahead: int, pinned: bool
+    ) -> None:
+        """Describes them; they start with the first batch.
+
+        Args:
+            dataset: what to read from.
+            recipe: what becomes of the samples; transform and collate_fn must be picklable.
+            num_processes: how many.
+            num_ahead: batches to have under way, at least one a process.
+            pinned: whether batches are copied to page-locked memory.
+        """
+        self._work = _Work(dataset, replace(recipe, batch_transform=None))
+        self._num_processes = num_processes
+        self._per_process = max(1, -(-num_ahead // num_processes))
+        self._pinned = pinned
+
+    def batches(self, ids: Iterator[RankBatch], seed: int, epoch: int) -> Iterator[tuple[RankBatch, Any]]:
+        """Yields the batches in their order, with what they were asked for by.
+
+        Raises:
+            RuntimeError: a process died.
+            BaseException: whatever a transform or a read has raised in a process.
+        """
+        asked: collections.deque[RankBatch] = collections.deque()
+
+        def requests() -> Iterator[SampleIds]:
+            for batch in ids:
+                asked.append(batch)
+                yield SampleIds(batch.sample_ids.tolist(), seed, epoch, batch.num_before)
+
+        batches = DataLoader(
+            self._work,
+            batch_sampler=requests(),
+            collate_fn=_as_it_is,
+            num_workers=self._num_processes,
+            prefetch_factor=self._per_process,
+            pin_memory=self._pinned,
+            # Not by fork: this is a thread beside others, whose locks a child would take over as they are.
+            multiprocessing_context="spawn",
+            # Its own generator: the seed that it draws for its workers must not come from that of the program.
+            generator=torch.Generator(),
+        )
+        for batch in batches:
+            if isinstance(batch, _Failed):
+                raise batch.error
+            yield asked.popleft(), batch
+            # A batch must not live on in this frame while the next one is waited for.
+            del batch
+
+
+def seed_generators(seed: int, epoch: int, sample_id: int) -> None:
+    """Seeds the global generators of Python, numpy and torch for one sample in one epoch."""
+    key = sample_key(seed, epoch, sample_id)
+    random.seed(key)
+    np.random.seed(np.frombuffer(key, dtype="<u4"))
+    # Not torch.manual_seed: it also queues a call for each CUDA device, once a sample, where CUDA is not in use.
+    torch.default_generator.manual_seed(int.from_bytes(key[:8], "little") >> 1)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _portable(error: Exception) -> BaseException:
+    """Returns an error that survives the way to the parent, with its traceback as a note."""
+    error.add_note("in a process of the loader:\n" + "".join(traceback.format_exception(error)).rstrip())
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception_only(error)).strip())
+    return error

@@ -1,0 +1,74 @@
+"""The order of an epoch, also where it was given another seed in its midst."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardload.order.permutation import RECIPE, Permutation
+
+Int64 = NDArray[np.int64]
+Order = Callable[[Int64], Int64]
+"""Positions -> sample ids, both int64 of shape (positions,)."""
+
+
+class Reseed(NamedTuple):
+    """From this place on, the order has another seed."""
+
+    epoch: int
+    """Its epoch."""
+    position: int
+    """Its position in that epoch."""
+    seed: int
+    """The seed from there on."""
+
+
+def seed_at(seed: int, reseeds: Sequence[Reseed], epoch: int, position: int) -> int:
+    """Returns the seed in force at a place.
+
+    Args:
+        seed: the first one.
+        reseeds: those that came later, in their order.
+        epoch: the epoch of the place.
+        position: its position there.
+    """
+    for reseed in reseeds:
+        if (reseed.epoch, reseed.position) <= (epoch, position):
+            seed = reseed.seed
+    return seed
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Order:
+    """Returns the permutation of an epoch.
+
+    A seed that comes at position p leaves what was delivered before as it is, and permutes the rest anew: position
+    p + i becomes position p + Permutation(n - p, new seed)(i) of the order before. So the epoch still has each sample once.
+
+    Args:
+        num_samples: n, the samples in the epoch.
+        seed: the first seed.
+        epoch: the epoch.
+        reseeds: the seeds that came later, in their order; those of other epochs as well.
+        recipe: version of the permutation.
+    """
+    whole = Permutation(num_samples, seed=seed_at(seed, reseeds, epoch, 0), epoch=epoch, recipe=recipe)
+    later = [reseed for reseed in reseeds if reseed.epoch == epoch and 0 < reseed.position < num_samples]
+    # The last one comes first: what it gives are positions of the order that it took the place of.
+    rests = [
+        (one.position, Permutation(num_samples - one.position, seed=one.seed, epoch=epoch, recipe=recipe))
+        for one in reversed(later)
+    ]
+    if not rests:
+        return whole.sample_ids
+
+    def order(positions: Int64) -> Int64:
+        positions = positions.copy()
+        for start, rest in rests:
+            moved = positions >= start
+            positions[moved] = start + rest.sample_ids(positions[moved] - start)
+        return whole.sample_ids(positions)
+
+    return order

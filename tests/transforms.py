@@ -1,0 +1,63 @@
+"""Transforms and other functions of users, where child processes can import them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def draws_globally(sample: dict[str, Any]) -> dict[str, Any]:
+    drawn = [random.random(), float(np.random.random()), float(torch.rand(()))]
+    return {"number": sample["number"], "drawn": torch.tensor(drawn, dtype=torch.float64)}
+
+
+def draws_both(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    return {**draws_globally(sample), "own": rng.random()}
+
+
+def draws_own(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    return {"number": sample["number"], "own": rng.random()}
+
+
+class SampleError(Exception):
+    pass
+
+
+def fails(sample: dict[str, Any]) -> dict[str, Any]:
+    if sample["number"] == 777:
+        raise SampleError("no such picture")
+    return sample
+
+
+class Awkward(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first)
+        self.lock = os.scandir(".")
+
+
+def fails_awkwardly(sample: dict[str, Any]) -> dict[str, Any]:
+    raise Awkward("one", "two")
+
+
+def dies(sample: dict[str, Any]) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return sample
+
+
+def as_list(samples: Any) -> Any:
+    return {"number": [sample["number"] for sample in samples], "process": os.getpid()}
+
+
+def add_noise(batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    return {**batch, "noise": rng.random()}
+
+
+def anonymous(batch: Any) -> Any:
+    return batch

@@ -12,17 +12,19 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 
 
-def launch(script: Path, *arguments: Any, ranks: int = 1, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def launch(script: Path, *arguments: Any, ranks: int = 1, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs a script to its end, which must be a good one, and returns what it printed."""
-    done = attempt(script, *arguments, ranks=ranks, cwd=cwd)
+    done = attempt(script, *arguments, ranks=ranks, **options)
     assert done.returncode == 0, done.stderr[-6000:]
     return done
 
 
-def attempt(script: Path, *arguments: Any, ranks: int = 1, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a script to its end, good or bad."""
+def attempt(
+    script: Path, *arguments: Any, ranks: int = 1, torchrun: bool = False, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script to its end, good or bad; with torchrun if there are several ranks, or if asked for."""
     command = [sys.executable]
-    if ranks > 1:
+    if ranks > 1 or torchrun:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     # A rank or a group of the process that runs the tests is none of the script's; one thread a rank is enough.
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}

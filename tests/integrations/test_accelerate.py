@@ -30,17 +30,18 @@ def test_other_ranks_go_on(numbers, tmp_path, save_at, ranks):
     assert len(refusals) == after
     assert "leave the call out" in refusals[0]["text"]
     for rank in range(after):
-        check_accumulation(recorded(tmp_path, "second", rank=rank))
+        check_accumulation(recorded(tmp_path, "second", rank=rank), save_at)
         for tail, whole in {"short": 1003, "pad": 1003, "drop": 1003 // (9 * after) * 9 * after}.items():
             [scores] = recorded(tmp_path, "second", kind=tail, rank=rank)
             assert scores["ids"] == list(range(whole))
 
 
-def check_accumulation(lines):
-    """Every fourth batch of an epoch makes a step, and so does its last one."""
-    for epoch in (0, 1):
+def check_accumulation(lines, save_at):
+    """Every fourth batch of an epoch makes a step, counted over the resume, and so does its last one."""
+    for epoch, before in ((0, save_at), (1, 0)):
         stepped = [line["stepped"] for line in lines if line["epoch"] == epoch]
-        assert stepped == [i % 4 == 3 or i == len(stepped) - 1 for i in range(len(stepped))]
+        last = before + len(stepped)
+        assert stepped == [i % 4 == 0 or i == last for i in range(before + 1, last + 1)]
 
 
 @pytest.mark.slow

@@ -111,3 +111,5 @@ try:
     trainer.fit(Model(), train, validation, ckpt_path=options.resume)
 except (KeyboardInterrupt, SystemExit):
     pass
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()

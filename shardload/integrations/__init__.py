@@ -14,10 +14,10 @@ from shardload.loader.state import STATE_KEY
 
 
 def missing(framework: str) -> ImportError:
-    """Returns the error for a framework that is not installed."""
+    """Returns the error for a framework that is not installed, or too old."""
     return ImportError(
-        f"shardload.integrations.{framework} needs {framework}, which cannot be imported: "
-        f"pip install 'shardload[{framework}]'"
+        f"shardload.integrations.{framework} needs {framework}, which is not installed or too old: "
+        f"pip install --upgrade 'shardload[{framework}]'"
     )
 
 

@@ -31,7 +31,9 @@ def prepare(accelerator: Accelerator, loader: ShardLoader) -> AcceleratedLoader:
         TypeError: not a ShardLoader.
     """
     if not isinstance(loader, ShardLoader):
-        raise TypeError(f"prepare() takes a ShardLoader, not a {type(loader).__name__}, which accelerator.prepare splits")
+        raise TypeError(
+            f"prepare() takes a ShardLoader, not a {type(loader).__name__}, which accelerator.prepare splits"
+        )
     prepared = AcceleratedLoader(accelerator, loader)
     accelerator.register_for_checkpointing(prepared)
     return prepared
@@ -80,7 +82,9 @@ class AcceleratedLoader(DataLoaderStateMixin):  # type: ignore[misc]
             start = place_in(self.loader.state_at(num_batches - 1))["position"] if num_batches > 1 else 0
             num_values = min(num_values, len(self.dataset) - start)
         padded = self.accelerator.pad_across_processes(values, dim=0)
-        return recursively_apply(lambda all_ranks: self._in_order(all_ranks, num_values), self.accelerator.gather(padded))
+        return recursively_apply(
+            lambda all_ranks: self._in_order(all_ranks, num_values), self.accelerator.gather(padded)
+        )
 
     def _in_order(self, all_ranks: Any, num_values: int) -> Any:
         num_replicas = self.loader.num_replicas
@@ -95,7 +99,8 @@ class AcceleratedLoader(DataLoaderStateMixin):  # type: ignore[misc]
             ShardloadError: always.
         """
         raise ShardloadError(
-            "skip_first_batches is not for a ShardLoader: accelerator.load_state has set it to the next sample already; leave the call out"
+            "skip_first_batches is not for a ShardLoader: accelerator.load_state has set it to the next sample already; "
+            "leave the call out"
         )
 
     def state_dict(self) -> dict[str, str]:

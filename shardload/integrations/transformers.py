@@ -21,6 +21,7 @@ try:
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
 
+    # Version 4 has all of it in one method.
     _ = Trainer._run_epoch, Trainer._init_training_state
 except (ImportError, AttributeError) as error:
     raise missing("transformers") from error
@@ -51,10 +52,16 @@ class ShardTrainerMixin:
             file = Path(resume_from_checkpoint, "trainer_state.json")
             saved = json.loads(file.read_text())
             if _KEY not in saved["stateful_callbacks"]:
-                raise StateMismatchError(f"{file} holds no state of a ShardLoader: it was saved by a Trainer without one")
+                raise StateMismatchError(
+                    f"{file} holds no state of a ShardLoader: it was saved by a Trainer without one"
+                )
             self.train_loader.load_state_dict(saved["stateful_callbacks"][_KEY])
             place = place_in(self.train_loader.state_dict())
-            self._resume = {"step": saved["global_step"], "epoch": place["epoch"], "batches": self.train_loader.remaining}
+            self._resume = {
+                "step": saved["global_step"],
+                "epoch": place["epoch"],
+                "batches": self.train_loader.remaining,
+            }
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def get_train_dataloader(self) -> ShardLoader:
@@ -92,7 +99,8 @@ class ShardTrainerMixin:
         super()._run_epoch(epoch=epoch, epochs_trained=epochs_trained, **kwargs)  # type: ignore[misc]
 
     def _steps(self, num_batches: int) -> int:
-        return math.ceil(num_batches / self.args.gradient_accumulation_steps)  # type: ignore[attr-defined]
+        accumulated: int = self.args.gradient_accumulation_steps  # type: ignore[attr-defined]
+        return -(-num_batches // accumulated)
 
 
 class ShardTrainer(ShardTrainerMixin, Trainer):  # type: ignore[misc]

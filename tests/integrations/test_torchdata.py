@@ -34,7 +34,7 @@ def test_it_goes_on_with_the_next_batch(numbers, num_workers, done):
     again = make(numbers, num_workers)
     again.load_state_dict(state)
     assert numbers_of(again) == want[done:]
-    assert sorted(sum(numbers_of(again), [])) == list(range(1003))
+    assert sorted(i for batch in numbers_of(again) for i in batch) == list(range(1003))
 
 
 def test_another_batch_size_goes_on_and_other_workers_are_refused(numbers):
@@ -44,7 +44,7 @@ def test_another_batch_size_goes_on_and_other_workers_are_refused(numbers):
     state = copy.deepcopy(loader.state_dict())
     again = make(numbers, 2, batch_size=20)
     again.load_state_dict(state)
-    assert sorted(sum(first + numbers_of(again), [])) == list(range(1003))
+    assert sorted(i for batch in first + numbers_of(again) for i in batch) == list(range(1003))
     with pytest.raises(AssertionError):
         other = make(numbers, 1)
         other.load_state_dict(state)

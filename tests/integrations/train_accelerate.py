@@ -69,7 +69,7 @@ for epoch in range(first, options.epochs):
             raise SystemExit
 
 # Scores for a metric, in each way that the end of an epoch can be told: in order, and each sample once.
-for tail in ("short", "pad", "drop"):
+for tail in ("short", "pad", "mask", "drop"):
     scores = []
     evaluation = prepare(accelerator, shardload.ShardLoader(dataset, 9, shuffle=False, tail=tail))
     for batch in evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import warnings
 from pathlib import Path
@@ -107,9 +108,8 @@ trainer = Trainer(
 )
 validation = shardload.ShardLoader(dataset, 8, shuffle=False, tail="short")
 train = CombinedLoader({"data": loader, "other": Unsized()}, "min_size") if options.unsized else loader
-try:
+# Lightning turns an interrupt into an exit.
+with contextlib.suppress(KeyboardInterrupt, SystemExit):
     trainer.fit(Model(), train, validation, ckpt_path=options.resume)
-except (KeyboardInterrupt, SystemExit):
-    pass
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()

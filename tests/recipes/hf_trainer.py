@@ -30,7 +30,9 @@ def main(data, out, max_steps):
     loader = shardload.ShardLoader(shardload.open(data), 8, shuffle=True, batch_transform=with_labels)
     trainer = ShardTrainer(model=model, args=args, train_loader=loader)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(out))
-    print("steps", trainer.state.global_step, "epochs", trainer.state.epoch, "loss", trainer.state.log_history[-2]["loss"])
+    print(
+        "steps", trainer.state.global_step, "epochs", trainer.state.epoch, "loss", trainer.state.log_history[-2]["loss"]
+    )
 
 
 def with_labels(batch):

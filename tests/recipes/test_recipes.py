@@ -35,6 +35,7 @@ def tokens(tmp_path):
     return tmp_path / "tokens"
 
 
+@pytest.mark.slow
 def test_an_image_classifier_learns_and_goes_on_with_other_ranks(images, tmp_path):
     checkpoint = tmp_path / "model.pt"
     first = launch(HERE / "ddp_classifier.py", images, checkpoint, 2, ranks=2)

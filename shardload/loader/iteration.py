@@ -128,14 +128,13 @@ class Iteration:
             delivery = self._next()
             batch = delivery.batch if self._course.device is None else to_device(delivery.batch, self._course.device)
         except StopIteration:
-            self._course.progress.end(self._turn, self._partition)
             self._end(StopIteration())
             raise
         except BaseException:
             # Going on would leave out the batch that failed: only a new iterator, from a state, can.
             self.close()
             raise
-        self._course.progress.deliver(delivery.cursor, self._turn)
+        self._course.progress.deliver(delivery.cursor, self._turn, self._partition)
         self._course.delivered.add(delivery.sample_ids)
         self._count(delivery, start, time.perf_counter())
         return batch

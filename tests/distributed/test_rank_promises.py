@@ -184,7 +184,7 @@ def test_an_empty_batch_of_a_transform_names_the_cure(numbers: Path, options: di
     dataset = shardload.open(numbers)
     assert list(shardload.ShardLoader(dataset, 125, rank=3, **settings))[-1]["number"].shape == (0,)
     loader = shardload.ShardLoader(dataset, 125, rank=3, **settings, **options)
-    with pytest.raises(ValueError, match="no sample in the last batch of the epoch .* use tail='mask' or 'pad'"):
+    with pytest.raises(ValueError, match=r"no sample in the last batch of the epoch .* use tail='mask' or 'pad'"):
         list(loader)
     numbers_only = shardload.ShardLoader(
         dataset, 125, rank=3, **settings, **options, collate_fn=lambda samples: [one["number"] for one in samples]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,6 +77,7 @@ class ShardSampler(DistributedSampler[int]):
         super().__init__(dataset, ranks.num_replicas, ranks.rank or 0, bool(shuffle), seed, bool(drop_last))  # type: ignore[arg-type]
         self._ranks = ranks
         self._announced = False
+        self._thrown_away = False
         self.progress = Progress(OrderKey(dataset.fingerprint, len(dataset), seed, bool(shuffle)))
 
     def batch_sampler(self, batch_size: int, read_ahead: int = 16, *, tail: Tail | None = None) -> ShardBatchSampler:
@@ -89,6 +92,12 @@ class ShardSampler(DistributedSampler[int]):
         return ShardBatchSampler(self, batch_size, read_ahead, tail)
 
     def __iter__(self) -> Iterator[int]:
+        if self._thrown_away:
+            self._thrown_away = False
+            return iter(())
+        return self._sample_ids()
+
+    def _sample_ids(self) -> Iterator[int]:
         self._check_ranks_known()
         partition = self._partition(1)
         place, turn = self.progress.begin(partition), self.progress.turn
@@ -127,6 +136,7 @@ class ShardSampler(DistributedSampler[int]):
     def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None) -> None:
         """Takes up a state of a sampler, batch sampler or loader of the same order; see `ShardLoader.load_state_dict`."""
         self.progress.load(state, skip_samples, reseed)
+        self._thrown_away = _throws_away()
 
     def _check_ranks_known(self) -> None:
         if self._ranks.rank is None:
@@ -181,8 +191,15 @@ class ShardBatchSampler(BatchSampler):
         self.partition = sampler._partition(batch_size, tail)
         self.partition.check()
         super().__init__(sampler, batch_size, self.partition.tail == "drop")
+        self._thrown_away = False
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self._thrown_away:
+            self._thrown_away = False
+            return iter(())
+        return self._batches()
+
+    def _batches(self) -> Iterator[list[int]]:
         self.sampler._check_ranks_known()
         progress, partition, watch = self.sampler.progress, self.partition, UseWatch()
         place, turn = progress.begin(partition), progress.turn
@@ -229,6 +246,7 @@ class ShardBatchSampler(BatchSampler):
     def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None) -> None:
         """Takes up a state of a sampler, batch sampler or loader of the same order; see `ShardLoader.load_state_dict`."""
         self.sampler.progress.load(state, skip_samples, reseed)
+        self._thrown_away = _throws_away()
 
     def audit(self, sample_ids: Sequence[ArrayLike], group: ProcessGroup | None = None) -> None:
         """Compares what all ranks have trained on in this epoch with what the order says; see `ShardLoader.audit`.
@@ -251,3 +269,19 @@ def _refuse_stride(watch: UseWatch) -> None:
             "the batches over the ranks a second time (such as accelerate's prepare), while this batch sampler gives each rank its "
             "own already; use shardload.integrations, or num_replicas=1 and rank=0"
         )
+
+
+def _throws_away() -> bool:
+    """Tells whether whoever loads a state makes one iterator of it and throws that away.
+
+    torchdata's StatefulDataLoader does, with a state that it saved after the end of an epoch. If it has workers it takes
+    batches from that iterator before, which would be an epoch that nobody trains on. Its state has no other way to a sampler
+    than through its own variables. Where it saves only every so many steps, it goes through the rest with that iterator.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("torchdata."):
+        state = frame.f_locals.get("next_iter_state")
+        if isinstance(state, Mapping):
+            return bool(state.get("_iterator_finished")) and not state.get("_steps_since_snapshot")
+        frame = frame.f_back
+    return False

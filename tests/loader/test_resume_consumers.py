@@ -1,4 +1,4 @@
-"""Consumers that are ahead of what they have asked for, or behind it: look-ahead, deep queues, sequence packers."""
+"""Consumers that are ahead of, or behind, what they have asked for: look-ahead, deep queues, sequence packers."""
 
 from __future__ import annotations
 
@@ -40,12 +40,15 @@ class Side:
 
 def ahead(batches: Any, depth: int) -> Iterator[tuple[int, list[int]]]:
     """Yields batches with their number in the iteration, always `depth` behind what was asked for."""
-    waiting: collections.deque[tuple[int, list[int]]] = collections.deque()
+    waiting: collections.deque[tuple[int, Any]] = collections.deque()
     for number, batch in enumerate(batches):
-        waiting.append((number, batch["number"].tolist()))
-        if len(waiting) > depth:
-            yield waiting.popleft()
-    yield from waiting
+        # The batch itself waits: its values must last as long.
+        waiting.append((number, batch["number"]))
+        while len(waiting) > depth:
+            number, values = waiting.popleft()
+            yield number, values.tolist()
+    for number, values in waiting:
+        yield number, values.tolist()
 
 
 @pytest.fixture(scope="module")

@@ -160,9 +160,9 @@ def test_every_stop_under_worker_processes(content: Path, whole, tail: str, num_
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_stops_under_each_start_method(content: Path, whole, method: str) -> None:
-    for number, stop in enumerate(FEW_STOPS):
+    for number, stop in enumerate(FEW_STOPS[2:6]):
         rank = number % WORLD
-        options = workers(2, multiprocessing_context=method)
+        options = workers(2, True, multiprocessing_context=method)
         check(
             lambda rank, options=options: TorchLoop(content, rank, "mask", **options), rank, whole["mask"][rank], stop
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 import warnings
@@ -161,6 +162,10 @@ class Iteration:
         prefetcher = Prefetcher(deliveries, lambda item: item.num_bytes, course.prefetch_batches, course.prefetch_bytes)
         # A loop left by break, an exception, or the interpreter's end all drop or outlive this object.
         self._finalizer = weakref.finalize(self, prefetcher.close)
+        if course.num_processes:
+            # At the interpreter's end it must come before multiprocessing's own tidying up, which kills the processes under
+            # the thread: what is registered last is called first.
+            atexit.register(self._finalizer)
         return prefetcher.take
 
     def _end(self, reason: BaseException) -> None:
@@ -169,6 +174,7 @@ class Iteration:
             self._next = None
             if self._finalizer is not None:
                 self._finalizer()
+                atexit.unregister(self._finalizer)
 
     def _count(self, delivery: Delivery, start: float, stop: float) -> None:
         course, stats = self._course, self._course.stats

@@ -89,6 +89,20 @@ class TorchLoop(Loop):
         return self.order.state_at(done)
 
 
+class SamplerLoop(Loop):
+    """The same with a torch `DataLoader` around the plain sampler, which knows nothing of batches (path 1)."""
+
+    def __init__(self, path: Path, rank: int, tail: str, world: int = WORLD, **options: Any) -> None:
+        self.rank = rank
+        dataset = shardload.open(path)
+        self.order = shardload.ShardSampler(dataset, world, rank, seed=SEED, drop_last=tail == "drop")
+        how: dict[str, Any] = {"sampler": self.order, "batch_size": BATCH_SIZE, "collate_fn": shardload.collate}
+        self.batches = DataLoader(dataset, **how, **options)
+
+    def state(self, done: int) -> dict[str, str]:
+        return self.order.state_at(done, BATCH_SIZE)
+
+
 def record(loop: Loop, epochs: int, place: tuple[int, int] = (0, 0)) -> list[Row]:
     """Trains from a place (epoch, batches done in it) to the end of so many epochs."""
     rows: list[Row] = []

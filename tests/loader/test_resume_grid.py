@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from training import WORLD, Loop, Row, TorchLoop, record, write_content
+from training import BATCH_SIZE, WORLD, Loop, Row, SamplerLoop, TorchLoop, record, write_content
 
 from shardload.order.cursor import Tail
 
@@ -75,7 +75,11 @@ def check(make: Make, rank: int, expected: list[Row], stop: tuple[int, int, bool
     # A full epoch behind the loop is no epoch to go on with.
     length = sum(1 for row in expected if row.epoch == stop[0])
     place = (stop[0], stop[1]) if stop[1] < length else (stop[0] + 1, 0)
-    assert again.order.remaining == sum(1 for row in expected if row.epoch == place[0]) - place[1] > 0
+    left = sum(1 for row in expected if row.epoch == place[0]) - place[1]
+    if isinstance(again, SamplerLoop):
+        assert -(-len(again.order) // BATCH_SIZE) == left + place[1]
+    else:
+        assert again.order.remaining == left > 0
     assert rows + record(again, EPOCHS, place) == expected
     return state
 
@@ -88,6 +92,14 @@ def test_every_stop(content: Path, whole, tail: str, kind: type[Loop]) -> None:
         options = {"prefetch_batches": 4 * (number % 2)} if kind is Loop else {}
         rank = number % WORLD
         check(lambda rank, options=options: kind(content, rank, tail, **options), rank, whole[tail][rank], stop)
+
+
+@pytest.mark.parametrize("tail", ["drop", "pad"])
+def test_every_stop_of_the_plain_sampler(content: Path, whole, tail: str) -> None:
+    """It has torch's two tails, and of 97 samples drops or repeats what whole batches do."""
+    for number, stop in enumerate(places(whole[tail][0])):
+        rank = number % WORLD
+        check(lambda rank: SamplerLoop(content, rank, tail), rank, whole[tail][rank], stop)
 
 
 @pytest.mark.parametrize("tail", TAILS)

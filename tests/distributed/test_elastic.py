@@ -46,6 +46,6 @@ def test_killed_restarted_and_another_number_of_ranks(numbers: Path, tmp_path: P
         for step, pairs_of_step in by_step.items():
             steps.setdefault(step, []).append(pairs_of_step)
     assert sorted(kept) == [(epoch, i) for epoch in range(2) for i in range(NUM_SAMPLES)]
-    # Steps that were done again under as many ranks had the same samples.
-    again = {step: sets for step, sets in steps.items() if len(sets) > 1 and step < 12}
-    assert set(again) >= {5, 6} and all(len({frozenset(one) for one in sets}) == 1 for sets in again.values())
+    # Steps that were done again under as many ranks had the same samples, as far as all ranks came to write them down.
+    again = {step: sorted(sets, key=len) for step, sets in steps.items() if len(sets) > 1 and step < 12}
+    assert set(again) >= {5, 6} and all(sets[0] <= sets[-1] and len(sets[-1]) == 60 for sets in again.values())

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "shardload"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"packing"},
+    {"packing", "integrations"},
     {"loader", "importers"},
     {"writer", "reader"},
     {"planner"},
@@ -24,12 +24,15 @@ LAYERS = [
 
 # Who may import these; everything else must stay loadable without them.
 HEAVY = {
-    "torch": ("loader", "memory"),
+    "torch": ("integrations", "loader", "memory"),
     "fsspec": ("storage",),
     "zstandard": ("codecs", "importers"),
     "webdataset": ("importers",),
     "click": ("cli", "packing"),
     "rich": ("cli", "packing"),
+    "lightning": ("integrations",),
+    "accelerate": ("integrations",),
+    "transformers": ("integrations",),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 from typing import Any
 
 import numpy as np
@@ -61,3 +62,15 @@ def add_noise(batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]
 
 def anonymous(batch: Any) -> Any:
     return batch
+
+
+_num_seen = 0
+
+
+def stops_after_a_batch(sample: dict[str, Any]) -> dict[str, Any]:
+    """Waits for ever at the 101st sample of a process."""
+    global _num_seen
+    _num_seen += 1
+    if _num_seen > 100:
+        threading.Event().wait()
+    return sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 import warnings
@@ -128,14 +129,13 @@ class Iteration:
             delivery = self._next()
             batch = delivery.batch if self._course.device is None else to_device(delivery.batch, self._course.device)
         except StopIteration:
-            self._course.progress.end(self._turn, self._partition)
             self._end(StopIteration())
             raise
         except BaseException:
             # Going on would leave out the batch that failed: only a new iterator, from a state, can.
             self.close()
             raise
-        self._course.progress.deliver(delivery.cursor, self._turn)
+        self._course.progress.deliver(delivery.cursor, self._turn, self._partition)
         self._course.delivered.add(delivery.sample_ids)
         self._count(delivery, start, time.perf_counter())
         return batch
@@ -162,6 +162,10 @@ class Iteration:
         prefetcher = Prefetcher(deliveries, lambda item: item.num_bytes, course.prefetch_batches, course.prefetch_bytes)
         # A loop left by break, an exception, or the interpreter's end all drop or outlive this object.
         self._finalizer = weakref.finalize(self, prefetcher.close)
+        if course.num_processes:
+            # At the interpreter's end it must come before multiprocessing's own tidying up, which kills the processes under
+            # the thread: what is registered last is called first.
+            atexit.register(self._finalizer)
         return prefetcher.take
 
     def _end(self, reason: BaseException) -> None:
@@ -170,6 +174,7 @@ class Iteration:
             self._next = None
             if self._finalizer is not None:
                 self._finalizer()
+                atexit.unregister(self._finalizer)
 
     def _count(self, delivery: Delivery, start: float, stop: float) -> None:
         course, stats = self._course, self._course.stats

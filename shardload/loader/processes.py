@@ -6,8 +6,10 @@ The processes are those of torch's DataLoader, run from the prefetch thread: sam
 from __future__ import annotations
 
 import collections
+import ctypes
 import pickle
 import random
+import signal
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +24,8 @@ from shardload.order.cursor import RankBatch
 from shardload.order.rng import sample_key
 from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class ProcessPool:
             pin_memory=self._pinned,
             # Not by fork: this is a thread beside others, whose locks a child would take over as they are.
             multiprocessing_context="spawn",
+            worker_init_fn=_end_with_parent,
             # Its own generator: the seed that it draws for its workers must not come from that of the program.
             generator=torch.Generator(),
         )
@@ -107,6 +112,14 @@ def seed_generators(seed: int, epoch: int, sample_id: int) -> None:
     np.random.seed(np.frombuffer(key, dtype="<u4"))
     # Not torch.manual_seed: it also queues a call for each CUDA device, once a sample, where CUDA is not in use.
     torch.default_generator.manual_seed(int.from_bytes(key[:8], "little") >> 1)
+
+
+def _end_with_parent(worker: int) -> None:
+    """Lets the kernel end this process when the thread that started it is gone, however it went.
+
+    torch's workers look for their parent every five seconds, and not while they wait for room in a pipe.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _as_it_is(batch: Any) -> Any:

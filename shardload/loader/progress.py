@@ -123,12 +123,13 @@ class Progress:
         self.turn += 1
         return place
 
-    def deliver(self, cursor: int, turn: int, *, whole_batch: bool = True) -> None:
+    def deliver(self, cursor: int, turn: int, partition: Partition, *, whole_batch: bool = True) -> None:
         """Notes that the training loop was given what ends at `cursor`, by the iteration of a turn.
 
         Args:
             cursor: cursor after it.
             turn: the iteration's `turn`.
+            partition: what the iteration began with.
             whole_batch: False for samples one by one, which nobody knows the batches of.
 
         Raises:
@@ -138,10 +139,8 @@ class Progress:
             raise LoaderClosedError("this iterator is closed: a newer one of the same order took over")
         batches = self._place.batches + 1 if whole_batch else 0
         self._place = replace(self._place, position=cursor, batches=batches)
-
-    def end(self, turn: int, partition: Partition) -> None:
-        """Notes that the iteration of a turn ran to its end."""
-        if turn == self.turn:
+        # Trainers that count batches stop here, and never ask whether there is another one.
+        if not partition.num_batches(cursor):
             self._live = False
             if partition.tail == "carry" and self._next == Place(self._entered.epoch + 1):
                 self._next = self._place

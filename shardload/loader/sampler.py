@@ -106,9 +106,8 @@ class ShardSampler(DistributedSampler[int]):
         for batch in rank_batches(blocks, self.rank, cursor, self.progress.order(place.epoch)):
             for sample_id in batch.sample_ids.tolist():
                 cursor = min(cursor + self.num_replicas, num_samples)
-                self.progress.deliver(cursor, turn, whole_batch=False)
+                self.progress.deliver(cursor, turn, partition, whole_batch=False)
                 yield sample_id
-        self.progress.end(turn, partition)
 
     def __len__(self) -> int:
         return self.progress.num_samples(self._partition(1))
@@ -171,7 +170,22 @@ class ShardBatchSampler(BatchSampler):
 
     sampler: ShardSampler
 
-    def __init__(self, sampler: ShardSampler, batch_size: int, read_ahead: int, tail: Tail | None) -> None:
+    def __init__(
+        self,
+        sampler: ShardSampler,
+        batch_size: int,
+        read_ahead: int = 16,
+        tail: Tail | None = None,
+        drop_last: bool | None = None,
+    ) -> None:
+        if not isinstance(sampler, ShardSampler):
+            # Frameworks that split a loader make its batch sampler anew, around a sampler of their own.
+            raise TypeError(
+                f"a ShardBatchSampler goes with a ShardSampler, which gives each rank its own samples already, not with a "
+                f"{type(sampler).__name__}: tell the framework not to split (Lightning: Trainer(use_distributed_sampler=False))"
+            )
+        if drop_last is not None and tail is None:
+            tail = "drop" if drop_last else "pad" if sampler.num_replicas > 1 else "short"
         self.read_ahead = as_integer(read_ahead, "read_ahead")
         batch_size = as_integer(batch_size, "batch_size", 1)
         self.partition = sampler._partition(batch_size, tail)
@@ -193,11 +207,10 @@ class ShardBatchSampler(BatchSampler):
         batches = rank_batches(partition, self.sampler.rank, place.position, order)
         for number, batch in enumerate(self._announced(batches)):
             _refuse_stride(watch)
-            progress.deliver(batch.cursor, turn)
+            progress.deliver(batch.cursor, turn, partition)
             num_valid = batch.num_valid if partition.tail == "mask" else None
             ids = batch.sample_ids.tolist()
             yield SampleIds(ids, seed, place.epoch, batch.num_before, num_valid, (watch, number))
-        progress.end(turn, partition)
 
     def _announced(self, batches: Iterator[RankBatch]) -> Iterator[RankBatch]:
         """Yields the batches, each after the operating system was told of those that follow it."""

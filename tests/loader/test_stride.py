@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 import shardload
 from shardload.errors import ShardloadError
@@ -82,3 +82,12 @@ class SkipFirst:
         for number, batch in enumerate(self.batches):
             if number >= self.skipped:
                 yield batch
+
+
+def test_a_batch_sampler_around_another_sampler_is_refused(numbers: Path) -> None:
+    """As Lightning makes it anew unless it is told not to."""
+    with pytest.raises(TypeError, match=r"not with a SequentialSampler.*use_distributed_sampler=False"):
+        shardload.ShardBatchSampler(SequentialSampler(range(9)), batch_size=4, drop_last=False)  # type: ignore[arg-type]
+    around = shardload.ShardSampler(shardload.open(numbers), 2, 0)
+    assert len(shardload.ShardBatchSampler(around, batch_size=16, drop_last=True)) == 31
+    assert len(shardload.ShardBatchSampler(around, batch_size=16, drop_last=False)) == 32

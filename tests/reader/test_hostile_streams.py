@@ -17,13 +17,15 @@ Span = tuple[int, int]
 
 def write(path: Path, monkeypatch: pytest.MonkeyPatch, span_of: Callable[[Span], Span]) -> shardload.ShardDataset:
     """Writes 20 samples of 100 items whose rows point where `span_of(right span)` says."""
-    packed = shard._Row.pack
+    add_values = shard.ShardFile._add_values
 
-    def pack(self: Any, row: Any, record: Any, sums: Any, spans: list[Span]) -> bytes:
-        return packed(self, row, record, sums, [span_of(span) for span in spans])
+    def add(self: Any, sample: Any, local_id: int) -> None:
+        add_values(self, sample, local_id)
+        for start, count in self._places.spans:
+            sample.row[start], sample.row[count] = span_of((sample.row[start], sample.row[count]))
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard._Row, "pack", pack)
+        patch.setattr(shard.ShardFile, "_add_values", add)
         with shardload.ShardWriter(path, {"t": "uint8[*]", "n": "int64"}) as writer:
             for i in range(20):
                 writer.write({"t": np.full(100, i, np.uint8), "n": i})

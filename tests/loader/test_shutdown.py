@@ -1,0 +1,187 @@
+"""Loaders end when the program wants them to, whatever they are doing, and leave nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shardload
+
+TESTS = str(Path(__file__).parent.parent)
+PROGRAM = """
+import os, signal, sys, time
+sys.path.insert(0, {tests!r})
+import shardload, transforms
+
+if __name__ == "__main__":
+    loader = shardload.ShardLoader(shardload.open(sys.argv[1]), 100, shuffle=True, transform=transforms.{transform},
+                                   num_processes=int(sys.argv[2]), tail="short")
+    batches = iter(loader)
+    next(batches)
+    print("running", flush=True)
+    {ending}
+"""
+
+
+def start(numbers: Path, num_processes: int, ending: str, transform: str = "draws_own") -> subprocess.Popen[str]:
+    """Starts a program in a process group of its own; returns when its loader has given a batch."""
+    program = PROGRAM.format(tests=TESTS, ending=ending, transform=transform)
+    # Spawned processes read the program again: it must be a file.
+    path = numbers.parent / f"program-{os.getpid()}-{abs(hash(program))}.py"
+    path.write_text(program)
+    process = subprocess.Popen(
+        [sys.executable, str(path), str(numbers), str(num_processes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "running\n", process.communicate(timeout=60)
+    return process
+
+
+def wait_for_group(group: int) -> None:
+    """Returns when no process of a group is alive; the test's own limit ends the wait."""
+    while True:
+        alive = False
+        for pid in filter(str.isdecimal, os.listdir("/proc")):
+            try:
+                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            alive = alive or (int(stat[2]) == group and stat[0] != "Z")
+        if not alive:
+            return
+        select.select([], [], [], 0.05)
+
+
+@pytest.mark.parametrize("num_processes", [0, 1])
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        ("", 0),
+        ("sys.exit(3)", 3),
+        ("os._exit(4)", 4),
+        ("raise KeyError('mine')", 1),
+        ("batches = None; loader = None", 0),
+        ("loader.close()", 0),
+    ],
+)
+def test_the_program_ends_as_it_wants(numbers: Path, num_processes: int, ending: str, status: int) -> None:
+    process = start(numbers, num_processes, ending)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (status, ""), errors
+    if status == 1:
+        assert errors.rstrip().endswith("KeyError: 'mine'")
+    elif not (num_processes and status == 4):
+        # Who leaves by os._exit lets Python's resource tracker say that it has tidied up.
+        assert errors == ""
+    wait_for_group(process.pid)
+
+
+@pytest.mark.parametrize("num_processes", [0, 1])
+@pytest.mark.parametrize("group", [True, False])
+def test_ctrl_c_while_the_loop_waits(numbers: Path, num_processes: int, group: bool) -> None:
+    """The transform never returns; a terminal sends the signal to the whole group."""
+    process = start(numbers, num_processes, "list(batches)", "stops_after_a_batch")
+    (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors and "Fatal" not in errors
+    wait_for_group(process.pid)
+
+
+def test_processes_end_with_a_parent_that_was_killed(numbers: Path) -> None:
+    process = start(numbers, 2, "time.sleep(60)")
+    process.kill()
+    wait_for_group(process.pid)
+    process.communicate(timeout=30)
+
+
+def make(numbers: Path, **options: Any) -> shardload.ShardLoader:
+    settings: dict[str, Any] = {"shuffle": True, "num_replicas": 1, "rank": 0}
+    return shardload.ShardLoader(shardload.open(numbers), 16, **settings | options)
+
+
+def test_what_is_dropped_is_gone_at_once(numbers: Path) -> None:
+    """By its last reference, without the garbage collector: a thread must not keep its loader alive."""
+    gc.disable()
+    try:
+        loader = make(numbers)
+        batches = iter(loader)
+        next(batches)
+        gone = weakref.ref(loader), weakref.ref(batches)
+        del loader, batches
+        assert [one() for one in gone] == [None, None]
+    finally:
+        gc.enable()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardload")]
+
+
+def test_closed_by_another_thread_while_the_loop_waits(numbers: Path) -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def blocks(sample: dict[str, Any]) -> dict[str, Any]:
+        entered.set()
+        go.wait(30)
+        return sample
+
+    loader = make(numbers, transform=blocks)
+    errors: list[BaseException] = []
+
+    def loop() -> None:
+        try:
+            next(iter(loader))
+        except BaseException as error:
+            errors.append(error)
+
+    waiting = threading.Thread(target=loop)
+    waiting.start()
+    assert entered.wait(30)
+    loader.close()
+    waiting.join(30)
+    go.set()
+    assert not waiting.is_alive() and isinstance(errors[0], shardload.LoaderClosedError)
+
+
+@pytest.mark.parametrize("leave", ["break", "error", "new iterator", "close", "state"])
+def test_leaving_while_the_queue_is_full(numbers: Path, leave: str) -> None:
+    """The thread waits for room then."""
+    loader = make(numbers, prefetch_batches=1)
+    thread = None
+    try:
+        for _ in loader:
+            thread = next(t for t in threading.enumerate() if t.name.startswith("shardload"))
+            if leave == "break":
+                break
+            if leave == "error":
+                raise KeyError("mine")
+            {"new iterator": lambda: next(iter(loader)), "close": loader.close, "state": lambda: loader.load_state_dict(
+                loader.state_dict())}[leave]()  # fmt: skip
+    except (KeyError, shardload.LoaderClosedError) as error:
+        assert (leave == "error") == isinstance(error, KeyError)
+    assert thread is not None
+    thread.join(10)
+    assert not thread.is_alive()
+    loader.close()
+
+
+def test_nothing_is_started_by_making_things(numbers: Path) -> None:
+    gc.collect()
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    dataset = shardload.open(numbers)
+    loader = shardload.ShardLoader(dataset, 16, shuffle=True, num_processes=2, pin_memory=False)
+    sampler = shardload.ShardSampler(dataset, 1, 0)
+    batches = sampler.batch_sampler(16)
+    assert len(loader) and len(batches) and loader.state_dict() and batches.state_dict()
+    iter(loader)
+    assert threading.active_count() <= threads and len(os.listdir("/proc/self/fd")) <= descriptors

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 import shardload
@@ -135,7 +135,12 @@ LEG = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    # Explaining a failure takes longer than a test may.
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(size=st.sampled_from(SIZES), tail=st.sampled_from(get_args(Tail)), legs=st.lists(LEG, min_size=3, max_size=6))
 def test_chains(paths: dict[int, Path], size: int, tail: str, legs: list[dict[str, Any]]) -> None:

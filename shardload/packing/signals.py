@@ -34,12 +34,15 @@ def signals_held(after: BaseException | None = None) -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
         if len(arrived) > 1:
-            put_back()
-            signal.raise_signal(number)
+            deliver()
 
-    def put_back() -> None:
+    def deliver() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
+        waiting = list(dict.fromkeys(arrived))
+        arrived.clear()
+        for one in waiting:
+            signal.raise_signal(one)
 
     # A handler that was not set by Python (None) could not be put back. What is ignored, as under nohup, stays so: processes
     # started meanwhile inherit that, but not a handler.
@@ -50,6 +53,4 @@ def signals_held(after: BaseException | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        put_back()
-        if len(arrived) == 1:
-            signal.raise_signal(arrived[0])
+        deliver()

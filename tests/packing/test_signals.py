@@ -54,6 +54,23 @@ def test_the_second_does_not(after: BaseException | None) -> None:
     assert num_done == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_none_is_lost_whatever_the_program_does_with_it() -> None:
+    told: list[int] = []
+    before = [
+        signal.signal(number, lambda number, frame: told.append(number)) for number in (signal.SIGTERM, signal.SIGHUP)
+    ]
+    try:
+        with signals_held():
+            signal.raise_signal(signal.SIGTERM)
+            assert told == []
+            signal.raise_signal(signal.SIGHUP)
+            assert told == [signal.SIGTERM, signal.SIGHUP]
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)
+    assert told == [signal.SIGTERM, signal.SIGHUP]
+
+
 def test_what_led_here_counts_as_the_first() -> None:
     num_done = 0
     with pytest.raises(KeyboardInterrupt), signals_held(KeyboardInterrupt()):

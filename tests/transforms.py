@@ -56,6 +56,10 @@ def as_list(samples: Any) -> Any:
     return {"number": [sample["number"] for sample in samples], "process": os.getpid()}
 
 
+def draws_for_a_batch(samples: Any) -> Any:
+    return {"number": [sample["number"] for sample in samples], "drawn": [random.random(), float(np.random.random())]}
+
+
 def add_noise(batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     return {**batch, "noise": rng.random()}
 

@@ -73,23 +73,19 @@ class _Report:
     """Count and sum of this process's part of what the order says for all ranks."""
 
 
-def check_ranks(
-    progress: Progress, partition: Partition, ranks: Ranks, more: dict[str, Any], group: ProcessGroup | None
-) -> None:
+def check_ranks(progress: Progress, partition: Partition, ranks: Ranks, group: ProcessGroup | None) -> None:
     """Compares what all processes of a group were told; one collective.
 
     Args:
         progress: order and place of this process.
         partition: how it is split.
         ranks: this process among the replicas.
-        more: further settings that must be equal.
         group: the replicas, or with a mesh all its processes; None for the default group, or this process alone.
 
     Raises:
         StateMismatchError: they disagree; all processes raise it, with the same words.
     """
-    shared = {**_shared(progress, partition), **more}
-    reports = _gather(_Report(_known(ranks), shared), group)
+    reports = _gather(_Report(_known(ranks), _shared(progress, partition)), group)
     _compare(reports, ranks)
 
 

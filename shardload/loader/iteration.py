@@ -161,11 +161,11 @@ class Iteration:
             return deliveries.__next__
         prefetcher = Prefetcher(deliveries, lambda item: item.num_bytes, course.prefetch_batches, course.prefetch_bytes)
         # A loop left by break, an exception, or the interpreter's end all drop or outlive this object.
-        self._finalizer = weakref.finalize(self, prefetcher.close)
+        self._finalizer = weakref.finalize(self, _close, prefetcher)
         if course.num_processes:
             # At the interpreter's end it must come before multiprocessing's own tidying up, which kills the processes under
             # the thread: what is registered last is called first.
-            atexit.register(self._finalizer)
+            atexit.register(prefetcher.close)
         return prefetcher.take
 
     def _end(self, reason: BaseException) -> None:
@@ -174,7 +174,6 @@ class Iteration:
             self._next = None
             if self._finalizer is not None:
                 self._finalizer()
-                atexit.unregister(self._finalizer)
 
     def _count(self, delivery: Delivery, start: float, stop: float) -> None:
         course, stats = self._course, self._course.stats
@@ -196,3 +195,8 @@ class Iteration:
                 UserWarning,
                 stacklevel=3,
             )
+
+
+def _close(prefetcher: Prefetcher[Delivery]) -> None:
+    prefetcher.close()
+    atexit.unregister(prefetcher.close)

@@ -218,7 +218,7 @@ class ShardLoader:
         Raises:
             StateMismatchError: they disagree; says in what. All processes raise it.
         """
-        check_ranks(self._progress, self._partition(), self._ranks(), {}, group)
+        check_ranks(self._progress, self._partition(), self._ranks(), group)
 
     def audit(self, group: ProcessGroup | None = None, sample_ids: Sequence[ArrayLike] | None = None) -> None:
         """Compares what all ranks were given since this run entered the epoch with what the order says.

@@ -44,6 +44,9 @@ class _Work(Dataset[Any]):
 
     def __getitems__(self, ids: SampleIds) -> Any:
         try:
+            if len(ids):
+                # For a collate_fn without a transform before it: what one process had before must not show.
+                seed_generators(ids.seed, ids.epochs[0], ids[0])
             samples = self.dataset.read_batch(np.array(ids, dtype=np.int64), {}, self.recipe.fields)
             return collated(samples, self.recipe, ids, None, before=seed_generators)
         except Exception as error:

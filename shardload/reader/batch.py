@@ -95,6 +95,11 @@ class SampleBatch(Sequence[dict[str, Any]]):
     def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        if not len(self):
+            raise IndexError(
+                "this batch has no samples: with tail='short' some of several ranks have none in the last one of an epoch; use "
+                "shardload.collate, or tail='mask' or 'pad'"
+            )
         slot = range(len(self))[index]
         return {name: self._value(column, slot) for name, column in self.columns.items()}
 

@@ -20,16 +20,6 @@ NUM_SAMPLES = 97
 Facts = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ninety-seven samples, which no number of ranks and no batch size divides. Read only."""
-    path = tmp_path_factory.mktemp("small") / "dataset"
-    with shardload.ShardWriter(path, {"number": "int64"}, shard_size="4KiB") as writer:
-        for i in range(NUM_SAMPLES):
-            writer.write({"number": i})
-    return path
-
-
 def run_ranks(small: Path, directory: Path, world: int, works: str) -> Facts:
     store = directory / f"store-{world}-{works[:20]}"
     processes = []

@@ -18,16 +18,6 @@ PROGRAM = Path(__file__).parent / "mesh_program.py"
 NUM_SAMPLES, BATCH_SIZE = 97, 5
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read only."""
-    path = tmp_path_factory.mktemp("small") / "dataset"
-    with shardload.ShardWriter(path, {"number": "int64"}, shard_size="4KiB") as writer:
-        for i in range(NUM_SAMPLES):
-            writer.write({"number": i})
-    return path
-
-
 def in_rank(rank: int, world: int, work: Any) -> Any:
     """Runs `work` as one process of a world that is not there: enough for all that needs no other one."""
     from torch.testing._internal.distributed.fake_pg import FakeStore

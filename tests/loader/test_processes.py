@@ -18,6 +18,7 @@ from transforms import (
     as_list,
     dies,
     draws_both,
+    draws_for_a_batch,
     draws_globally,
     draws_own,
     fails,
@@ -52,6 +53,16 @@ def test_what_is_drawn_does_not_depend_on_who_draws(numbers: Path) -> None:
     # rng= is the same in a thread and in a process.
     threads = by_number(list(make(numbers, transform=draws_own)), "own")
     assert threads == by_number(list(make(numbers, transform=draws_both, num_processes=1)), "own")
+
+
+def test_a_collate_fn_that_draws_is_seeded_by_its_batch(numbers: Path) -> None:
+    """Whatever else its process had before: any number of them, and a resume."""
+    options: dict[str, Any] = {"collate_fn": draws_for_a_batch, "reproducible": True}
+    whole = [batch["drawn"] for batch in make(numbers, num_processes=2, **options)]
+    assert len({tuple(drawn) for drawn in whole}) == len(whole)
+    again = make(numbers, num_processes=1, **options)
+    again.load_state_dict(again.state_at(7))
+    assert [batch["drawn"] for batch in again] == whole[7:]
 
 
 def test_batches_without_a_transform_are_the_same(mixed: Path) -> None:

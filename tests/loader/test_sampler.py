@@ -11,6 +11,7 @@ import pytest
 import torch
 from samples import mixed_sample
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+from transforms import draws_own
 
 import shardload
 from shardload.order import Permutation
@@ -290,3 +291,53 @@ def test_ranks_stay_equal_when_a_resume_starts_anywhere(tmp_path, drop_last):
                 assert sorted(ids) == sorted(order[done : done + left // replicas * replicas])
             else:
                 assert set(ids) >= set(order[done:])
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_persistent_workers_hold_no_stale_epoch(numbers, method):
+    """Three epochs without set_epoch: three orders and three augmentations, those of a loader's thread to the last bit."""
+    options = {"shuffle": True, "seed": 3, "tail": "short"}
+    own = shardload.ShardLoader(shardload.open(numbers, transform=draws_own), 59, num_replicas=1, rank=0, **options)
+    dataset = shardload.open(numbers, transform=draws_own)
+    batches = shardload.ShardSampler(dataset, 1, 0, seed=3).batch_sampler(59)
+    workers = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=1,
+        persistent_workers=True,
+        multiprocessing_context=method,
+        timeout=60,
+    )
+    epochs = []
+    for _ in range(3):
+        rows = [list(zip(b["number"].tolist(), b["own"].tolist(), strict=True)) for b in workers]
+        assert rows == [list(zip(b["number"].tolist(), b["own"].tolist(), strict=True)) for b in own]
+        epochs.append([row for batch in rows for row in batch])
+    for epoch in epochs:
+        assert sorted(number for number, _ in epoch) == list(range(1003))
+    orders = {tuple(number for number, _ in epoch) for epoch in epochs}
+    draws = {tuple(draw for _, draw in sorted(epoch)) for epoch in epochs}
+    assert len(orders) == len(draws) == 3
+
+
+def test_pickles_do_not_grow_with_the_dataset(numbers, tmp_path):
+    with shardload.ShardWriter(tmp_path / "one", {"number": "int64"}) as writer:
+        writer.write({"number": 1})
+    sizes = []
+    for path in (numbers, tmp_path / "one"):
+        sampler = shardload.ShardSampler(shardload.open(path), 1, 0)
+        loader = shardload.ShardLoader(sampler.dataset, 1, shuffle=True)
+        parts = (sampler.dataset, sampler, sampler.batch_sampler(1), loader)
+        sizes.append([len(pickle.dumps(part)) for part in parts])
+    assert all(abs(large - small) < 1024 and large < 64 << 10 for large, small in zip(*sizes, strict=True))
+
+
+def test_a_rank_without_a_sample_is_told_what_to_do(numbers):
+    """Torch's own collation asks for the first sample of a batch that has none."""
+    dataset = shardload.open(numbers)
+    batches = shardload.ShardSampler(dataset, 4, 3, shuffle=False).batch_sampler(125, tail="short")
+    with pytest.raises(
+        IndexError, match=r"no samples: with tail='short' .* use shardload.collate, or tail='mask' or 'pad'"
+    ):
+        list(DataLoader(dataset, batch_sampler=batches))
+    assert len(list(DataLoader(dataset, batch_sampler=batches, collate_fn=shardload.collate))) == 3

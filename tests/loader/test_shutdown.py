@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import shardload
+from shardload.loader.prefetch import Prefetcher
 
 TESTS = str(Path(__file__).parent.parent)
 PROGRAM = """
@@ -109,7 +110,7 @@ def test_processes_end_with_a_parent_that_was_killed(numbers: Path) -> None:
 
 def make(numbers: Path, **options: Any) -> shardload.ShardLoader:
     settings: dict[str, Any] = {"shuffle": True, "num_replicas": 1, "rank": 0}
-    return shardload.ShardLoader(shardload.open(numbers), 16, **settings | options)
+    return shardload.ShardLoader(shardload.open(numbers), **{"batch_size": 16} | settings | options)
 
 
 def test_what_is_dropped_is_gone_at_once(numbers: Path) -> None:
@@ -125,6 +126,16 @@ def test_what_is_dropped_is_gone_at_once(numbers: Path) -> None:
     finally:
         gc.enable()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardload")]
+
+
+def test_nothing_is_kept_for_the_interpreters_end(numbers: Path) -> None:
+    """Of iterations with processes, which are ended first there."""
+    loader = make(numbers, num_processes=1, batch_size=500)
+    for _ in loader:
+        break
+    list(loader)
+    gc.collect()
+    assert not [one for one in gc.get_objects() if isinstance(one, Prefetcher)]
 
 
 def test_closed_by_another_thread_while_the_loop_waits(numbers: Path) -> None:

@@ -37,8 +37,18 @@ def identity_sums(generation: int, unit: int, part: int, field: int, local_ids: 
     Only the last four bytes of the identity differ, so by linearity each sum is that of local id 0 with the images of
     the id's set bits folded in.
     """
-    base = np.uint32(identity_sum(generation, unit, part, field, 0))
-    return base ^ _apply(_local_id_matrix(), local_ids.astype(np.uint32))
+    return with_local_ids(np.uint32(identity_sum(generation, unit, part, field, 0)), local_ids)
+
+
+def with_local_ids(bases: UInt32 | np.uint32, local_ids: NDArray[np.int64]) -> UInt32:
+    """Returns `identity_sum` for samples of several shards: uint32 of shape (samples,).
+
+    Args:
+        bases: for each sample (or for all) `identity_sum` of its shard and field with local id 0.
+        local_ids: their numbers in their shards.
+    """
+    sums: UInt32 = bases ^ _apply(_local_id_matrix(), local_ids.astype(np.uint32))
+    return sums
 
 
 def rows_match(rows: NDArray[np.uint8], sums: UInt32) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -64,9 +63,20 @@ class RecordPlaces:
     framed: NDArray[np.bool_]
     """Whether the compressed fields are a zstd frame."""
 
+    def __getitem__(self, part: slice) -> RecordPlaces:
+        return RecordPlaces(self.start[part], self.stored[part], self.raw[part], self.framed[part])
 
-def record_places(rows: NDArray[Any], heap_start: int, heap_stop: int, header_bytes: int) -> RecordPlaces:
+
+def record_places(
+    rows: NDArray[Any], heap_start: int | NDArray[np.int64], heap_stop: int | NDArray[np.int64], header_bytes: int
+) -> RecordPlaces:
     """Returns where the records of packed rows lie.
+
+    Args:
+        rows: the packed rows.
+        heap_start: first byte of the heap, one for all or one a row.
+        heap_stop: byte after the heap, likewise.
+        header_bytes: bytes of a record's header.
 
     Raises:
         FormatError: a record would lie outside the heap, or has flags or lengths that cannot be; names the bytes, and as
@@ -81,6 +91,7 @@ def record_places(rows: NDArray[Any], heap_start: int, heap_stop: int, header_by
     good &= (stored >= header_bytes) & (raw >= stored) & (flags <= np.uint64(layout.RECORD_FLAG_FRAME))
     if not good.all():
         bad = int(np.argmin(good))
+        heap_start, heap_stop = (np.broadcast_to(edge, len(rows))[bad] for edge in (heap_start, heap_stop))
         raise FormatError(
             f"a packed row points at bytes {start[bad]} to {start[bad] + stored[bad]} (raw {raw[bad]}, flags {flags[bad]}), "
             f"which is no record in the heap from {heap_start} to {heap_stop}",
@@ -91,32 +102,33 @@ def record_places(rows: NDArray[Any], heap_start: int, heap_stop: int, header_by
     return RecordPlaces(start, stored, raw, flags == np.uint64(layout.RECORD_FLAG_FRAME))
 
 
-def split_record(
-    record: memoryview, layout_: RecordLayout, raw_bytes: int, framed: bool
-) -> tuple[Sequence[int], memoryview, memoryview, int]:
-    """Takes a stored record apart.
+def record_lengths(
+    headers: NDArray[np.uint32], layout_: RecordLayout, places: RecordPlaces
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the lengths that the headers of many records give.
 
     Args:
-        record: the record as stored.
+        headers: uint32 of shape (records, 1 + fields).
         layout_: layout of the schema's records.
-        raw_bytes: its length with all fields decompressed, from the packed row.
-        framed: whether the compressed fields are a frame.
+        places: where the records lie.
 
     Returns:
-        The fields' lengths in order, the bytes of the plain fields, the bytes of the packed fields as stored, and the
-        length those have decompressed. The views share the record's memory.
+        The fields' lengths, int64 of shape (records, fields), and of the packed fields together: int64 of shape (records,).
 
     Raises:
-        FormatError: lengths and record do not agree.
+        FormatError: lengths and record do not agree; `sample_id` is the record's place among the given ones.
     """
-    header = layout_.header
-    lengths = header.unpack_from(record)[1:]
-    plain_bytes = sum(lengths[i] for i in layout_.plain)
-    packed_bytes = sum(lengths[i] for i in layout_.packed)
-    stop = header.size + plain_bytes
-    stored_packed = len(record) - stop
-    if header.size + plain_bytes + packed_bytes != raw_bytes or stored_packed < 0:
-        raise FormatError(f"the field lengths {lengths[:8]} do not fit a record of {raw_bytes} bytes")
-    if (framed and not 0 < stored_packed < packed_bytes) or (not framed and stored_packed != packed_bytes):
-        raise FormatError(f"{stored_packed} bytes stored for {packed_bytes} cannot be (frame: {bool(framed)})")
-    return lengths, record[header.size : stop], record[stop:], packed_bytes
+    lengths = headers[:, 1:].astype(np.int64)
+    packed = lengths[:, list(layout_.packed)].sum(axis=1)
+    plain = lengths[:, list(layout_.plain)].sum(axis=1)
+    stored = places.stored - layout_.header.size - plain
+    good = layout_.header.size + plain + packed == places.raw
+    good &= np.where(places.framed, (stored > 0) & (stored < packed), stored == packed)
+    if not good.all():
+        bad = int(np.argmin(good))
+        raise FormatError(
+            f"the field lengths {tuple(lengths[bad, :8].tolist())} do not fit a record of {places.raw[bad]} bytes, "
+            f"{places.stored[bad]} as stored",
+            sample_id=bad,
+        )
+    return lengths, packed

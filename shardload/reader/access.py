@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.codecs import Codec
 from shardload.errors import FormatError
-from shardload.format.checksum import rows_match
+from shardload.format import layout
 from shardload.format.keys import find_keys
 from shardload.format.ragged import Ragged, join_ragged
 from shardload.format.rows import RAW, STORED, count_column, row_layout, valid_mask
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics
-from shardload.planner import ShardReads, plan_by_shard
+from shardload.planner import plan_by_shard
 from shardload.reader.batch import Column, SampleBatch, typed_values
-from shardload.reader.checks import Verify, resolve_verify
+from shardload.reader.checks import CheckedBlocks, Verify, free_memory_bytes, resolve_verify
 from shardload.reader.codecs import Codecs
+from shardload.reader.engines import EngineName, choose_engine
+from shardload.reader.facts import ShardFacts
 from shardload.reader.files import OpenFiles
+from shardload.reader.located import Located
+from shardload.reader.records import RecordReader
 from shardload.reader.rows import RowCache
 from shardload.reader.shard import ShardReader
 from shardload.reader.snapshot import Snapshot
+from shardload.reader.wide import WideReader
 from shardload.storage import LocalStorage
 
 Int64 = NDArray[np.int64]
@@ -38,55 +45,107 @@ INDEX_BUDGET_BYTES = 256 << 20
 class Access:
     """The open side of a dataset in one process. Safe for several threads; never shared with a child."""
 
-    def __init__(self, location: str, snapshot: Snapshot, verify: Verify) -> None:
+    def __init__(self, location: str, snapshot: Snapshot, verify: Verify, engine: EngineName = "auto") -> None:
         self.process_id = os.getpid()
         self.location = location
-        self._table = snapshot.table
-        self._manifest = snapshot.manifest
-        self._schema = snapshot.manifest.parsed_schema
-        self._codecs = Codecs(snapshot.manifest)
-        self._verify = resolve_verify(verify, snapshot.manifest.num_bytes)
+        self._table = table = snapshot.table
+        self._manifest = manifest = snapshot.manifest
+        self._schema = schema = manifest.parsed_schema
+        self._codecs = Codecs(manifest)
         self._files = OpenFiles(LocalStorage(location))
         self._cache = RowCache(INDEX_BUDGET_BYTES)
-        row_bytes = row_layout(self._schema).dtype.itemsize
-        self._whole = snapshot.manifest.num_samples * row_bytes <= INDEX_BUDGET_BYTES
+        self._rows = self._row_store()
         self._shards: dict[int, ShardReader] = {}
         self._lock = threading.Lock()
+        self._first = table.first_sample_ids
+        self._fits = manifest.num_bytes <= free_memory_bytes() // 2
+        self._hinted = CheckedBlocks()
+        self.engine = choose_engine(engine, location, self._files, table)
+        """What reads the bytes of samples."""
+        self._facts = ShardFacts(schema, len(table))
+        self._verify = verify = resolve_verify(verify, manifest.num_bytes)
+        checked = {number: CheckedBlocks() for number in [*range(len(schema)), layout.NO_FIELD]}
+        shared = self._facts, self.engine
+        self._records = RecordReader(schema, *shared, checked[layout.NO_FIELD], verify, _codec_of(self._shards))
+        numbers = {field.name: schema.number(field.name) for field in schema.wide_fields}
+        self._wide = {
+            field.name: WideReader(field, numbers[field.name], *shared, checked[numbers[field.name]], verify)
+            for field in schema.wide_fields
+        }
 
     def read_batch(self, sample_ids: Int64, buffers: Buffers, fields: Sequence[Field]) -> SampleBatch:
         """Returns the given fields of a batch; fixed fields go into their buffer where there is one."""
-        size = len(sample_ids)
-        plan = list(plan_by_shard(sample_ids, self._table.first_sample_ids))
-        rows = np.empty(size, dtype=row_layout(self._schema).dtype)
-        for reads in plan:
-            rows[reads.slots] = self.shard(reads.shard_id).rows(reads.local_ids)
+        return self.read_batches([sample_ids], [buffers], fields)[0]
+
+    def read_batches(
+        self, batches: Sequence[Int64], buffers: Sequence[Buffers], fields: Sequence[Field]
+    ) -> list[SampleBatch]:
+        """Returns the given fields of several batches by reads planned over all of them.
+
+        Args:
+            batches: the sample ids of each batch.
+            buffers: for each batch the buffers of fixed fields.
+            fields: the fields.
+        """
+        samples = self._locate(np.concatenate(batches))
+        self._hint(samples, fields)
+        sizes = [len(ids) for ids in batches]
+        edges = np.cumsum([0, *sizes]).tolist()
+        parts = [slice(first, last) for first, last in pairwise(edges)]
+        columns: list[dict[str, Column]] = [{} for _ in batches]
         recorded = [field for field in fields if field.in_record]
-        records = self._read_records(plan, rows, recorded)
-        columns = {}
+        places = [self._schema.record_fields.index(field) for field in recorded]
+        records = dict(zip(places, self._records.read(samples, places), strict=True)) if recorded else {}
         for field in fields:
-            valid = valid_mask(rows, self._schema, field) if field.nullable else None
+            values: list[Any]
             if field.in_record:
-                place = recorded.index(field)
-                stored = [values[place] for values in records]
-                columns[field.name] = Column(field, self._joined(field, stored, sample_ids), valid)
-                continue
-            if field.streamed:
-                columns[field.name] = Column(field, self._read_stream(plan, rows, field), valid)
-                continue
-            out = buffers.get(field.name)
-            if out is None:
-                out = np.empty((size, *field.shape), dtype=field.dtype)
-            if field.wide:
-                self._read_wide(plan, rows, field, out)
+                column = records[self._schema.record_fields.index(field)]
+                values = [self._joined(field, column[part], samples.sample_ids[part]) for part in parts]
+            elif field.streamed:
+                values = [self._read_stream(samples[part], field) for part in parts]
             else:
-                out[...] = rows[field.name]
-            columns[field.name] = Column(field, out, valid)
-        return SampleBatch(sample_ids, columns, self.location)
+                values = [
+                    lent[field.name] if field.name in lent else np.empty((size, *field.shape), dtype=field.dtype)
+                    for lent, size in zip(buffers, sizes, strict=True)
+                ]
+                if field.wide:
+                    self._wide[field.name].read(samples, values)
+                else:
+                    for out, part in zip(values, parts, strict=True):
+                        out[...] = samples.rows[field.name][part]
+            valid = valid_mask(samples.rows, self._schema, field) if field.nullable else None
+            for batch, value, part in zip(columns, values, parts, strict=True):
+                batch[field.name] = Column(field, value, None if valid is None else valid[part])
+        return [SampleBatch(ids, batch, self.location) for ids, batch in zip(batches, columns, strict=True)]
 
     def will_need(self, sample_ids: Int64, fields: Sequence[Field]) -> None:
-        """Tells the operating system which bytes a coming batch will read."""
-        for reads in plan_by_shard(sample_ids, self._table.first_sample_ids):
-            self.shard(reads.shard_id).will_need(reads.local_ids, fields)
+        """Tells the operating system which bytes coming batches will read.
+
+        Of row tables that are read by page only the pages are announced: to know the records they would have to be read
+        here and now, which is what hints are to spare the caller.
+        """
+        if self._rows is None:
+            for reads in plan_by_shard(sample_ids, self._first):
+                self.shard(reads.shard_id).will_need_rows(reads.local_ids)
+            self._hint(self._located(sample_ids, np.empty(len(sample_ids))), [field for field in fields if field.wide])
+            return
+        samples = self._locate(sample_ids)
+        self._hint(samples, fields)
+        for field in fields:
+            if field.streamed:
+                for reads in plan_by_shard(sample_ids, self._first):
+                    self.shard(reads.shard_id).will_need_items(field, reads.local_ids)
+
+    def check_rows(self, shard_id: int, start: int, stop: int) -> None:
+        """Checks that what the packed rows of a half-open range of a shard's samples say can be.
+
+        Raises:
+            FormatError: records or items lie outside their section, or overlap; names shard and sample.
+        """
+        # One before, so that pieces of the table are checked against each other.
+        local_ids = np.arange(max(0, start - 1), stop)
+        self._records.ranges(self._locate(local_ids + self._first[shard_id]))
+        self.shard(shard_id).check_streams(local_ids)
 
     def column(self, field: Field) -> NDArray[Any]:
         """Returns a fixed field of all samples."""
@@ -107,15 +166,13 @@ class Access:
     def lengths(self, field: Field) -> Int64:
         """Returns the length of a value in all samples: items of ragged fields, bytes of others in the record."""
         lengths = np.empty(self._num_samples(), dtype=np.int64)
-        place = self._schema.record_fields.index(field) if field.in_record else None
-        for reads, rows in self._all_rows():
-            start = int(self._table.first_sample_ids[reads.shard_id])
-            if place is None:
-                values = rows[count_column(field)]
-            else:
-                values = self.shard(reads.shard_id).field_lengths(rows, reads.local_ids, place)
+        for samples in self._all_samples():
+            if field.in_record:
+                values = self._records.lengths(samples, self._schema.record_fields.index(field))
                 values = values // field.num_bytes if field.ragged else values
-            lengths[start + reads.local_ids[0] : start + reads.local_ids[-1] + 1] = values
+            else:
+                values = samples.rows[count_column(field)]
+            lengths[samples.sample_ids[0] : samples.sample_ids[-1] + 1] = values
         return lengths
 
     def record_sizes(self) -> tuple[Int64, Int64]:
@@ -124,9 +181,9 @@ class Access:
         sizes = np.full((2, self._num_samples()), fixed, dtype=np.int64)
         streams = self._schema.stream_fields
         if self._schema.record_fields or streams:
-            for reads, rows in self._all_rows():
-                start = int(self._table.first_sample_ids[reads.shard_id]) + int(reads.local_ids[0])
-                mine = sizes[:, start : start + len(rows)]
+            for samples in self._all_samples():
+                rows = samples.rows
+                mine = sizes[:, samples.sample_ids[0] : samples.sample_ids[-1] + 1]
                 if self._schema.record_fields:
                     mine += np.stack([rows[STORED], rows[RAW]])
                 for field in streams:
@@ -157,26 +214,62 @@ class Access:
             self.shard(shard_id)
         return int(self._table.first_sample_ids[-1])
 
-    def _all_rows(self) -> Iterator[tuple[ShardReads, NDArray[Any]]]:
-        """Yields the packed rows of all samples in their order, some thousands at a time."""
-        for shard_id in range(len(self._table)):
-            shard = self.shard(shard_id)
-            for start in range(0, shard.entry.num_samples, 1 << 14):
-                local_ids = np.arange(start, min(start + (1 << 14), shard.entry.num_samples))
-                yield ShardReads(shard_id, local_ids, local_ids), shard.rows(local_ids)
+    def _all_samples(self) -> Iterator[Located]:
+        """Yields all samples in their order, some thousands at a time."""
+        for start in range(0, int(self._first[-1]), 1 << 14):
+            yield self._locate(np.arange(start, min(start + (1 << 14), int(self._first[-1]))))
 
-    def _read_records(self, plan: list[ShardReads], rows: NDArray[Any], fields: Sequence[Field]) -> list[list[bytes]]:
-        """Returns each sample's values of fields in the record, in the order of the batch."""
-        records: list[list[bytes]] = [[]] * len(rows)
-        if not fields:
-            return records
-        wanted = [self._schema.record_fields.index(field) for field in fields]
-        for reads in plan:
-            shard = self.shard(reads.shard_id)
-            values = shard.read_records(rows[reads.slots], reads.local_ids, wanted, self._verify)
-            for slot, value in zip(reads.slots.tolist(), values, strict=True):
-                records[slot] = value
-        return records
+    def _locate(self, sample_ids: Int64) -> Located:
+        """Returns where samples are, with their packed rows. Their shards are open then."""
+        shard_ids = np.searchsorted(self._first, sample_ids, side="right") - 1
+        if self._rows is not None:
+            missing = ~self._ready[shard_ids]
+            if missing.any():
+                for shard_id in np.unique(shard_ids[missing]).tolist():
+                    self._load(shard_id)
+            rows = self._rows[sample_ids]
+        else:
+            rows = np.empty(len(sample_ids), dtype=row_layout(self._schema).dtype)
+            for reads in plan_by_shard(sample_ids, self._first):
+                rows[reads.slots] = self.shard(reads.shard_id).rows(reads.local_ids)
+        return self._located(sample_ids, rows)
+
+    def _located(self, sample_ids: Int64, rows: NDArray[Any]) -> Located:
+        shard_ids = np.searchsorted(self._first, sample_ids, side="right") - 1
+        return Located(sample_ids, shard_ids, sample_ids - self._first[shard_ids], rows, self.location, self._table)
+
+    def _row_store(self) -> NDArray[Any] | None:
+        """Returns an array for all rows if it fits the budget. Its memory is taken as shards fill it, after their checks."""
+        dtype, num_samples = row_layout(self._schema).dtype, self._manifest.num_samples
+        self._ready = np.zeros(len(self._table), dtype=np.bool_)
+        return np.empty(num_samples, dtype=dtype) if num_samples * dtype.itemsize <= INDEX_BUDGET_BYTES else None
+
+    def _load(self, shard_id: int) -> None:
+        """Brings the rows of a shard into the store."""
+        shard = self.shard(shard_id)
+        rows = shard.rows(np.arange(shard.entry.num_samples))
+        assert self._rows is not None
+        if shard.schema is not self._schema:
+            self._rows[self._first[shard_id] : self._first[shard_id + 1]] = rows
+        self._ready[shard_id] = True
+
+    def _hint(self, samples: Located, fields: Sequence[Field]) -> None:
+        """Announces what will be read of samples.
+
+        A dataset that fits in half the memory stays there once it was read: then each sample is announced once.
+        """
+        if self._fits:
+            samples = samples[self._hinted.missing(samples.sample_ids)]
+            self._hinted.add(samples.sample_ids)
+        if not len(samples):
+            return
+        ranges = [self._wide[field.name].ranges(samples) for field in fields if field.wide]
+        if any(field.in_record for field in fields):
+            ranges.append(self._records.ranges(samples))
+        # A file system may refuse hints, which is no reason not to read.
+        with contextlib.suppress(OSError):
+            for some in ranges:
+                self.engine.will_need(some)
 
     def _joined(self, field: Field, values: list[bytes], sample_ids: Int64) -> list[bytes] | Ragged:
         if not field.ragged:
@@ -188,9 +281,11 @@ class Access:
             message = f"{self.location}: {error.message} (sample {sample_id})"
             raise FormatError(message, dataset=self.location, sample_id=sample_id) from None
 
-    def _read_stream(self, plan: list[ShardReads], rows: NDArray[Any], field: Field) -> Ragged:
+    def _read_stream(self, samples: Located, field: Field) -> Ragged:
         """Returns a batch's items of a stream field."""
+        rows = samples.rows
         counts = rows[count_column(field)].astype(np.int64)
+        plan = list(plan_by_shard(samples.sample_ids, self._first))
         # The spans are checked before memory is taken for what they add up to.
         for reads in plan:
             self.shard(reads.shard_id).check_spans(field, rows[reads.slots], reads.local_ids)
@@ -204,44 +299,6 @@ class Access:
                 shard.read_stream(field, rows[reads.slots], reads.local_ids, places[reads.slots], out, self._verify)
         return Ragged(values, offsets)
 
-    def _read_wide(self, plan: list[ShardReads], rows: NDArray[Any], field: Field, out: NDArray[Any]) -> None:
-        """Fills a batch's values of a wide field and checks those that are due, all in one call."""
-        # The width is told, not left to numpy: of a batch of no samples it cannot be found.
-        data = out.reshape(len(out), math.prod(field.shape)).view(np.uint8)
-        sums = np.zeros(len(out), dtype=np.uint32)
-        due = np.zeros(len(out), dtype=np.bool_)
-        for reads in plan:
-            shard = self.shard(reads.shard_id)
-            if not shard.has(field):
-                data[reads.slots] = 0
-                continue
-            shard.read_wide(field, reads.local_ids, reads.slots, data)
-            due[reads.slots] = wanted = shard.due(field, reads.local_ids, self._verify)
-            if wanted.any():
-                sums[reads.slots] = shard.wide_sums(field, rows[reads.slots], reads.local_ids)
-        if not due.any():
-            return
-        if not due.all() or not rows_match(data, sums):
-            self._check_one_by_one(plan, field, data, sums, due)
-        number = self._schema.number(field.name)
-        for reads in plan:
-            if due[reads.slots].any():
-                self.shard(reads.shard_id).note_checked(number, reads.local_ids[due[reads.slots]])
-
-    def _check_one_by_one(
-        self,
-        plan: list[ShardReads],
-        field: Field,
-        data: NDArray[np.uint8],
-        sums: NDArray[np.uint32],
-        due: NDArray[np.bool_],
-    ) -> None:
-        for reads in plan:
-            shard = self.shard(reads.shard_id)
-            for slot, local_id in zip(reads.slots.tolist(), reads.local_ids.tolist(), strict=True):
-                if due[slot]:
-                    shard.check_wide_value(field, data[slot], int(sums[slot]), local_id)
-
     def shard(self, shard_id: int) -> ShardReader:
         """Returns the reader of a shard, opened and checked at the first call."""
         shard = self._shards.get(shard_id)
@@ -249,10 +306,16 @@ class Access:
             with self._lock:
                 shard = self._shards.get(shard_id)
                 if shard is None:
-                    first = int(self._table.first_sample_ids[shard_id])
-                    entry = self._table[shard_id]
+                    first, last = (int(n) for n in self._first[shard_id : shard_id + 2])
+                    entry, store = self._table[shard_id], None if self._rows is None else self._rows[first:last]
                     shard = ShardReader(
-                        shard_id, first, entry, self._manifest, self._codecs, self._files, self._cache, self._whole
+                        shard_id, first, entry, self._manifest, self._codecs, self._files, self._cache, store
                     )
+                    self._facts.add(shard_id, shard)
                     self._shards[shard_id] = shard
         return shard
+
+
+def _codec_of(shards: Mapping[int, ShardReader]) -> Callable[[int], Codec | None]:
+    """Returns what gives the codec of an open shard. Of the open shards only: a cycle would keep their files open."""
+    return lambda shard_id: shards[shard_id].codec

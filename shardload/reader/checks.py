@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+_PAGE_BITS = 1 << 24
 
 Verify = Literal["auto", "always", "once", "off"]
 
@@ -34,19 +37,45 @@ def free_memory_bytes() -> int:
 
 
 class CheckedBlocks:
-    """Which samples' blocks of one kind in one shard have been checked in this process: one bit a sample.
+    """Which blocks of one kind have been checked in this process: one bit a block.
 
+    Memory is taken for a page of bits when a block in it is noted: how many blocks there are is only somebody's word.
     Two threads may lose each other's bits; then a block is checked once more.
     """
 
-    def __init__(self, num_samples: int) -> None:
-        self._bits = np.zeros(-(-num_samples // 8), dtype=np.uint8)
+    def __init__(self) -> None:
+        self._pages: dict[int, NDArray[np.uint8]] = {}
 
-    def missing(self, local_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Returns which of the samples have not been checked: bool of shape (samples,)."""
-        unset: NDArray[np.bool_] = (self._bits[local_ids >> 3] >> (local_ids & 7).astype(np.uint8)) & np.uint8(1) == 0
+    def due(self, numbers: NDArray[np.int64], verify: Verify) -> NDArray[np.bool_]:
+        """Returns which blocks are to be checked now: bool of shape (blocks,)."""
+        return self.missing(numbers) if verify == "once" else np.full(len(numbers), verify == "always")
+
+    def missing(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Returns which of the blocks have not been checked: bool of shape (blocks,)."""
+        unset = np.ones(len(numbers), dtype=np.bool_)
+        for page, slots, bits in self._by_page(numbers):
+            if page in self._pages:
+                set_ = self._pages[page][bits >> 3] >> (bits & 7).astype(np.uint8)
+                unset[slots] = set_ & np.uint8(1) == 0
         return unset
 
-    def add(self, local_ids: NDArray[np.int64]) -> None:
-        """Notes samples as checked."""
-        np.bitwise_or.at(self._bits, local_ids >> 3, np.uint8(1) << (local_ids & 7).astype(np.uint8))
+    def add(self, numbers: NDArray[np.int64]) -> None:
+        """Notes blocks as checked."""
+        for page, _, bits in self._by_page(numbers):
+            flags = self._pages.get(page)
+            if flags is None:
+                flags = self._pages[page] = np.zeros(_PAGE_BITS // 8, dtype=np.uint8)
+            np.bitwise_or.at(flags, bits >> 3, np.uint8(1) << (bits & 7).astype(np.uint8))
+
+    def _by_page(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, Any, NDArray[np.int64]]]:
+        """Yields the pages of some blocks, with the slots of the blocks and their bits in the page."""
+        if not len(numbers):
+            return
+        first = int(numbers.min()) // _PAGE_BITS
+        if first == int(numbers.max()) // _PAGE_BITS:
+            yield first, slice(None), numbers - first * _PAGE_BITS
+            return
+        pages = numbers // _PAGE_BITS
+        for page in np.unique(pages).tolist():
+            slots = np.flatnonzero(pages == page)
+            yield page, slots, numbers[slots] - page * _PAGE_BITS

@@ -25,6 +25,7 @@ from shardload.order.sample_ids import SampleIds
 from shardload.reader.access import Access, Buffers
 from shardload.reader.batch import VALID, SampleBatch
 from shardload.reader.checks import Verify
+from shardload.reader.engines import EngineName, check_engine
 from shardload.reader.snapshot import Snapshot, read_snapshot
 from shardload.storage import LocalStorage
 
@@ -40,6 +41,7 @@ def open_dataset(
     version: int | None = None,
     fingerprint: str | None = None,
     verify: Verify = "auto",
+    engine: EngineName = "auto",
 ) -> ShardDataset:
     """Opens a dataset: reads its manifest and shard table, checks them, and leaves nothing open.
 
@@ -53,6 +55,8 @@ def open_dataset(
         fingerprint: the fingerprint the dataset must have.
         verify: when checksums are compared. `auto`: once per process and block while the dataset fits half of the free
             memory, else at every read; `once`; `always`; `off`. Rows, heads and the manifest are always checked.
+        engine: how samples are read. `map`: all shards mapped, about a thousand ranges a call; `pread`: one positioned read
+            after the other; `auto`: `map` unless the file system is a network's or the system does not allow it.
 
     Raises:
         StorageError: there is no dataset, or it cannot be read.
@@ -61,7 +65,8 @@ def open_dataset(
     """
     if verify not in get_args(Verify):
         raise ValueError(f"verify must be one of {', '.join(get_args(Verify))}, not {verify!r}")
-    dataset = ShardDataset(os.path.abspath(path), fields, transform, version, fingerprint, verify)
+    name = check_engine(engine)
+    dataset = ShardDataset(os.path.abspath(path), fields, transform, version, fingerprint, verify, name)
     _ = dataset.field_list
     return dataset
 
@@ -82,11 +87,13 @@ class ShardDataset:
         version: int | None,
         fingerprint: str | None,
         verify: Verify,
+        engine: EngineName = "auto",
     ) -> None:
         self.location = location
         self.fields = None if fields is None else tuple(fields)
         self.transform = transform
         self.verify: Verify = verify
+        self.engine: EngineName = engine
         self._version = version
         self._pinned = fingerprint
         self._access: Access | None = None
@@ -94,7 +101,7 @@ class ShardDataset:
             raise TypeError(f"fields must be a list of names, not the text {fields!r}")
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: getattr(self, name) for name in ("location", "fields", "transform", "verify")}
+        state = {name: getattr(self, name) for name in ("location", "fields", "transform", "verify", "engine")}
         return state | {"_version": self.manifest.version, "_pinned": self.fingerprint}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -189,14 +196,29 @@ class ShardDataset:
         fields = self.field_list if fields is None else fields
         return self._process_access().read_batch(sample_ids, buffers or {}, fields)
 
-    def will_need(self, sample_ids: Int64) -> None:
+    def read_batches(
+        self, batches: Sequence[Int64], buffers: Sequence[Buffers], fields: Sequence[Field]
+    ) -> list[SampleBatch]:
+        """Returns several batches as of `read_batch`, by reads that are planned over all of them."""
+        return self._process_access().read_batches(batches, buffers, fields)
+
+    def will_need(self, sample_ids: Int64, fields: Sequence[Field] | None = None) -> None:
         """Tells the operating system that samples will be read soon, so that it can fetch them meanwhile.
 
         A file that cannot be read is passed over here: the read itself tells, with the place.
+
+        Args:
+            sample_ids: int64 of shape (samples,), each in [0, len).
+            fields: fields that will be read; None for those the dataset was opened with.
         """
         # OSError: a file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(ShardloadError, OSError):
-            self._process_access().will_need(sample_ids, self.field_list)
+            self._process_access().will_need(sample_ids, self.field_list if fields is None else fields)
+
+    @property
+    def engine_name(self) -> str:
+        """How this process reads samples: `map` or `pread`."""
+        return self._process_access().engine.name
 
     def column(self, name: str) -> NDArray[Any]:
         """Returns a fixed field of all samples: array of shape (samples, *field_shape); bfloat16 as float32.
@@ -278,7 +300,7 @@ class ShardDataset:
         """Returns this process's open files and caches; a forked child must not share locks and caches in mid-change."""
         access = self._access
         if access is None or access.process_id != os.getpid():
-            access = self._access = Access(self.location, self._snapshot, self.verify)
+            access = self._access = Access(self.location, self._snapshot, self.verify, self.engine)
         return access
 
 

@@ -50,7 +50,7 @@ class RowTable:
     """The packed rows of one shard."""
 
     def __init__(
-        self, shard_id: int, name: str, head: ShardHead, rows: RowLayout, cache: RowCache, whole: bool
+        self, shard_id: int, name: str, head: ShardHead, rows: RowLayout, cache: RowCache, store: NDArray[Any] | None
     ) -> None:
         """Describes the table.
 
@@ -59,8 +59,8 @@ class RowTable:
             name: name of the shard, for messages.
             head: where its sections lie.
             rows: layout of its rows.
-            cache: where checked rows are kept.
-            whole: read the table at once rather than page by page.
+            cache: where checked pages are kept.
+            store: array for all rows of the shard, if the table is to be read at once rather than page by page.
         """
         self._shard_id = shard_id
         self._name = name
@@ -69,7 +69,8 @@ class RowTable:
         self._pages = head.section(layout.SECTION_PAGES)
         self._rows = rows
         self._cache = cache
-        self._whole = whole
+        self._store = store
+        self._loaded = False
         self._digests: bytes | None = None
 
     def take(self, file: FileReader, local_ids: NDArray[np.int64]) -> NDArray[Any]:
@@ -83,14 +84,17 @@ class RowTable:
             ChecksumError: a page does not have its digest.
         """
         per_page = self._rows.rows_per_page
-        num_pages = self._rows.num_pages(self._num_samples)
-        if self._whole:
-            return self._piece(file, 0, num_pages)[local_ids]
+        if self._store is not None:
+            if not self._loaded:
+                # Of two threads both may read; they write the same.
+                self._read(file, 0, self._rows.num_pages(self._num_samples), self._store)
+                self._loaded = True
+            return self._store[local_ids]
         rows = np.empty(len(local_ids), dtype=self._rows.dtype)
         pages = local_ids // per_page
         for page in np.unique(pages):
             start, stop = np.searchsorted(pages, [page, page + 1])
-            rows[start:stop] = self._piece(file, int(page), int(page) + 1)[local_ids[start:stop] - page * per_page]
+            rows[start:stop] = self._page(file, int(page))[local_ids[start:stop] - page * per_page]
         return rows
 
     def will_need(self, file: FileReader, local_ids: NDArray[np.int64]) -> None:
@@ -102,19 +106,20 @@ class RowTable:
                 start, stop = self._rows.page_bounds(page, self._num_samples)
                 file.will_need(self._section.start + start, stop - start)
 
-    def _piece(self, file: FileReader, first: int, last: int) -> NDArray[Any]:
-        """Returns the rows of pages first to last - 1."""
-        key = (self._shard_id, first)
+    def _page(self, file: FileReader, page: int) -> NDArray[Any]:
+        key = (self._shard_id, page)
         rows = self._cache.get(key)
         if rows is None:
-            rows = self._read(file, first, last)
+            start, stop = self._rows.page_bounds(page, self._num_samples)
+            rows = np.empty((stop - start) // self._rows.dtype.itemsize, dtype=self._rows.dtype)
+            self._read(file, page, page + 1, rows)
             self._cache.put(key, rows)
         return rows
 
-    def _read(self, file: FileReader, first: int, last: int) -> NDArray[Any]:
+    def _read(self, file: FileReader, first: int, last: int, out: NDArray[Any]) -> None:
+        """Fills an array with the rows of pages first to last - 1."""
         start = self._rows.page_bounds(first, self._num_samples)[0]
-        stop = self._rows.page_bounds(last - 1, self._num_samples)[1]
-        data = np.empty(stop - start, dtype=np.uint8)
+        data = out.view(np.uint8)
         file.read_into(data.data, self._section.start + start)
         digests = self._page_digests(file)
         for page in range(first, last):
@@ -130,8 +135,6 @@ class RowTable:
                     start=low,
                     stop=high,
                 )
-        data.flags.writeable = False
-        return data.view(self._rows.dtype)
 
     def _page_digests(self, file: FileReader) -> bytes:
         if self._digests is None:

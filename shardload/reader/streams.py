@@ -46,7 +46,7 @@ class StreamReader:
         self._identity = identity
         self._shard_id = shard_id
         self._cache = cache
-        self._checked = CheckedBlocks(layout.num_blocks(data.num_bytes))
+        self._checked = CheckedBlocks()
 
     def read(
         self, file: FileReader, starts: Int64, stops: Int64, places: Int64, out: NDArray[np.uint8], verify: Verify

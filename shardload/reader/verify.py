@@ -157,7 +157,7 @@ def _check_structure(snapshot: Snapshot, access: Access, shard_id: int) -> Itera
     try:
         shard = access.shard(shard_id)
         for start in range(0, entry.num_samples, _ROWS):
-            shard.check_rows(start, min(start + _ROWS, entry.num_samples))
+            access.check_rows(shard_id, start, min(start + _ROWS, entry.num_samples))
         _check_padding(shard.file(), shard.head)
         shard.sections.statistics()
         shard.sections.dictionary()

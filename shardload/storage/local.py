@@ -59,6 +59,11 @@ class FileReader:
             with contextlib.suppress(OSError):
                 self._operations.close(self._descriptor)
 
+    @property
+    def descriptor(self) -> int:
+        """The open descriptor; it is closed when this object goes."""
+        return self._descriptor
+
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fills a writable buffer of bytes with those from `start` on.
 

@@ -30,7 +30,7 @@ from shardload.format.checksum import block_sum, identity_sum
 from shardload.format.keys import KEY_ENTRY, decode_keys, find_keys, key_digest
 from shardload.format.manifest import Manifest, decode_description, decode_manifest
 from shardload.format.ragged import decode_list, encode_list, join_ragged
-from shardload.format.record import record_layout, record_places, split_record
+from shardload.format.record import RecordPlaces, record_layout, record_lengths, record_places
 from shardload.format.rows import row_layout
 from shardload.format.shard import Expected, check_header, decode_head, encode_header, encode_tail, tail_bytes
 from shardload.format.statistics import decode_statistics, encode_statistics
@@ -231,9 +231,13 @@ def _record(data: bytes, repaired: bool) -> None:
     if block_sum(bytes(record[4:]), start).to_bytes(4, "little") != record[:4] or raw < len(record):
         return
     try:
-        lengths, plain, packed, size = split_record(memoryview(record), records, raw, framed)
+        places = RecordPlaces(*(np.array([n]) for n in (0, len(record), raw)), np.array([framed]))
+        headers = np.frombuffer(record[: records.header.size], "<u4").reshape(1, -1)
+        (lengths,), (size,) = record_lengths(headers, records, places)
+        stop = records.header.size + int(lengths[list(records.plain)].sum())
+        plain, packed = memoryview(record)[records.header.size : stop], memoryview(record)[stop:]
         if framed:
-            packed = memoryview(codecs()[data[0] >> 1 & 1].decompress(packed, size))
+            packed = memoryview(codecs()[data[0] >> 1 & 1].decompress(packed, int(size)))
     except FormatError:
         return
     assert sum(lengths) + records.header.size == raw and len(packed) == size

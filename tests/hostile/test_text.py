@@ -356,6 +356,9 @@ PATHS = [
     "pipe:touch outside", "|touch outside", "$(touch outside)", "`touch outside`", "outside\n", "..\u2215outside",
     "\uff0e\uff0e/outside", "-rf", "*", "." * 300, "a/" * 2000,
 ]  # fmt: skip
+SYSTEM_FACTS = ("/proc/meminfo", "/sys/fs/cgroup/memory.max", "/proc/self/mountinfo", "/proc/sys/vm/max_map_count")
+"""What any process may read of the machine."""
+
 PLACES: dict[str, Callable[[dict, str], object]] = {
     "format": lambda m, text: m.__setitem__("format", text),
     "key": lambda m, text: m.__setitem__("key", text),
@@ -435,7 +438,7 @@ def test_no_string_of_a_manifest_is_a_path(forge, watched, place):
         forged.write_manifest(manifest_text(canonical(manifest)))
         for event, path in watched(work):
             inside = path.startswith(f"{forged.path}{os.sep}") and os.pardir not in path.split(os.sep)
-            facts = path in ("/proc/meminfo", "/sys/fs/cgroup/memory.max")
+            facts = path in SYSTEM_FACTS
             assert event == "open" and (inside or facts), (text, event, path)
     assert not list(forged.path.parent.rglob("outside*"))
 

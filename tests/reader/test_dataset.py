@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 import shardload
 from shardload.format.layout import SECTION_ROWS, SECTION_WIDE
 from shardload.reader.dataset import takes_rng
-from shardload.storage import FileReader
+from shardload.storage import FileReader, MappedFiles
 
 
 def open_descriptors() -> set[str]:
@@ -335,9 +335,9 @@ def test_ranks_that_get_nothing_of_a_short_tail(tmp_path):
 
 
 def test_hints_of_a_table_that_is_not_held_whole_read_nothing(mixed, monkeypatch):
-    dataset = shardload.open(mixed)
+    dataset = shardload.open(mixed, engine="pread")
     access = dataset._process_access()
-    access._whole = False
+    access._rows = None
     for shard_id in range(len(dataset.table)):
         access.shard(shard_id)
     read, hinted = [], []
@@ -354,21 +354,24 @@ def test_hints_of_a_table_that_is_not_held_whole_read_nothing(mixed, monkeypatch
 
 def test_hints_by_page_leave_what_is_read_right(mixed):
     dataset = shardload.open(mixed)
-    dataset._process_access()._whole = False
+    dataset._process_access()._rows = None
     for start in range(0, 500, 100):
         dataset.will_need(np.arange(start, start + 100))
         for i, sample in enumerate(dataset.__getitems__(range(start, start + 100)), start):
             assert same(sample, mixed_sample(i))
 
 
+@pytest.mark.parametrize("engine", ["map", "pread"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_hint_that_fails_is_no_error(mixed, monkeypatch, whole):
+def test_a_hint_that_fails_is_no_error(mixed, monkeypatch, whole, engine):
     def refuse(*arguments):
         raise OSError(22, "Invalid argument")
 
-    dataset = shardload.open(mixed)
-    dataset._process_access()._whole = whole
+    dataset = shardload.open(mixed, engine=engine)
+    if not whole:
+        dataset._process_access()._rows = None
     monkeypatch.setattr(os, "posix_fadvise", refuse)
+    monkeypatch.setattr(MappedFiles, "will_need", refuse)
     dataset.will_need(np.arange(500))
     assert same(dataset[3], mixed_sample(3))
 

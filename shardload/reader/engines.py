@@ -1,0 +1,266 @@
+"""How bytes come from shards: many mapped ranges a call, or one positioned read after the other."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardload.errors import StorageError
+from shardload.format import layout
+from shardload.format.table import ShardTable
+from shardload.planner import merge_ranges
+from shardload.reader.files import OpenFiles
+from shardload.storage import FileReader, MappedFiles
+from shardload.storage.mapping import MAX_RANGES
+
+Int64 = NDArray[np.int64]
+EngineName = Literal["auto", "map", "pread"]
+
+MAX_GAP_BYTES = 4096
+"""Ranges this near each other are read together: the copy is cheaper than another call."""
+MAX_READ_BYTES = 1 << 20
+
+_MAGIC_BYTES = len(layout.FOOTER_MAGIC)
+# Where a page that is not in memory costs a round trip, a fault for each of them is the wrong way to ask.
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "9p", "afs", "beegfs", "glusterfs", "virtiofs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Ranges of bytes of shards: arrays of shape (ranges,)."""
+
+    shard_ids: Int64
+    """Numbers of the shards in the table."""
+    starts: Int64
+    """First byte in the shard."""
+    lengths: Int64
+    """Bytes."""
+
+    def __getitem__(self, part: slice) -> Ranges:
+        return Ranges(self.shard_ids[part], self.starts[part], self.lengths[part])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+class Engine(Protocol):
+    """Reads bytes of shards. Safe for several threads; belongs to one process."""
+
+    name: str
+    """`map` or `pread`."""
+
+    def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
+        """Copies ranges, one after another, into arrays that together are as long.
+
+        Args:
+            ranges: what is read; no range crosses from one target into the next.
+            targets: uint8 of shape (bytes,), C-contiguous and writable each; belong to the caller.
+
+        Raises:
+            StorageError: a file is missing, was cut, or cannot be read; names shard and bytes.
+        """
+        ...
+
+    def read_bytes(self, ranges: Ranges) -> list[bytes]:
+        """Returns the bytes of each range."""
+        ...
+
+    def will_need(self, ranges: Ranges) -> None:
+        """Tells the operating system that ranges will be read soon; it may start to fetch them."""
+        ...
+
+
+class ReadEngine:
+    """Positioned reads, one after the other."""
+
+    name = "pread"
+
+    def __init__(self, files: OpenFiles, table: ShardTable) -> None:
+        self._files = files
+        self._table = table
+
+    def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
+        """Copies ranges into targets; those near each other in rising order are read together."""
+        stops = ranges.starts + ranges.lengths
+        shard_ids, lengths = ranges.shard_ids, ranges.lengths
+        pieces = _pieces(lengths, targets)
+        rises = (np.diff(shard_ids) == 0) & (ranges.starts[1:] >= stops[:-1])
+        edges = [0, *(np.flatnonzero(~rises) + 1).tolist(), len(ranges)]
+        for first, last in pairwise(edges):
+            runs = merge_ranges(
+                ranges.starts[first:last], stops[first:last], max_gap_bytes=MAX_GAP_BYTES, max_read_bytes=MAX_READ_BYTES
+            )
+            for low, high in runs:
+                self._read_run(ranges[first + low : first + high], pieces[first + low : first + high])
+
+    def read_bytes(self, ranges: Ranges) -> list[bytes]:
+        """Returns the bytes of each range."""
+        data = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
+        self.read(ranges, [data])
+        return [piece.tobytes() for piece in _pieces(ranges.lengths, [data])]
+
+    def will_need(self, ranges: Ranges) -> None:
+        """Tells the operating system of each range."""
+        for shard_id, start, length in zip(
+            ranges.shard_ids.tolist(), ranges.starts.tolist(), ranges.lengths.tolist(), strict=True
+        ):
+            self.file(shard_id).will_need(start, length)
+
+    def file(self, shard_id: int) -> FileReader:
+        """Returns a shard's open file."""
+        return self._files.get(shard_id, self._table[shard_id])
+
+    def _read_run(self, ranges: Ranges, pieces: Sequence[memoryview]) -> None:
+        file, start = self.file(int(ranges.shard_ids[0])), int(ranges.starts[0])
+        if len(ranges) == 1:
+            file.read_into(pieces[0], start)
+            return
+        buffer = memoryview(bytearray(int(ranges.starts[-1] + ranges.lengths[-1]) - start))
+        file.read_into(buffer, start)
+        for piece, offset in zip(pieces, (ranges.starts - start).tolist(), strict=True):
+            piece[:] = buffer[offset : offset + len(piece)]
+
+
+class MapEngine:
+    """All shards mapped, ranges copied by the kernel a thousand a call."""
+
+    name = "map"
+
+    def __init__(self, files: OpenFiles, table: ShardTable) -> None:
+        """Raises OSError where the system cannot do it."""
+        self._mapped = MappedFiles(table.entries["num_bytes"].astype(np.int64))
+        self._ends = self._mapped.addresses + table.entries["num_bytes"].astype(np.int64) - _MAGIC_BYTES
+        self._reads = ReadEngine(files, table)
+
+    def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
+        """Copies ranges into targets."""
+        addresses = [(target.ctypes.data, target.nbytes) for target in targets if target.nbytes]
+        if self._copied(ranges, addresses):
+            return
+        # Positioned reads tell what is wrong, and where; or it was nothing that lasts.
+        self._reads.read(ranges, targets)
+
+    def read_bytes(self, ranges: Ranges) -> list[bytes]:
+        """Returns the bytes of each range, copied once: new byte strings are filled before anyone else sees them."""
+        sizes = ranges.lengths.tolist()
+        made = [_new_bytes(None, size) for size in sizes]
+        if self._copied(ranges, [(_address(data), size) for data, size in zip(made, sizes, strict=True) if size]):
+            return made
+        return self._reads.read_bytes(ranges)
+
+    def will_need(self, ranges: Ranges) -> None:
+        """Tells the operating system of all ranges at once."""
+        self._map(ranges.shard_ids)
+        self._mapped.will_need(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
+
+    def _map(self, shard_ids: Int64) -> None:
+        missing = ~self._mapped.mapped[shard_ids]
+        if missing.any():
+            for shard_id in np.unique(shard_ids[missing]).tolist():
+                file = self._reads.file(shard_id)
+                try:
+                    self._mapped.map(shard_id, file.descriptor)
+                except OSError as error:
+                    message = f"{file.dataset}: {file.name} cannot be mapped: {error.strerror}; use engine='pread'"
+                    raise StorageError(message, dataset=file.dataset, shard=file.name) from error
+
+    def _copied(self, ranges: Ranges, targets: list[tuple[int, int]]) -> bool:
+        """Copies ranges to addresses; returns whether all is there, from files that have kept their length.
+
+        Of the last page of a file that was cut the rest reads as zeros; then its footer does so too, or is out of reach.
+        """
+        self._map(ranges.shard_ids)
+        starts = self._mapped.addresses[ranges.shard_ids] + ranges.starts
+        shards = np.unique(ranges.shard_ids)
+        ends = np.empty((len(shards), _MAGIC_BYTES), dtype=np.uint8)
+        whole = self._copy(starts, ranges.lengths, targets) and self._copy(
+            self._ends[shards], np.full(len(shards), _MAGIC_BYTES), [(ends.ctypes.data, ends.nbytes)]
+        )
+        return whole and ends.tobytes() == layout.FOOTER_MAGIC * len(shards)
+
+    def _copy(self, starts: Int64, lengths: Int64, targets: list[tuple[int, int]]) -> bool:
+        position, places = 0, np.cumsum([0, *(size for _, size in targets)])
+        for first in range(0, len(starts), MAX_RANGES):
+            part = slice(first, first + MAX_RANGES)
+            stop = position + int(lengths[part].sum())
+            low, high = np.searchsorted(places, [position, stop], side="right") - 1
+            pieces = []
+            for i in range(int(low), min(int(high) + 1, len(targets))):
+                address, size = targets[i]
+                skip = max(0, position - int(places[i]))
+                pieces.append((address + skip, min(size, stop - int(places[i])) - skip))
+            pieces = [(address, size) for address, size in pieces if size]
+            if pieces and self._mapped.read(starts[part], lengths[part], pieces) != stop - position:
+                return False
+            position = stop
+        return True
+
+
+def choose_engine(name: EngineName, root: str, files: OpenFiles, table: ShardTable) -> Engine:
+    """Returns the engine of a name; for `auto` the one that fits file system, kernel and number of shards.
+
+    Raises:
+        StorageError: mapping was asked for and is not to be had here.
+    """
+    if name == "pread" or (name == "auto" and file_system(root) in _NETWORK):
+        return ReadEngine(files, table)
+    try:
+        return MapEngine(files, table)
+    except OSError as error:
+        if name == "map":
+            message = f"{root}: engine='map' does not work here: {error.strerror or error}; use 'auto' or 'pread'"
+            raise StorageError(message, dataset=root) from error
+        return ReadEngine(files, table)
+
+
+def check_engine(name: str) -> EngineName:
+    """Returns the name; raises ValueError if there is no such engine."""
+    if name not in get_args(EngineName):
+        raise ValueError(f"engine must be one of {', '.join(get_args(EngineName))}, not {name!r}")
+    return name  # type: ignore[return-value]
+
+
+def file_system(path: str) -> str:
+    """Returns the type of the file system that holds a path, as the kernel names it; nothing where it does not tell."""
+    path, best, kind = os.path.realpath(path), "", ""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            for line in mounts:
+                facts, _, rest = line.partition(" - ")
+                place = facts.split()[4].replace("\\040", " ")
+                inside = path == place or path.startswith(place.rstrip("/") + "/")
+                if inside and len(place) >= len(best):
+                    best, kind = place, rest.split()[0]
+    except (OSError, IndexError):
+        return ""
+    return "nfs" if kind.startswith("fuse") else kind
+
+
+def _pieces(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memoryview]:
+    """Returns for each range the memory it goes to."""
+    pieces: list[memoryview] = []
+    views, sizes, i = iter(targets), lengths.tolist(), 0
+    view, offset = memoryview(b""), 0
+    while i < len(sizes):
+        if offset + sizes[i] > len(view):
+            view, offset = next(views).data, 0
+            continue
+        pieces.append(view[offset : offset + sizes[i]])
+        offset += sizes[i]
+        i += 1
+    return pieces
+
+
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.restype = ctypes.py_object
+_new_bytes.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t]
+_address = ctypes.pythonapi.PyBytes_AsString
+_address.restype = ctypes.c_void_p
+_address.argtypes = [ctypes.py_object]

@@ -1,0 +1,299 @@
+"""Records of many samples at once: read together, taken apart by arrays, decompressed one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardload.codecs import Codec
+from shardload.errors import ChecksumError, FormatError
+from shardload.format import layout
+from shardload.format.checksum import block_sum, with_local_ids
+from shardload.format.record import RecordLayout, RecordPlaces, record_layout, record_lengths, record_places
+from shardload.format.schema import Schema
+from shardload.reader.checks import CheckedBlocks, Verify
+from shardload.reader.engines import Engine, Ranges
+from shardload.reader.facts import ShardFacts
+from shardload.reader.located import Located, damaged
+
+Int64 = NDArray[np.int64]
+
+PIECE_BYTES = 16 << 20
+"""Records are read so many bytes at a time, a single larger one alone: what is held beside the values themselves."""
+_DIRECT_BYTES = 16 << 10
+"""From this mean size on, values of a lone plain field are read into their own byte strings: one copy instead of two."""
+
+
+class RecordReader:
+    """Reads fields that are stored in records. Safe for several threads."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        facts: ShardFacts,
+        engine: Engine,
+        checked: CheckedBlocks,
+        verify: Verify,
+        codec_of: Callable[[int], Codec | None],
+    ) -> None:
+        """Describes the records.
+
+        Args:
+            schema: the dataset's.
+            facts: where heaps lie.
+            engine: what reads them.
+            checked: which samples' records have been checked in this process.
+            verify: whether checksums are compared; not `auto`.
+            codec_of: returns the codec of a shard's generation.
+        """
+        self._fields = schema.record_fields
+        self._facts = facts
+        self._engine = engine
+        self._checked = checked
+        self._verify = verify
+        self._codec_of = codec_of
+        self._layouts = {
+            count: RecordLayout(self._fields[:count]) if count < len(self._fields) else record_layout(schema)
+            for count in range(1, len(self._fields) + 1)
+        }
+
+    def places(self, samples: Located, records: RecordLayout) -> RecordPlaces:
+        """Returns where records lie, checked against heaps and each other. The ids of the samples do not fall.
+
+        The writer puts records one after another. Were they let overlap, a small shard with right checksums could ask for
+        any amount of memory.
+
+        Raises:
+            FormatError: a record is outside the heap, or starts inside one before it; names shard, bytes and sample.
+        """
+        heap = self._facts.heap[:, samples.shard_ids]
+        try:
+            places = record_places(samples.rows, heap[0], heap[1], records.header.size)
+        except FormatError as error:
+            raise damaged(FormatError, samples, error.sample_id or 0, error.message, error.start, error.stop) from None
+        starts, stops = places.start, places.start + places.stored
+        # A sample asked for twice stands twice, with one and the same record.
+        inside = (starts[1:] < stops[:-1]) & (samples.sample_ids[1:] != samples.sample_ids[:-1])
+        inside &= samples.shard_ids[1:] == samples.shard_ids[:-1]
+        if inside.any():
+            bad = int(np.argmax(inside)) + 1
+            detail = f"the record starts before the end of the one before it, at {stops[bad - 1]}"
+            raise damaged(FormatError, samples, bad, detail, int(starts[bad]), int(stops[bad]))
+        return places
+
+    def ranges(self, samples: Located) -> Ranges:
+        """Returns where the records of samples lie, in the order of their ids."""
+        samples = samples[np.argsort(samples.sample_ids, kind="stable")]
+        found = []
+        for records, slots in self._by_layout(samples):
+            part = samples[slots]
+            places = self.places(part, records)
+            found.append((part.shard_ids, places.start, places.stored))
+        if not found:
+            empty = np.empty(0, dtype=np.int64)
+            return Ranges(empty, empty, empty)
+        return Ranges(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+    def read(self, samples: Located, wanted: Sequence[int]) -> list[list[bytes]]:
+        """Returns the values of some fields.
+
+        Args:
+            samples: the samples, in any order.
+            wanted: places of the fields among the record's fields.
+
+        Returns:
+            For each wanted field its values in all samples; empty where a sample's generation has not the field.
+
+        Raises:
+            FormatError: a record is damaged; names shard, bytes and sample.
+            StorageError: a file cannot be read.
+        """
+        values = [[b""] * len(samples) for _ in wanted]
+        order = np.argsort(samples.sample_ids, kind="stable")
+        for records, slots in self._by_layout(samples[order]):
+            mine = [place for place in wanted if place < len(records.fields)]
+            if not mine:
+                continue
+            slots = order[slots]
+            places = self.places(samples[slots], records)
+            for first, last in _pieces(places.stored):
+                part = slots[first:last]
+                found = self._read_piece(samples[part], records, places[first:last], mine)
+                for place, column in zip(mine, found, strict=True):
+                    out = values[wanted.index(place)]
+                    for slot, value in zip(part.tolist(), column, strict=True):
+                        out[slot] = value
+        return values
+
+    def lengths(self, samples: Located, place: int) -> Int64:
+        """Returns the stored length of a field's values, in bytes decompressed: int64 of shape (samples,).
+
+        Args:
+            samples: the samples; their ids do not fall.
+            place: place of the field among the record's fields.
+        """
+        found = np.zeros(len(samples), dtype=np.int64)
+        for records, slots in self._by_layout(samples):
+            if place >= len(records.fields):
+                continue
+            part, size = samples[slots], records.header.size
+            places = self.places(part, records)
+            if len(records.fields) == 1:
+                found[slots] = places.raw - size
+                continue
+            headers = np.empty((len(part), size), dtype=np.uint8)
+            whole = np.full(len(part), size, dtype=np.int64)
+            self._engine.read(Ranges(part.shard_ids, places.start, whole), [headers.reshape(-1)])
+            lengths = headers.view("<u4")[:, 1:].astype(np.int64)
+            # The record's sum covers more than was read here; the row's total, under the page digest, stands in for it.
+            wrong = lengths.sum(axis=1) + size != places.raw
+            if wrong.any():
+                bad = int(np.argmax(wrong))
+                start = int(places.start[bad])
+                raise damaged(ChecksumError, part, bad, "a record's field lengths do not add up", start, start + size)
+            found[slots] = lengths[:, place]
+        return found
+
+    def _by_layout(self, samples: Located) -> list[tuple[RecordLayout, Int64]]:
+        """Returns the samples that have records, by the layout of their generation."""
+        counts = self._facts.num_record_fields[samples.shard_ids]
+        return [(self._layouts[n], np.flatnonzero(counts == n)) for n in np.unique(counts).tolist() if n]
+
+    def _read_piece(
+        self, samples: Located, records: RecordLayout, places: RecordPlaces, wanted: Sequence[int]
+    ) -> list[list[bytes]]:
+        due = self._checked.due(samples.sample_ids, self._verify)
+        lone = len(records.fields) == 1 and not records.packed and not places.framed.any()
+        if lone and places.stored.mean() >= _DIRECT_BYTES and (places.stored == places.raw).all():
+            return [self._read_directly(samples, records, places, due)]
+        data = np.empty(int(places.stored.sum()), dtype=np.uint8)
+        self._engine.read(Ranges(samples.shard_ids, places.start, places.stored), [data])
+        offsets = np.cumsum(places.stored) - places.stored
+        size = records.header.size
+        headers = data[offsets[:, None] + np.arange(size)].view("<u4")
+        self._check(samples, places, due, headers, lambda i: data[offsets[i] + 4 : offsets[i] + places.stored[i]])
+        lengths, packed = self._lengths(headers, samples, records, places)
+        return self._taken_apart(samples, records, places, data.data, offsets, lengths, packed, wanted)
+
+    def _read_directly(
+        self, samples: Located, records: RecordLayout, places: RecordPlaces, due: NDArray[np.bool_]
+    ) -> list[bytes]:
+        """Returns the values of a lone plain field: what follows the header."""
+        size = records.header.size
+        if not due.any():
+            return self._engine.read_bytes(Ranges(samples.shard_ids, places.start + size, places.stored - size))
+        data = np.empty((len(samples), size), dtype=np.uint8)
+        whole = np.full(len(samples), size, dtype=np.int64)
+        self._engine.read(Ranges(samples.shard_ids, places.start, whole), [data.reshape(-1)])
+        values = self._engine.read_bytes(Ranges(samples.shard_ids, places.start + size, places.stored - size))
+        headers = data.view("<u4")
+        identities = self._identities(samples)
+        for i in np.flatnonzero(due).tolist():
+            if block_sum(values[i], block_sum(data[i, 4:], int(identities[i]))) != headers[i, 0]:
+                raise self._without_checksum(samples, places, i)
+        self._checked.add(samples.sample_ids[due])
+        self._lengths(headers, samples, records, places)
+        return values
+
+    def _check(
+        self,
+        samples: Located,
+        places: RecordPlaces,
+        due: NDArray[np.bool_],
+        headers: NDArray[np.uint32],
+        content: Callable[[int], NDArray[np.uint8]],
+    ) -> None:
+        """Compares the records that are due with their checksums."""
+        if not due.any():
+            return
+        identities, stored = self._identities(samples).tolist(), headers[:, 0].tolist()
+        for i in np.flatnonzero(due).tolist():
+            if block_sum(content(i), identities[i]) != stored[i]:
+                raise self._without_checksum(samples, places, i)
+        self._checked.add(samples.sample_ids[due])
+
+    def _identities(self, samples: Located) -> NDArray[np.uint32]:
+        return with_local_ids(self._facts.identities(layout.NO_FIELD)[samples.shard_ids], samples.local_ids)
+
+    def _without_checksum(self, samples: Located, places: RecordPlaces, slot: int) -> ChecksumError:
+        start = int(places.start[slot])
+        stop = start + int(places.stored[slot])
+        return damaged(ChecksumError, samples, slot, "the record does not have its checksum", start, stop)
+
+    def _lengths(
+        self, headers: NDArray[np.uint32], samples: Located, records: RecordLayout, places: RecordPlaces
+    ) -> tuple[Int64, Int64]:
+        try:
+            return record_lengths(headers, records, places)
+        except FormatError as error:
+            bad = error.sample_id or 0
+            start = int(places.start[bad])
+            stop = start + int(places.stored[bad])
+            raise damaged(FormatError, samples, bad, error.message, start, stop) from None
+
+    def _taken_apart(
+        self,
+        samples: Located,
+        records: RecordLayout,
+        places: RecordPlaces,
+        data: memoryview,
+        offsets: Int64,
+        lengths: Int64,
+        packed: Int64,
+        wanted: Sequence[int],
+    ) -> list[list[bytes]]:
+        """Returns the values of the wanted fields from the records in `data`."""
+        starts = np.empty_like(lengths)
+        order = list(records.order)
+        starts[:, order] = np.cumsum(lengths[:, order], axis=1) - lengths[:, order]
+        starts += (offsets + records.header.size)[:, None]
+        stops = starts + lengths
+        columns = []
+        content: dict[int, memoryview] = {}
+        if any(place in records.packed for place in wanted) and places.framed.any():
+            ends = offsets + places.stored
+            begins = offsets + records.header.size + lengths[:, list(records.plain)].sum(axis=1)
+            for i in np.flatnonzero(places.framed).tolist():
+                content[i] = self._decompressed(samples, places, i, data[begins[i] : ends[i]], int(packed[i]))
+            # In a frame's content fields lie from its own start on.
+            shift = np.where(places.framed, begins, 0)
+        for place in wanted:
+            low, high = starts[:, place], stops[:, place]
+            if content and place in records.packed:
+                low, high = (low - shift).tolist(), (high - shift).tolist()
+                pairs = enumerate(zip(low, high, strict=True))
+                columns.append([bytes(content.get(i, data)[a:b]) for i, (a, b) in pairs])
+            else:
+                columns.append([bytes(data[a:b]) for a, b in zip(low.tolist(), high.tolist(), strict=True)])
+        return columns
+
+    def _decompressed(
+        self, samples: Located, places: RecordPlaces, slot: int, frame: memoryview, num_bytes: int
+    ) -> memoryview:
+        codec = self._codec_of(int(samples.shard_ids[slot]))
+        try:
+            if codec is None:
+                raise FormatError("the record is a zstd frame, but its generation's codec is none")
+            return memoryview(codec.decompress(frame, num_bytes))
+        except FormatError as error:
+            if error.shard is not None:
+                # Not the record is damaged but the dictionary that it was packed with.
+                raise
+            start = int(places.start[slot])
+            stop = start + int(places.stored[slot])
+            raise damaged(type(error), samples, slot, error.message, start, stop) from None
+
+
+def _pieces(sizes: Int64) -> list[tuple[int, int]]:
+    """Returns half-open runs of records of at most `PIECE_BYTES` each, or of one record."""
+    if int(sizes.sum()) <= PIECE_BYTES:
+        return [(0, len(sizes))]
+    pieces, first, total = [], 0, 0
+    for i, size in enumerate(sizes.tolist()):
+        if i > first and total + size > PIECE_BYTES:
+            pieces.append((first, i))
+            first, total = i, 0
+        total += size
+    return [*pieces, (first, len(sizes))]

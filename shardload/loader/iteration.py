@@ -15,7 +15,7 @@ import torch
 
 from shardload.errors import LoaderClosedError
 from shardload.loader.audit import Delivered
-from shardload.loader.batches import BatchMaker, BatchRecipe, Delivery
+from shardload.loader.batches import Ahead, BatchMaker, BatchRecipe, Delivery, plan_ahead
 from shardload.loader.collate import to_device
 from shardload.loader.prefetch import Prefetcher
 from shardload.loader.processes import ProcessPool
@@ -26,7 +26,9 @@ from shardload.quantities import as_integer, parse_bytes
 from shardload.reader import ShardDataset
 from shardload.telemetry import LoaderStats
 
-DEFAULT_PREFETCH_BATCHES = 4
+MIN_DEFAULT_BATCHES, MAX_DEFAULT_BATCHES = 4, 16
+DEFAULT_BYTES = 16 << 20
+"""Finished batches that wait unless told otherwise: about so many bytes, within these numbers."""
 DEFAULT_PREFETCH_BYTES = "256MiB"
 
 _KEPT_BATCHES_WARNING = 64
@@ -47,6 +49,8 @@ class Course:
     """Most finished batches that wait; 0 for no thread."""
     prefetch_bytes: int
     """Most bytes that wait."""
+    ahead: Ahead
+    """How far reads go ahead of batches."""
     num_processes: int = 0
     """Child processes that read, transform and collate; 0 for none."""
     stats: LoaderStats = field(default_factory=LoaderStats)
@@ -72,6 +76,7 @@ def make_course(
     recipe: BatchRecipe,
     progress: Progress,
     device: torch.device | None,
+    batch_size: int,
     pin_memory: bool | None,
     prefetch_batches: int | None,
     prefetch_bytes: int | str | None,
@@ -83,7 +88,13 @@ def make_course(
         ValueError: a size that cannot be.
     """
     cuda = device is not None and device.type == "cuda"
-    num_batches = DEFAULT_PREFETCH_BATCHES if prefetch_batches is None else prefetch_batches
+    manifest = dataset.manifest
+    batch_bytes = batch_size * manifest.num_bytes / max(1, manifest.num_samples)
+    if prefetch_batches is None:
+        prefetch_batches = int(
+            min(MAX_DEFAULT_BATCHES, max(MIN_DEFAULT_BATCHES, DEFAULT_BYTES // max(batch_bytes, 1.0)))
+        )
+    num_batches = as_integer(prefetch_batches, "prefetch_batches")
     size = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
     return Course(
         dataset,
@@ -91,8 +102,9 @@ def make_course(
         progress,
         device,
         pinned=cuda if pin_memory is None else pin_memory,
-        prefetch_batches=as_integer(num_batches, "prefetch_batches"),
+        prefetch_batches=num_batches,
         prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
+        ahead=plan_ahead(batch_bytes, num_batches),
         num_processes=as_integer(num_processes, "num_processes"),
     )
 
@@ -149,13 +161,14 @@ class Iteration:
         course, progress = self._course, self._course.progress
         place, self._turn = progress.begin(self._partition), progress.turn
         course.delivered = Delivered()
-        maker = BatchMaker(course.dataset, course.recipe, self._pool, progress.seed, self._rank)
+        maker = BatchMaker(course.dataset, course.recipe, self._pool, progress.seed, self._rank, course.ahead)
         ids = rank_batches(self._partition, self._rank, place.position, progress.order(place.epoch))
+        after = rank_batches(self._partition, self._rank, 0, progress.order(place.epoch + 1))
         if course.num_processes:
             facts = (course.num_processes, course.prefetch_batches, course.pinned)
             batches = ProcessPool(course.dataset, course.recipe, *facts).batches(ids, progress.seed, place.epoch)
         else:
-            batches = maker.batches(ids, place.epoch)
+            batches = maker.batches(ids, place.epoch, after)
         deliveries = maker.deliveries(batches, place.epoch)
         if course.prefetch_batches == 0:
             return deliveries.__next__

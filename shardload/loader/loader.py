@@ -102,7 +102,8 @@ class ShardLoader:
             dtypes: dtypes of tensors by field; else as stored, with uint16, uint32 and uint64 as int64.
             device: where tensors are delivered; None for host memory.
             pin_memory: build batches in page-locked memory; None: if the device is CUDA.
-            prefetch_batches: most finished batches that wait, 4 unless given; 0 reads in the training loop's own thread.
+            prefetch_batches: most finished batches that wait; None for 4 to 16, by their size; 0 reads in the training loop's
+                own thread.
             prefetch_bytes: most bytes that wait, 256 MiB unless given; one batch may always wait.
             num_processes: child processes that read, transform and collate; 0: the prefetch thread does. In them the global
                 generators of Python, numpy and torch are seeded from seed, epoch and sample before each transform, so that
@@ -130,7 +131,7 @@ class ShardLoader:
         recipe = make_recipe(dataset, fields, transform, **added, **after)
         if reproducible:
             recipe.check_reproducible(num_processes > 0)
-        memory = (pin_memory, prefetch_batches, prefetch_bytes, num_processes)
+        memory = (batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_processes)
         self._course = make_course(dataset, recipe, self._progress, self.device, *memory)
         self._iteration: weakref.ref[Iteration] | None = None
         self._closed = False
@@ -246,6 +247,7 @@ class ShardLoader:
         """Returns counters and times since the loader was made."""
         stats, pool = dataclasses.replace(self._course.stats), self._course.pool
         if pool is not None:
+            stats.engine = self.dataset.engine_name
             stats.num_buffers_new, stats.num_buffers_reused = pool.num_new, pool.num_reused
             stats.leased_bytes = pool.leased_bytes
         return stats

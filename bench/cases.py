@@ -100,22 +100,23 @@ def c_gather(work: Workload, order: np.ndarray) -> float:
 def p1(folder: Path, scale: float) -> Iterator[tuple[str, dict[str, Arm], bool]]:
     work = tokens(folder, int(50_000 * scale))
     order = np.random.default_rng(2).permutation(len(work))
-    later = loader_of(work, verify="once")
+    with one_core():
+        later, off = loader_of(work, verify="once"), loader_of(work, verify="off")
 
-    def run(loader: shardload.ShardLoader) -> float:
+    def run(loader: shardload.ShardLoader | None = None) -> float:
         with one_core():
-            return timed_tokens((batch["tokens"] for batch in loader), len(work))
+            batches = loader_of(work, verify="once") if loader is None else loader
+            return timed_tokens((batch["tokens"] for batch in batches), len(work))
 
     def limit() -> float:
         with one_core():
             return c_gather(work, order)
 
-    off = loader_of(work, verify="off")
     for _ in range(2):
         run(later), run(off), limit()
     yield "later epochs", {"loader": lambda: run(later), "C gather": limit}, True
     yield "verify off", {"loader": lambda: run(off), "C gather": limit}, True
-    yield "first epoch", {"loader": lambda: run(loader_of(work, verify="once")), "C gather": limit}, True
+    yield "first epoch", {"loader": run, "C gather": limit}, True
 
 
 def p3(folder: Path, scale: float) -> Iterator[tuple[str, dict[str, Arm], bool]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import mmap
 import os
 import shutil
@@ -61,6 +62,8 @@ def drop(paths: list[Path]) -> None:
     Raises:
         SystemExit: they stay, such as on a file system in memory; then nothing cold can be measured.
     """
+    # What is mapped cannot be dropped, and loaders that are done may wait to be collected.
+    gc.collect()
     for path in paths:
         with open(path, "rb") as file:
             os.fsync(file.fileno())

@@ -43,13 +43,6 @@ def plan_by_shard(sample_ids: Int64, first_sample_ids: Int64) -> Iterator[ShardR
         yield ShardReads(shard_id, ordered[start:stop] - first_sample_ids[shard_id], slots[start:stop])
 
 
-def find_runs(local_ids: Int64, slots: Int64) -> list[tuple[int, int]]:
-    """Returns the half-open runs in which samples and slots both rise by one: each run is one read in one place."""
-    breaks = np.flatnonzero((np.diff(local_ids) != 1) | (np.diff(slots) != 1)) + 1
-    starts = [0, *breaks.tolist()]
-    return list(zip(starts, [*starts[1:], len(local_ids)], strict=True))
-
-
 def merge_ranges(starts: Int64, stops: Int64, *, max_gap_bytes: int, max_read_bytes: int) -> list[tuple[int, int]]:
     """Returns the half-open runs of ranges that become one read each.
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardload.planner import find_runs, merge_ranges, plan_by_shard
+from shardload.planner import merge_ranges, plan_by_shard
 
 
 @given(counts=st.lists(st.integers(1, 50), min_size=1, max_size=20), data=st.data())
@@ -23,17 +23,6 @@ def test_plan_covers_every_slot(counts, data):
         seen[reads.slots] = reads.local_ids + first[reads.shard_id]
     assert seen.tolist() == ids.tolist()
     assert shards == sorted(set(shards))
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 3)), min_size=1, max_size=50))
-def test_runs_are_contiguous_in_file_and_batch(steps):
-    local_ids = np.cumsum([step for step, _ in steps])
-    slots = np.cumsum([step for _, step in steps])
-    runs = find_runs(local_ids, slots)
-    assert [i for start, stop in runs for i in range(start, stop)] == list(range(len(steps)))
-    for start, stop in runs:
-        assert (np.diff(local_ids[start:stop]) == 1).all()
-        assert (np.diff(slots[start:stop]) == 1).all()
 
 
 @given(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,15 +125,18 @@ class Ahead:
     """Batches that are read together."""
     hinted_batches: int
     """Batches that are announced to the storage at a time; 0 for none."""
+    num_threads: int = 0
+    """Threads that read bursts while batches are made of earlier ones; 0: one thread does both."""
 
 
 _BURST_BYTES = 4 << 20
 _MAX_BURST_BATCHES = 8
 _HINTED_BATCHES = 16
 _HINTED_BYTES = 64 << 20
+_MAX_DEFAULT_THREADS = 4
 
 
-def plan_ahead(batch_bytes: float, prefetch_batches: int) -> Ahead:
+def plan_ahead(batch_bytes: float, prefetch_batches: int, num_threads: int | None) -> Ahead:
     """Returns how far reads go ahead for batches of about so many bytes.
 
     A burst of small batches shares the costs of a read, one of large batches would only come later. What is announced keeps
@@ -138,11 +145,17 @@ def plan_ahead(batch_bytes: float, prefetch_batches: int) -> Ahead:
     Args:
         batch_bytes: bytes of a batch as stored.
         prefetch_batches: finished batches that may wait; 0 where each is read when it is asked for.
+        num_threads: threads that read; None for as many as there are cores for this process, but 4.
     """
     if prefetch_batches == 0:
         return Ahead(1, 0)
+    if num_threads is None:
+        # On a single core a thread of its own only adds the switching.
+        cores = len(os.sched_getaffinity(0))
+        num_threads = min(_MAX_DEFAULT_THREADS, cores) if cores > 1 else 0
     burst = int(min(prefetch_batches, _MAX_BURST_BATCHES, max(1, _BURST_BYTES // max(batch_bytes, 1.0))))
-    return Ahead(burst, int(min(_HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0)))))
+    hinted = int(min(_HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0))))
+    return Ahead(burst, hinted, num_threads)
 
 
 class BatchMaker:
@@ -172,7 +185,7 @@ class BatchMaker:
 
     def batches(
         self, ids: Iterator[RankBatch], epoch: int, after: Iterator[RankBatch]
-    ) -> Iterator[tuple[RankBatch, Any]]:
+    ) -> Generator[tuple[RankBatch, Any]]:
         """Yields the batches of an epoch as they are read and collated, with what they were asked for by.
 
         Args:
@@ -180,17 +193,60 @@ class BatchMaker:
             epoch: the epoch.
             after: the batches of the next epoch, which are announced to the storage while this one ends.
         """
-        announced = self._announced(ids, after)
-        # The first batch is not kept waiting for others; from then on reads span several.
-        size = 1
-        while burst := list(itertools.islice(announced, size)):
-            size = self._ahead.burst_batches
-            read = self._read(burst)
-            for batch in burst:
-                made = self._collated(batch, next(read), epoch)
+        # Closed here, not when it is collected: an error of ours keeps this frame, and with it threads that wait.
+        with contextlib.closing(self._samples(self._bursts(self._announced(ids, after)))) as read:
+            for batch, samples in read:
+                made = self._collated(batch, samples, epoch)
+                del samples
                 yield batch, made
                 # The buffers must not live on in this frame while the next batch is made: they would not come back.
                 del made
+
+    def _bursts(self, ids: Iterator[RankBatch]) -> Iterator[list[RankBatch]]:
+        """Yields what is read together. The first batch is not kept waiting for others."""
+        size = 1
+        while burst := list(itertools.islice(ids, size)):
+            yield burst
+            size = self._ahead.burst_batches
+
+    def _samples(self, bursts: Iterator[list[RankBatch]]) -> Generator[tuple[RankBatch, SampleBatch]]:
+        """Yields the batches with their samples, in order, whoever reads them."""
+        num_threads = self._ahead.num_threads
+        if not num_threads:
+            for burst in bursts:
+                yield from self._one_by_one(burst, functools.partial(self._read_together, burst))
+            return
+        threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read")
+        try:
+            reads: collections.deque[tuple[list[RankBatch], Future[list[SampleBatch]]]] = collections.deque()
+            for burst in itertools.chain(bursts, [[]] * num_threads):
+                if burst:
+                    reads.append((burst, threads.submit(self._read_together, burst)))
+                if reads and (not burst or len(reads) > num_threads):
+                    read, future = reads.popleft()
+                    taken = future.result
+                    del future
+                    yield from self._one_by_one(read, taken)
+                    del taken
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def _one_by_one(
+        self, burst: list[RankBatch], read: Callable[[], list[SampleBatch]]
+    ) -> Iterator[tuple[RankBatch, SampleBatch]]:
+        """Yields the batches of a burst; of an error in one of them, the batches before it come first."""
+        try:
+            samples = collections.deque(read())
+        except ShardloadError:
+            if len(burst) == 1:
+                raise
+            samples = collections.deque()
+        del read
+        if not samples:
+            yield from ((batch, self._read_together([batch])[0]) for batch in burst)
+            return
+        for batch in burst:
+            yield batch, samples.popleft()
 
     def _announced(self, ids: Iterator[RankBatch], after: Iterator[RankBatch]) -> Iterator[RankBatch]:
         """Yields the batches after those that follow have been announced to the storage."""
@@ -210,31 +266,19 @@ class BatchMaker:
                 return
             yield waiting.popleft()
 
-    def deliveries(self, batches: Iterator[tuple[RankBatch, Any]], epoch: int) -> Iterator[Delivery]:
+    def deliveries(self, batches: Generator[tuple[RankBatch, Any]], epoch: int) -> Iterator[Delivery]:
         """Yields the batches of an epoch as the training loop gets them.
 
         Args:
             batches: what `batches` yields, or child processes in its place.
             epoch: the epoch.
         """
-        for ids, batch in batches:
-            batch = self._finished(batch, ids, epoch)
-            yield Delivery(batch, ids.cursor, ids.sample_ids[: ids.num_valid], batch_bytes(batch))
-            # The buffers must not live on in this frame while the next batch is made: they would not come back.
-            del batch
-
-    def _read(self, burst: Sequence[RankBatch]) -> Iterator[SampleBatch]:
-        """Yields the samples of several batches; of an error in one of them, the batches before it come first."""
-        try:
-            read = collections.deque(self._read_together(burst))
-        except ShardloadError:
-            if len(burst) == 1:
-                raise
-            read = collections.deque()
-        if not read:
-            yield from (self._read_together([batch])[0] for batch in burst)
-        while read:
-            yield read.popleft()
+        with contextlib.closing(batches):
+            for ids, batch in batches:
+                batch = self._finished(batch, ids, epoch)
+                yield Delivery(batch, ids.cursor, ids.sample_ids[: ids.num_valid], batch_bytes(batch))
+                # The buffers must not live on in this frame while the next batch is made: they would not come back.
+                del batch
 
     def _read_together(self, burst: Sequence[RankBatch]) -> list[SampleBatch]:
         fixed = [f for f in self._recipe.fields if f.fixed] if self._leases else []

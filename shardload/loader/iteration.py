@@ -80,6 +80,7 @@ def make_course(
     pin_memory: bool | None,
     prefetch_batches: int | None,
     prefetch_bytes: int | str | None,
+    num_threads: int | None,
     num_processes: int,
 ) -> Course:
     """Returns what the iterations share, with defaults for what was not given.
@@ -94,6 +95,7 @@ def make_course(
         prefetch_batches = int(
             min(MAX_DEFAULT_BATCHES, max(MIN_DEFAULT_BATCHES, DEFAULT_BYTES // max(batch_bytes, 1.0)))
         )
+    threads = None if num_threads is None else as_integer(num_threads, "num_threads")
     num_batches = as_integer(prefetch_batches, "prefetch_batches")
     size = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
     return Course(
@@ -104,7 +106,7 @@ def make_course(
         pinned=cuda if pin_memory is None else pin_memory,
         prefetch_batches=num_batches,
         prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
-        ahead=plan_ahead(batch_bytes, num_batches),
+        ahead=plan_ahead(batch_bytes, num_batches, threads),
         num_processes=as_integer(num_processes, "num_processes"),
     )
 

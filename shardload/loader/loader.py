@@ -68,6 +68,7 @@ class ShardLoader:
         pin_memory: bool | None = None,
         prefetch_batches: int | None = None,
         prefetch_bytes: int | str | None = None,
+        num_threads: int | None = None,
         num_processes: int = 0,
         reproducible: bool = False,
         with_ids: bool = False,
@@ -105,6 +106,8 @@ class ShardLoader:
             prefetch_batches: most finished batches that wait; None for 4 to 16, by their size; 0 reads in the training loop's
                 own thread.
             prefetch_bytes: most bytes that wait, 256 MiB unless given; one batch may always wait.
+            num_threads: threads that read while batches are made of what was read before; None for one a core, but 4; 0: the
+                prefetch thread does both.
             num_processes: child processes that read, transform and collate; 0: the prefetch thread does. In them the global
                 generators of Python, numpy and torch are seeded from seed, epoch and sample before each transform, so that
                 transforms that draw from those give the same for any number of processes, ranks and resumes. They
@@ -131,7 +134,7 @@ class ShardLoader:
         recipe = make_recipe(dataset, fields, transform, **added, **after)
         if reproducible:
             recipe.check_reproducible(num_processes > 0)
-        memory = (batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_processes)
+        memory = (batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes)
         self._course = make_course(dataset, recipe, self._progress, self.device, *memory)
         self._iteration: weakref.ref[Iteration] | None = None
         self._closed = False

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import multiprocessing
+import os
 import pickle
 import random
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,7 +75,7 @@ class ProcessPool:
         self._per_process = max(1, -(-num_ahead // num_processes))
         self._pinned = pinned
 
-    def batches(self, ids: Iterator[RankBatch], seed: int, epoch: int) -> Iterator[tuple[RankBatch, Any]]:
+    def batches(self, ids: Iterator[RankBatch], seed: int, epoch: int) -> Generator[tuple[RankBatch, Any]]:
         """Yields the batches in their order, with what they were asked for by.
 
         Raises:
@@ -123,6 +125,10 @@ def _end_with_parent(worker: int) -> None:
     torch's workers look for their parent every five seconds, and not while they wait for room in a pipe.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    # A parent that was gone before the call sends no signal any more.
+    if parent is not None and os.getppid() != parent.pid:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _as_it_is(batch: Any) -> Any:

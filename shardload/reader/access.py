@@ -22,7 +22,7 @@ from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics
 from shardload.planner import plan_by_shard
 from shardload.reader.batch import Column, SampleBatch, typed_values
-from shardload.reader.checks import CheckedBlocks, Verify, free_memory_bytes, resolve_verify
+from shardload.reader.checks import CheckedBlocks, Verify, fits_in_memory, resolve_verify
 from shardload.reader.codecs import Codecs
 from shardload.reader.engines import EngineName, choose_engine
 from shardload.reader.facts import ShardFacts
@@ -54,11 +54,15 @@ class Access:
         self._codecs = Codecs(manifest)
         self._files = OpenFiles(LocalStorage(location))
         self._cache = RowCache(INDEX_BUDGET_BYTES)
-        self._rows = self._row_store()
+        row_dtype, num_samples = row_layout(schema).dtype, manifest.num_samples
+        # Its memory is taken as shards fill it, after their checks.
+        whole = num_samples * row_dtype.itemsize <= INDEX_BUDGET_BYTES
+        self._rows = np.empty(num_samples, dtype=row_dtype) if whole else None
+        self._ready = np.zeros(len(table), dtype=np.bool_)
         self._shards: dict[int, ShardReader] = {}
         self._lock = threading.Lock()
         self._first = table.first_sample_ids
-        self._fits = manifest.num_bytes <= free_memory_bytes() // 2
+        self._fits = fits_in_memory(manifest.num_bytes)
         self._hinted = CheckedBlocks()
         self.engine = choose_engine(engine, location, self._files, table)
         """What reads the bytes of samples."""
@@ -127,7 +131,8 @@ class Access:
         if self._rows is None:
             for reads in plan_by_shard(sample_ids, self._first):
                 self.shard(reads.shard_id).will_need_rows(reads.local_ids)
-            self._hint(self._located(sample_ids, np.empty(len(sample_ids))), [field for field in fields if field.wide])
+            samples = self._located(sample_ids, self._shard_ids(sample_ids), np.empty(len(sample_ids)))
+            self._hint(samples, [field for field in fields if field.wide])
             return
         samples = self._locate(sample_ids)
         self._hint(samples, fields)
@@ -221,7 +226,7 @@ class Access:
 
     def _locate(self, sample_ids: Int64) -> Located:
         """Returns where samples are, with their packed rows. Their shards are open then."""
-        shard_ids = np.searchsorted(self._first, sample_ids, side="right") - 1
+        shard_ids = self._shard_ids(sample_ids)
         if self._rows is not None:
             missing = ~self._ready[shard_ids]
             if missing.any():
@@ -232,17 +237,13 @@ class Access:
             rows = np.empty(len(sample_ids), dtype=row_layout(self._schema).dtype)
             for reads in plan_by_shard(sample_ids, self._first):
                 rows[reads.slots] = self.shard(reads.shard_id).rows(reads.local_ids)
-        return self._located(sample_ids, rows)
+        return self._located(sample_ids, shard_ids, rows)
 
-    def _located(self, sample_ids: Int64, rows: NDArray[Any]) -> Located:
-        shard_ids = np.searchsorted(self._first, sample_ids, side="right") - 1
+    def _shard_ids(self, sample_ids: Int64) -> Int64:
+        return np.searchsorted(self._first, sample_ids, side="right") - 1
+
+    def _located(self, sample_ids: Int64, shard_ids: Int64, rows: NDArray[Any]) -> Located:
         return Located(sample_ids, shard_ids, sample_ids - self._first[shard_ids], rows, self.location, self._table)
-
-    def _row_store(self) -> NDArray[Any] | None:
-        """Returns an array for all rows if it fits the budget. Its memory is taken as shards fill it, after their checks."""
-        dtype, num_samples = row_layout(self._schema).dtype, self._manifest.num_samples
-        self._ready = np.zeros(len(self._table), dtype=np.bool_)
-        return np.empty(num_samples, dtype=dtype) if num_samples * dtype.itemsize <= INDEX_BUDGET_BYTES else None
 
     def _load(self, shard_id: int) -> None:
         """Brings the rows of a shard into the store."""

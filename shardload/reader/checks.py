@@ -23,7 +23,12 @@ def resolve_verify(verify: Verify, num_bytes: int) -> Verify:
     """
     if verify != "auto":
         return verify
-    return "once" if num_bytes <= free_memory_bytes() // 2 else "always"
+    return "once" if fits_in_memory(num_bytes) else "always"
+
+
+def fits_in_memory(num_bytes: int) -> bool:
+    """Tells whether a dataset of so many bytes stays in the page cache once it was read: in half of what is free."""
+    return num_bytes <= free_memory_bytes() // 2
 
 
 def free_memory_bytes() -> int:

@@ -333,7 +333,7 @@ def test_kept_batches_stay_what_they_were(numbers):
 
 
 def test_dropped_batches_are_reused(mixed):
-    loader = make(mixed, 8)
+    loader = make(mixed, 8, prefetch_batches=2)
     for batch in loader:
         del batch
     stats = loader.stats()

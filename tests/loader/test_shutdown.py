@@ -108,6 +108,34 @@ def test_processes_end_with_a_parent_that_was_killed(numbers: Path) -> None:
     process.communicate(timeout=30)
 
 
+ORPHAN = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+from shardload.loader.processes import _end_with_parent
+
+def child(path):
+    while os.getppid() == multiprocessing.parent_process().pid:
+        time.sleep(0.01)
+    _end_with_parent(0)
+    Path(path).touch()
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=child, args=(sys.argv[1],))
+    process.start()
+    os._exit(0)
+"""
+
+
+def test_a_process_whose_parent_died_before_it_could_ask_ends_too(tmp_path: Path) -> None:
+    """Seen once under load: it waited for room in a pipe that nobody read, for ever."""
+    program, alive = tmp_path / "program.py", tmp_path / "alive"
+    program.write_text(ORPHAN)
+    process = subprocess.Popen([sys.executable, str(program), str(alive)], start_new_session=True)
+    process.wait(60)
+    wait_for_group(process.pid)
+    assert not alive.exists()
+
+
 def make(numbers: Path, **options: Any) -> shardload.ShardLoader:
     settings: dict[str, Any] = {"shuffle": True, "num_replicas": 1, "rank": 0}
     return shardload.ShardLoader(shardload.open(numbers), **{"batch_size": 16} | settings | options)

@@ -1,0 +1,152 @@
+"""Reading ahead in bursts and threads changes no batch, no order and no error."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import mixed_sample, write_mixed
+
+import shardload
+from shardload.loader.batches import plan_ahead
+from shardload.reader import ShardDataset
+from shardload.reader.access import Access
+
+WAYS = [(0, 0), (1, 0), (8, 0), (8, 1), (3, 3), (16, 2)]
+"""prefetch_batches and num_threads."""
+
+
+def make(path: Path, batch_size: int, way: tuple[int, int], **options: Any) -> shardload.ShardLoader:
+    options = {"shuffle": True, "with_ids": True, "tail": "short"} | options
+    return shardload.ShardLoader(
+        shardload.open(path), batch_size, prefetch_batches=way[0], num_threads=way[1], **options
+    )
+
+
+def plain(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("batch_size", [1, 7, 300, 1000])
+def test_batches_are_the_same_whoever_reads_them(mixed: Path, batch_size: int, way: tuple[int, int]) -> None:
+    loaders = [make(mixed, batch_size, one) for one in ((0, 0), way)]
+    for _ in range(2):
+        first, second = ([str(plain(batch)) for batch in loader] for loader in loaders)
+        assert first == second and len(first) == -(-500 // batch_size)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stop", [1, 5, 40])
+def test_a_resume_goes_on_whoever_reads(mixed: Path, way: tuple[int, int], stop: int) -> None:
+    whole = [i for batch in make(mixed, 10, (0, 0)) for i in batch["_sample_id"].tolist()]
+    loader = make(mixed, 10, way)
+    batches = iter(loader)
+    seen = [i for _ in range(stop) for i in next(batches)["_sample_id"].tolist()]
+    again = make(mixed, 10, way)
+    again.load_state_dict(loader.state_dict())
+    loader.close()
+    assert seen + [i for batch in again for i in batch["_sample_id"].tolist()] == whole
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_error_comes_after_the_batches_before_it(tmp_path: Path, way: tuple[int, int]) -> None:
+    path = write_mixed(tmp_path / "d", 100, compression="none", shard_size="1MiB")
+    shard = next((path / "shards").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[data.index(mixed_sample(63)["data"])] ^= 1
+    shard.write_bytes(data)
+    batches = iter(make(path, 5, way, shuffle=False))
+    for first in range(0, 60, 5):
+        assert next(batches)["number"].tolist() == list(range(first, first + 5))
+    with pytest.raises(shardload.ChecksumError, match="sample 63"):
+        next(batches)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardload")]
+
+
+def test_one_slow_sample_does_not_stop_reading_ahead(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a transform of the first batch waits, later bursts are read."""
+    read, enough = [], threading.Event()
+    real = ShardDataset.read_batches
+
+    def noted(self: ShardDataset, batches: Any, *arguments: Any) -> Any:
+        read.append(len(batches))
+        if len(read) >= 3:
+            enough.set()
+        return real(self, batches, *arguments)
+
+    def transform(sample: dict[str, Any]) -> int:
+        assert enough.wait(30)
+        return int(sample["number"])
+
+    monkeypatch.setattr(ShardDataset, "read_batches", noted)
+    loader = make(mixed, 10, (4, 2), transform=transform, with_ids=False)
+    batches = iter(loader)
+    assert len(next(batches)) == 10
+    loader.close()
+    assert read[0] == 1 and max(read) == 4
+
+
+def test_what_comes_is_announced_once_also_of_the_next_epoch(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    announced: list[list[int]] = []
+    monkeypatch.setattr(ShardDataset, "will_need", lambda self, ids, fields=None: announced.append(ids.tolist()))
+    loader = make(mixed, 50, (4, 1))
+    epochs = [[i for batch in loader for i in batch["_sample_id"].tolist()] for _ in range(2)]
+    flat = [i for ids in announced for i in ids]
+    assert flat[:500] == epochs[0]
+    assert set(flat[500:1000]) & set(epochs[1][:50]) == set(epochs[1][:50])
+
+
+def test_a_dataset_that_fits_is_hinted_once_others_always(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hinted: list[int] = []
+    dataset = shardload.open(mixed)
+    access = dataset._process_access()
+    real = access.engine.will_need
+    monkeypatch.setattr(access.engine, "will_need", lambda ranges: (hinted.append(len(ranges)), real(ranges))[1])
+    ids = np.arange(0, 500, 7)
+    for _ in range(3):
+        dataset.read_batch(ids)
+    assert sum(hinted) == 2 * len(ids)
+    access._fits = False
+    dataset.read_batch(ids)
+    assert sum(hinted) == 4 * len(ids)
+    assert isinstance(access, Access)
+
+
+@given(st.floats(0, 1e12), st.integers(1, 64), st.one_of(st.none(), st.integers(0, 8)))
+def test_how_far_ahead(batch_bytes: float, prefetch_batches: int, num_threads: int | None) -> None:
+    ahead = plan_ahead(batch_bytes, prefetch_batches, num_threads)
+    assert 1 <= ahead.burst_batches <= min(8, prefetch_batches)
+    assert ahead.burst_batches == 1 or ahead.burst_batches * batch_bytes <= 4 << 20
+    assert 2 <= ahead.hinted_batches <= 16
+    assert ahead.num_threads == num_threads or (num_threads is None and 0 <= ahead.num_threads <= 4)
+
+
+def test_threads_that_cannot_be(mixed: Path) -> None:
+    with pytest.raises(ValueError, match="num_threads"):
+        make(mixed, 5, (4, -1))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_thread_is_left(mixed: Path, way: tuple[int, int]) -> None:
+    def begun() -> Iterator[Any]:
+        batches = iter(make(mixed, 5, way))
+        next(batches)
+        return batches
+
+    begun()
+    loader = make(mixed, 5, way)
+    for _ in loader:
+        break
+    del loader
+    for thread in threading.enumerate():
+        if thread.name.startswith("shardload"):
+            thread.join(10)
+            assert not thread.is_alive()

@@ -157,26 +157,30 @@ class MapEngine:
 
     def will_need(self, ranges: Ranges) -> None:
         """Tells the operating system of all ranges at once."""
-        self._map(ranges.shard_ids)
+        if not self._map(ranges.shard_ids):
+            self._reads.will_need(ranges)
+            return
         self._mapped.will_need(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
 
-    def _map(self, shard_ids: Int64) -> None:
+    def _map(self, shard_ids: Int64) -> bool:
+        """Maps the shards that are not yet; returns False where the system has no room, though it had for the addresses."""
         missing = ~self._mapped.mapped[shard_ids]
         if missing.any():
             for shard_id in np.unique(shard_ids[missing]).tolist():
                 file = self._reads.file(shard_id)
                 try:
                     self._mapped.map(shard_id, file.descriptor)
-                except OSError as error:
-                    message = f"{file.dataset}: {file.name} cannot be mapped: {error.strerror}; use engine='pread'"
-                    raise StorageError(message, dataset=file.dataset, shard=file.name) from error
+                except OSError:
+                    return False
+        return True
 
     def _copied(self, ranges: Ranges, targets: list[tuple[int, int]]) -> bool:
         """Copies ranges to addresses; returns whether all is there, from files that have kept their length.
 
         Of the last page of a file that was cut the rest reads as zeros; then its footer does so too, or is out of reach.
         """
-        self._map(ranges.shard_ids)
+        if not self._map(ranges.shard_ids):
+            return False
         starts = self._mapped.addresses[ranges.shard_ids] + ranges.starts
         shards = np.unique(ranges.shard_ids)
         ends = np.empty((len(shards), _MAGIC_BYTES), dtype=np.uint8)

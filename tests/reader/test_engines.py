@@ -215,6 +215,16 @@ def test_a_call_that_comes_back_short_is_made_up_for(content: Path, monkeypatch:
     assert [s["number"] for s in dataset.__getitems__([5, 1, 260])] == [5, 1, 260]
 
 
+def test_a_shard_that_cannot_be_mapped_is_read_by_position(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: MappedFiles, number: int, descriptor: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(MappedFiles, "map", refuse)
+    dataset = shardload.open(content)
+    dataset.will_need(np.arange(50))
+    assert [s["number"] for s in dataset.__getitems__([5, 1, 260])] == [5, 1, 260]
+
+
 def test_page_tables_are_dropped_and_made_again(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapping, "_MAX_TABLE_BYTES", 0)
     dataset = shardload.open(content, engine="map")

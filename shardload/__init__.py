@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from shardload.codecs.images import ImageDecode
     from shardload.errors import (
         ChecksumError,
         FormatError,
@@ -38,6 +39,7 @@ _ERRORS = (
     "UnsupportedVersionError",
 )
 _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
+    "ImageDecode": ("shardload.codecs.images", "ImageDecode"),
     "ShardBatchSampler": ("shardload.loader", "ShardBatchSampler"),
     "ShardDataset": ("shardload.reader", "ShardDataset"),
     "ShardLoader": ("shardload.loader", "ShardLoader"),
@@ -54,6 +56,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
 __all__ = [
     "ChecksumError",
     "FormatError",
+    "ImageDecode",
     "LoaderClosedError",
     "PackError",
     "ShardBatchSampler",

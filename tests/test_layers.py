@@ -28,6 +28,7 @@ HEAVY = {
     "fsspec": ("storage",),
     "zstandard": ("codecs", "importers"),
     "webdataset": ("importers",),
+    "PIL": ("codecs",),
     "click": ("cli", "packing"),
     "rich": ("cli", "packing"),
     "lightning": ("integrations",),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shardload.codecs.images import ImageDecode
 from shardload.errors import ShardloadError
 from shardload.format.schema import Field
 from shardload.loader.collate import Lease, batch_bytes, collate_columns, collate_samples
@@ -26,6 +27,7 @@ from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
 from shardload.reader.batch import VALID, SampleBatch
 from shardload.reader.dataset import apply_transform, takes_rng
+from shardload.reader.decode import check_decoders, decoded
 
 Int64 = NDArray[np.int64]
 
@@ -36,6 +38,8 @@ class BatchRecipe:
 
     fields: tuple[Field, ...]
     """The fields that are read."""
+    decode: Mapping[str, ImageDecode] = field(default_factory=dict)
+    """How images become pixels, by field; in the threads that read."""
     transform: Callable[..., Any] | None = None
     """Called with each sample."""
     batch_transform: Callable[[Any], Any] | None = None
@@ -86,21 +90,30 @@ class BatchRecipe:
 
 
 def make_recipe(
-    dataset: ShardDataset, fields: Sequence[str] | None, transform: Callable[..., Any] | None, **options: Any
+    dataset: ShardDataset,
+    fields: Sequence[str] | None,
+    decode: Mapping[str, ImageDecode] | None,
+    transform: Callable[..., Any] | None,
+    **options: Any,
 ) -> BatchRecipe:
-    """Returns the recipe for some of a dataset's fields and the loader's or the dataset's transform.
+    """Returns the recipe for some of a dataset's fields and the loader's or the dataset's decoders and transform.
 
     Raises:
-        ValueError: a field is not there, both have a transform, or `options`, the recipe's other attributes, do not fit.
+        ValueError: a field is not there, both have decoders or a transform, or `options`, the other attributes, do not fit.
     """
     if transform is not None and dataset.transform is not None:
         raise ValueError("both the dataset and the loader have a transform: leave one out")
+    if decode is not None and dataset.decode:
+        raise ValueError("both the dataset and the loader have decode=: leave one out")
     available = {field.name: field for field in dataset.field_list}
     for name in fields or ():
         if name not in available:
             raise ValueError(f"there is no field {name!r} to read; the fields are {', '.join(available)}")
     chosen = tuple(field for name, field in available.items() if fields is None or name in fields)
-    return BatchRecipe(chosen, dataset.transform if transform is None else transform, **options)
+    if decode is None:
+        decode = {name: decoder for name, decoder in dataset.decode.items() if fields is None or name in fields}
+    decoders = check_decoders(decode, chosen)
+    return BatchRecipe(chosen, decoders, dataset.transform if transform is None else transform, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +207,7 @@ class BatchMaker:
             after: the batches of the next epoch, which are announced to the storage while this one ends.
         """
         # Closed here, not when it is collected: an error of ours keeps this frame, and with it threads that wait.
-        with contextlib.closing(self._samples(self._bursts(self._announced(ids, after)))) as read:
+        with contextlib.closing(self._samples(self._bursts(self._announced(ids, after)), epoch)) as read:
             for batch, samples in read:
                 made = self._collated(batch, samples, epoch)
                 del samples
@@ -209,30 +222,30 @@ class BatchMaker:
             yield burst
             size = self._ahead.burst_batches
 
-    def _samples(self, bursts: Iterator[list[RankBatch]]) -> Generator[tuple[RankBatch, SampleBatch]]:
+    def _samples(self, bursts: Iterator[list[RankBatch]], epoch: int) -> Generator[tuple[RankBatch, SampleBatch]]:
         """Yields the batches with their samples, in order, whoever reads them."""
         num_threads = self._ahead.num_threads
         if not num_threads:
             for burst in bursts:
-                yield from self._one_by_one(burst, functools.partial(self._read_together, burst))
+                yield from self._one_by_one(burst, functools.partial(self._read_together, burst, epoch), epoch)
             return
         threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read")
         try:
             reads: collections.deque[tuple[list[RankBatch], Future[list[SampleBatch]]]] = collections.deque()
             for burst in itertools.chain(bursts, [[]] * num_threads):
                 if burst:
-                    reads.append((burst, threads.submit(self._read_together, burst)))
+                    reads.append((burst, threads.submit(self._read_together, burst, epoch)))
                 if reads and (not burst or len(reads) > num_threads):
                     read, future = reads.popleft()
                     taken = future.result
                     del future
-                    yield from self._one_by_one(read, taken)
+                    yield from self._one_by_one(read, taken, epoch)
                     del taken
         finally:
             threads.shutdown(cancel_futures=True)
 
     def _one_by_one(
-        self, burst: list[RankBatch], read: Callable[[], list[SampleBatch]]
+        self, burst: list[RankBatch], read: Callable[[], list[SampleBatch]], epoch: int
     ) -> Iterator[tuple[RankBatch, SampleBatch]]:
         """Yields the batches of a burst; of an error in one of them, the batches before it come first."""
         try:
@@ -243,7 +256,7 @@ class BatchMaker:
             samples = collections.deque()
         del read
         if not samples:
-            yield from ((batch, self._read_together([batch])[0]) for batch in burst)
+            yield from ((batch, self._read_together([batch], epoch)[0]) for batch in burst)
             return
         for batch in burst:
             yield batch, samples.popleft()
@@ -280,12 +293,17 @@ class BatchMaker:
                 # The buffers must not live on in this frame while the next batch is made: they would not come back.
                 del batch
 
-    def _read_together(self, burst: Sequence[RankBatch]) -> list[SampleBatch]:
+    def _read_together(self, burst: Sequence[RankBatch], epoch: int) -> list[SampleBatch]:
         fixed = [f for f in self._recipe.fields if f.fixed] if self._leases else []
         buffers = [
             {f.name: self._pool.lease((len(batch.sample_ids), *f.shape), f.dtype) for f in fixed} for batch in burst
         ]
-        return self._dataset.read_batches([batch.sample_ids for batch in burst], buffers, self._recipe.fields)
+        read = self._dataset.read_batches([batch.sample_ids for batch in burst], buffers, self._recipe.fields)
+        if not self._recipe.decode:
+            return read
+        lease = self._pool.lease if self._leases else None
+        keyed = [SampleIds(b.sample_ids.tolist(), self._seed, epoch, b.num_before) for b in burst]
+        return [decoded(samples, self._recipe.decode, ids, lease) for samples, ids in zip(read, keyed, strict=True)]
 
     def _collated(self, ids: RankBatch, samples: SampleBatch, epoch: int) -> Any:
         recipe, keyed = self._recipe, None

@@ -31,9 +31,9 @@ def collate(samples: SampleBatch | Sequence[Any]) -> Any:
     Returns:
         For samples as stored: a dict of field -> tensor of shape (batch, *field_shape); for ragged fields a list of
         tensors that are views into one buffer (see `padded` and `packed`); a list for fields of bytes, str, json, lists
-        and media; for nullable fields also `_valid_<field>`, a bool tensor of shape (batch,), where missing
-        values are zero or None. Unsigned integers of 16 bits and more are widened to int64. For samples made by a
-        transform: what torch's `default_collate` makes of them.
+        and media, of tensors for decoded images of different sizes; for nullable fields also `_valid_<field>`, a bool
+        tensor of shape (batch,), where missing values are zero or None. Unsigned integers of 16 bits and more are widened
+        to int64. For samples made by a transform: what torch's `default_collate` makes of them.
     """
     if isinstance(samples, SampleBatch):
         return collate_columns(samples, {}, None)
@@ -51,7 +51,11 @@ def collate_columns(batch: SampleBatch, dtypes: Mapping[str, torch.dtype], lease
     result: Batch = {}
     for name, column in batch.columns.items():
         if isinstance(column.values, list):
-            result[name] = batch.values_of(name)
+            values = batch.values_of(name)
+            images = column.field.numeric
+            result[name] = (
+                [torch.from_numpy(v) if images and v is not None else v for v in values] if images else values
+            )
         elif isinstance(column.values, Ragged):
             items = _tensor(column.field, column.values.values, dtypes.get(name), lease)
             result[name] = list(torch.split(items, np.diff(column.values.offsets).tolist()))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from shardload.codecs.images import ImageDecode
 from shardload.errors import LoaderClosedError
 from shardload.loader.audit import Delivered, audit_ids, check_ranks
 from shardload.loader.batches import make_recipe
@@ -60,6 +61,7 @@ class ShardLoader:
         drop_last: bool | None = None,
         epochs: int | None = None,
         fields: Sequence[str] | None = None,
+        decode: Mapping[str, ImageDecode] | None = None,
         transform: Callable[..., Any] | None = None,
         batch_transform: Callable[[Any], Any] | None = None,
         collate_fn: Callable[[Any], Any] | None = None,
@@ -95,6 +97,8 @@ class ShardLoader:
             drop_last: torch's word: True is `drop`, False is `short` with one replica and `pad` with several.
             epochs: how many there are in the run; an `iter` after the last one is an error. None for no limit.
             fields: names of the fields to read; None for those the dataset was opened with.
+            decode: `ImageDecode` by name of a jpeg or png field: batches then hold uint8 tensors of shape (batch, 3, height,
+                width), or lists of tensors where images differ in size. The threads that read decode. None for the dataset's.
             transform: called with each sample, a dict; with a parameter `rng` it gets a numpy generator that depends on
                 seed, epoch and sample only. None for the dataset's own.
             batch_transform: called with each batch, in the prefetch thread; with a parameter `rng` it gets a numpy generator
@@ -129,9 +133,8 @@ class ShardLoader:
         self._epochs = None if epochs is None else as_integer(epochs, "epochs", 1)
         self._progress = Progress(OrderKey(dataset.fingerprint, len(dataset), as_integer(seed, "seed"), self._shuffle))
         after = {"batch_transform": batch_transform, "collate_fn": collate_fn, "dtypes": dict(dtypes or {})}
-        added = {"with_ids": with_ids, "with_valid": tail == "mask"}
         self.device = None if device is None else torch.device(device)
-        recipe = make_recipe(dataset, fields, transform, **added, **after)
+        recipe = make_recipe(dataset, fields, decode, transform, with_ids=with_ids, with_valid=tail == "mask", **after)
         if reproducible:
             recipe.check_reproducible(num_processes > 0)
         memory = (batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes)

@@ -26,6 +26,7 @@ from shardload.order.cursor import RankBatch
 from shardload.order.rng import sample_key
 from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
+from shardload.reader.decode import decoded
 
 _PR_SET_PDEATHSIG = 1
 
@@ -50,6 +51,7 @@ class _Work(Dataset[Any]):
                 # For a collate_fn without a transform before it: what one process had before must not show.
                 seed_generators(ids.seed, ids.epochs[0], ids[0])
             samples = self.dataset.read_batch(np.array(ids, dtype=np.int64), {}, self.recipe.fields)
+            samples = decoded(samples, self.recipe.decode, ids)
             return collated(samples, self.recipe, ids, None, before=seed_generators)
         except Exception as error:
             return _Failed(_portable(error))

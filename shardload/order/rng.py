@@ -20,6 +20,12 @@ def sample_key(seed: int, epoch: int, sample_id: int) -> bytes:
     return hashlib.blake2b(f"shardload sample {seed} {epoch} {sample_id}".encode(), digest_size=16).digest()
 
 
+def decode_rng(seed: int, epoch: int, sample_id: int, field: str) -> np.random.Generator:
+    """Returns the generator for decoding one field of a sample in one epoch; another one than the transform's."""
+    text = f"shardload decode {seed} {epoch} {sample_id} {field}"
+    return _philox(hashlib.blake2b(text.encode(), digest_size=16).digest())
+
+
 def batch_rng(seed: int, epoch: int, cursor: int, rank: int) -> np.random.Generator:
     """Returns the generator of one rank's batch, by the cursor after it: equal for any thread and resume."""
     text = f"shardload batch {seed} {epoch} {cursor} {rank}"

@@ -23,9 +23,10 @@ class Column:
     """The values of one field for a batch, as stored."""
 
     field: Field
-    values: NDArray[Any] | Ragged | list[bytes]
+    values: NDArray[Any] | Ragged | list[Any]
     """Fixed fields: array of shape (batch, *field_shape), bool as uint8 and bfloat16 as uint16; ragged ones: all items in
-    one array of the same dtypes; others: bytes a sample."""
+    one array of the same dtypes; others: bytes a sample. Decoded images of
+    different sizes: an array a sample, None where it is missing."""
     valid: NDArray[np.bool_] | None = None
     """Which samples have a value, for nullable fields: bool of shape (batch,)."""
 
@@ -112,12 +113,14 @@ class SampleBatch(Sequence[dict[str, Any]]):
         return (self[slot] for slot in range(len(self)))
 
     def values_of(self, name: str) -> list[Any]:
-        """Returns a record field's values in all samples: bytes, str or what JSON holds; None where one is missing.
+        """Returns a record field's values in all samples: bytes, str, what JSON holds, or decoded images; None where missing.
 
         Raises:
             FormatError: a value is no UTF-8 or no JSON; names dataset, field and sample.
         """
         column = self.columns[name]
+        if isinstance(column.values, list) and column.field.numeric:
+            return list(column.values)
         if not isinstance(column.values, list):
             raise ValueError(f"{name!r} is not a field of bytes, str, json, lists or media: its values are an array")
         present = [True] * len(self) if column.valid is None else column.valid.tolist()

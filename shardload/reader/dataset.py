@@ -7,13 +7,14 @@ import functools
 import inspect
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.codecs.images import ImageDecode
 from shardload.errors import ShardloadError
 from shardload.format.keys import key_bytes, key_digest
 from shardload.format.manifest import Manifest, Metadata
@@ -25,6 +26,7 @@ from shardload.order.sample_ids import SampleIds
 from shardload.reader.access import Access, Buffers
 from shardload.reader.batch import VALID, SampleBatch
 from shardload.reader.checks import Verify
+from shardload.reader.decode import check_decoders, decoded
 from shardload.reader.engines import EngineName, check_engine
 from shardload.reader.snapshot import Snapshot, read_snapshot
 from shardload.storage import LocalStorage
@@ -37,6 +39,7 @@ def open_dataset(
     path: str | os.PathLike[str],
     *,
     fields: Sequence[str] | None = None,
+    decode: Mapping[str, ImageDecode] | None = None,
     transform: Transform | None = None,
     version: int | None = None,
     fingerprint: str | None = None,
@@ -48,6 +51,8 @@ def open_dataset(
     Args:
         path: directory of the dataset.
         fields: names of the fields to read; None for all.
+        decode: `ImageDecode` by name of a jpeg or png field: samples then hold uint8 arrays of shape (3, height, width). Random
+            crops and flips are keyed by (seed, epoch, sample id), as `rng` below.
         transform: called with each sample (a dict) by `dataset[i]` and `__getitems__`; what it returns takes the
             sample's place. With a parameter `rng` it is given a numpy generator keyed by (seed, epoch, sample id), for
             which the ids must come from `ShardSampler(...).batch_sampler(...)`.
@@ -67,7 +72,7 @@ def open_dataset(
         raise ValueError(f"verify must be one of {', '.join(get_args(Verify))}, not {verify!r}")
     name = check_engine(engine)
     dataset = ShardDataset(os.path.abspath(path), fields, transform, version, fingerprint, verify, name)
-    _ = dataset.field_list
+    dataset.decode = check_decoders(decode, dataset.field_list)
     return dataset
 
 
@@ -92,6 +97,7 @@ class ShardDataset:
         self.location = location
         self.fields = None if fields is None else tuple(fields)
         self.transform = transform
+        self.decode: Mapping[str, ImageDecode] = {}
         self.verify: Verify = verify
         self.engine: EngineName = engine
         self._version = version
@@ -101,7 +107,9 @@ class ShardDataset:
             raise TypeError(f"fields must be a list of names, not the text {fields!r}")
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: getattr(self, name) for name in ("location", "fields", "transform", "verify", "engine")}
+        state = {
+            name: getattr(self, name) for name in ("location", "fields", "decode", "transform", "verify", "engine")
+        }
         return state | {"_version": self.manifest.version, "_pinned": self.fingerprint}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -130,7 +138,7 @@ class ShardDataset:
             StorageError: a file cannot be read.
         """
         ids = indices if isinstance(indices, SampleIds) else None
-        batch = self.read_batch(self._sample_ids(indices))
+        batch = decoded(self.read_batch(self._sample_ids(indices)), self.decode, ids)
         if self.transform is None:
             return batch if ids is None or ids.num_valid is None else batch.with_fillers(ids.num_valid)
         if ids is None and takes_rng(self.transform):

@@ -1,7 +1,7 @@
 """Encoded images to pixels, on Pillow: scaled, cropped and flipped in one pass.
 
-Pillow is not the fastest decoder, but it reads jpeg and png alike, releases the interpreter lock, and says when an image is cut
-short; OpenCV gives grey pixels then.
+Pillow is not the fastest decoder, but a small library that reads jpeg and png alike, smooths when it scales, releases the
+interpreter lock, and says what is wrong with a damaged image.
 """
 
 from __future__ import annotations

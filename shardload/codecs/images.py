@@ -21,7 +21,7 @@ Box = tuple[float, float, float, float]
 _MIN_AREA = 0.08
 _MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3
 _NUM_TRIES = 10
-# Modes whose values do not fit 8 bits: converting them would clip in silence.
+# Grey of more than 8 bits: converting it would clip in silence.
 _DEEP_MODES = ("I", "F")
 
 
@@ -29,8 +29,8 @@ _DEEP_MODES = ("I", "F")
 class ImageDecode:
     """How images of a jpeg or png field become pixels: uint8 of shape (3, height, width), RGB.
 
-    Grey and palette images become RGB, an alpha channel is left out, and an orientation in EXIF is not applied. Images of more
-    than 8 bits a channel are refused.
+    Grey and palette images become RGB, an alpha channel is left out, and an orientation in EXIF is not applied. Of colours of
+    16 bits the upper 8 are taken; grey of 16 bits, which is mostly no picture but a measure such as depth, is refused.
     """
 
     size: int | tuple[int, int] | None = None
@@ -71,21 +71,23 @@ class ImageDecode:
             rng: what is drawn from; may be None unless `random`.
 
         Raises:
-            FormatError: the bytes are no whole image, or one of more than 8 bits a channel.
+            FormatError: the bytes are no whole image, or a grey one of more than 8 bits.
             ImportError: Pillow is not installed.
         """
         image_module = _pillow()
         try:
             with image_module.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
                 if image.mode.split(";")[0] in _DEEP_MODES:
-                    raise FormatError(f"an image of more than 8 bits a channel (mode {image.mode})")
+                    raise FormatError(f"a grey image of more than 8 bits (mode {image.mode})")
+                # Of a palette Pillow would keep it, or warn for each image.
+                image.info.pop("transparency", None)
                 pixels = self._pixels(image, image_module, rng)
-        except (OSError, SyntaxError, ValueError, EOFError, image_module.DecompressionBombError) as error:
-            if isinstance(error, FormatError):
-                raise
+        except FormatError:
+            raise
+        except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
             raise FormatError(f"no whole jpeg or png image: {error}") from None
         flipped = self.flip == 1 or (0 < self.flip < 1 and _needed(rng).random() < self.flip)
-        return np.ascontiguousarray((pixels[:, ::-1] if flipped else pixels).transpose(2, 0, 1))
+        return np.array((pixels[:, ::-1] if flipped else pixels).transpose(2, 0, 1), order="C")
 
     def _pixels(self, image: Any, image_module: Any, rng: np.random.Generator | None) -> NDArray[np.uint8]:
         """Returns pixels of shape (height, width, 3) before the flip."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shardload.codecs.images import ImageDecode
 from shardload.errors import ShardloadError
 from shardload.format.schema import Field
-from shardload.loader.collate import Lease, batch_bytes, collate_columns, collate_samples
+from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
 from shardload.memory import BufferPool
 from shardload.order.cursor import RankBatch
 from shardload.order.rng import batch_rng
@@ -27,7 +27,7 @@ from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
 from shardload.reader.batch import VALID, SampleBatch
 from shardload.reader.dataset import apply_transform, takes_rng
-from shardload.reader.decode import check_decoders, decoded
+from shardload.reader.decode import Lease, check_decoders, decoded
 
 Int64 = NDArray[np.int64]
 
@@ -112,8 +112,8 @@ def make_recipe(
     chosen = tuple(field for name, field in available.items() if fields is None or name in fields)
     if decode is None:
         decode = {name: decoder for name, decoder in dataset.decode.items() if fields is None or name in fields}
-    decoders = check_decoders(decode, chosen)
-    return BatchRecipe(chosen, decoders, dataset.transform if transform is None else transform, **options)
+    check_decoders(decode, chosen)
+    return BatchRecipe(chosen, dict(decode), dataset.transform if transform is None else transform, **options)
 
 
 @dataclass(frozen=True, slots=True)

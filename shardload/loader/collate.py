@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch.utils.data import default_collate
 from shardload.format.ragged import Ragged
 from shardload.format.schema import Field
 from shardload.reader.batch import SampleBatch
+from shardload.reader.decode import Lease
 
-Lease = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 Batch = dict[str, Any]
 
 # torch has hardly an operator for these, so they are delivered as int64.
@@ -52,10 +52,9 @@ def collate_columns(batch: SampleBatch, dtypes: Mapping[str, torch.dtype], lease
     for name, column in batch.columns.items():
         if isinstance(column.values, list):
             values = batch.values_of(name)
-            images = column.field.numeric
-            result[name] = (
-                [torch.from_numpy(v) if images and v is not None else v for v in values] if images else values
-            )
+            if column.field.numeric:
+                values = [None if image is None else torch.from_numpy(image) for image in values]
+            result[name] = values
         elif isinstance(column.values, Ragged):
             items = _tensor(column.field, column.values.values, dtypes.get(name), lease)
             result[name] = list(torch.split(items, np.diff(column.values.offsets).tolist()))

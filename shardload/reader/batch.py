@@ -20,13 +20,13 @@ VALID = "_valid"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The values of one field for a batch, as stored."""
+    """The values of one field for a batch, as stored or decoded."""
 
     field: Field
     values: NDArray[Any] | Ragged | list[Any]
     """Fixed fields: array of shape (batch, *field_shape), bool as uint8 and bfloat16 as uint16; ragged ones: all items in
-    one array of the same dtypes; others: bytes a sample. Decoded images of
-    different sizes: an array a sample, None where it is missing."""
+    one array of the same dtypes; others: bytes a sample. Images that were decoded: an array of shape (batch, 3, height,
+    width), or where they differ in size an array a sample, None where it is missing."""
     valid: NDArray[np.bool_] | None = None
     """Which samples have a value, for nullable fields: bool of shape (batch,)."""
 

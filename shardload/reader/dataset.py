@@ -71,8 +71,8 @@ def open_dataset(
     if verify not in get_args(Verify):
         raise ValueError(f"verify must be one of {', '.join(get_args(Verify))}, not {verify!r}")
     name = check_engine(engine)
-    dataset = ShardDataset(os.path.abspath(path), fields, transform, version, fingerprint, verify, name)
-    dataset.decode = check_decoders(decode, dataset.field_list)
+    dataset = ShardDataset(os.path.abspath(path), fields, decode, transform, version, fingerprint, verify, name)
+    check_decoders(dataset.decode, dataset.field_list)
     return dataset
 
 
@@ -88,16 +88,17 @@ class ShardDataset:
         self,
         location: str,
         fields: Sequence[str] | None,
+        decode: Mapping[str, ImageDecode] | None,
         transform: Transform | None,
         version: int | None,
         fingerprint: str | None,
         verify: Verify,
-        engine: EngineName = "auto",
+        engine: EngineName,
     ) -> None:
         self.location = location
         self.fields = None if fields is None else tuple(fields)
         self.transform = transform
-        self.decode: Mapping[str, ImageDecode] = {}
+        self.decode = dict(decode or {})
         self.verify: Verify = verify
         self.engine: EngineName = engine
         self._version = version

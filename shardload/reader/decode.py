@@ -23,15 +23,15 @@ _PIXEL = np.dtype(np.uint8)
 _IMAGE_KINDS = ("jpeg", "png")
 
 
-def check_decoders(decode: Mapping[str, Any] | None, fields: Sequence[Field]) -> dict[str, ImageDecode]:
-    """Returns the decoders.
+def check_decoders(decoders: Mapping[str, Any], fields: Sequence[Field]) -> None:
+    """Refuses decoders that cannot be.
 
     Raises:
         ValueError: one is for a field that is not read or holds no images.
         TypeError: one is not an `ImageDecode`.
     """
     kinds = {field.name: field.kind for field in fields if not field.starred}
-    for name, decoder in (decode or {}).items():
+    for name, decoder in decoders.items():
         if kinds.get(name) not in _IMAGE_KINDS:
             images = [n for n, kind in kinds.items() if kind in _IMAGE_KINDS]
             raise ValueError(
@@ -39,7 +39,6 @@ def check_decoders(decode: Mapping[str, Any] | None, fields: Sequence[Field]) ->
             )
         if not isinstance(decoder, ImageDecode):
             raise TypeError(f"decode: {name!r} must be given as an ImageDecode, not {decoder!r}")
-    return dict(decode or {})
 
 
 def decoded(batch: SampleBatch, decoders: Decoders, ids: SampleIds | None, lease: Lease | None = None) -> SampleBatch:
@@ -49,7 +48,7 @@ def decoded(batch: SampleBatch, decoders: Decoders, ids: SampleIds | None, lease
         batch: the samples as stored.
         decoders: how images become pixels, by field.
         ids: what the samples were asked for by, which keys what is drawn; None where nothing is.
-        lease: where memory for images of equal size comes from; None for new memory.
+        lease: where memory for images of one size comes from; None for new memory.
 
     Raises:
         FormatError: an image is damaged; names dataset, field and sample.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,15 @@ from torch.utils.data import DataLoader
 import shardload
 from shardload import ImageDecode
 from shardload.codecs.images import crop_box
+from shardload.order.rng import decode_rng
 
 NUM_IMAGES = 23
+GOLDEN = {
+    (0, 0, 0): (59.0, 44.0, 376.0, 366.0),
+    (0, 1, 0): (103.0, 33.0, 437.0, 351.0),
+    (7, 2, 12345): (201.0, 38.0, 407.0, 260.0),
+    (18446744073709551615, 3, 10000000000): (82.0, 81.0, 221.0, 197.0),
+}
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -86,6 +96,24 @@ def test_crops_lie_inside_the_image(width: int, height: int, ratio: float, seed:
     assert 0 <= left < right <= width + 1e-9 and 0 <= top < bottom <= height + 1e-9
     if seed is None:
         assert (right - left) / (bottom - top) == pytest.approx(ratio)
+
+
+def test_random_crops_have_the_areas_and_shapes_promised() -> None:
+    rng = np.random.default_rng(0)
+    boxes = np.array([crop_box(400, 400, 1.0, rng) for _ in range(2000)])
+    across, down = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    areas, ratios = across * down / 400**2, across / down
+    assert 0.075 <= areas.min() <= 0.09 and 0.95 <= areas.max() <= 1 and 0.45 <= areas.mean() <= 0.6
+    assert 0.73 <= ratios.min() <= 0.76 and 1.31 <= ratios.max() <= 1.36
+    # Any place is as likely: what is left of the box is on average what is right of it.
+    assert abs(boxes[:, 0].mean() - (400 - boxes[:, 2]).mean()) < 8
+
+
+def test_golden_draws() -> None:
+    """A run that goes on with a later version must see the same crops."""
+    boxes = [crop_box(500, 375, 1.0, decode_rng(seed, epoch, i, "image")) for seed, epoch, i in GOLDEN]
+    assert boxes == list(GOLDEN.values())
+    assert crop_box(500, 375, 1.0, decode_rng(0, 0, 0, "other")) != boxes[0]
 
 
 def epoch_of(path: Path, epoch: int, **options: Any) -> dict[int, bytes]:
@@ -162,10 +190,55 @@ def test_a_damaged_image_names_field_and_sample(tmp_path: Path, cut: str) -> Non
     batches = iter(loader)
     next(batches)
     with pytest.raises(
-        shardload.FormatError, match=r"field 'image' of sample 1 is (no whole|an image of more)"
+        shardload.FormatError, match=r"field 'image' of sample 1 is (no whole|a grey image of more)"
     ) as caught:
         next(batches)
     assert caught.value.sample_id == 1
+
+
+def png_of_16_bits(colour: int, num_channels: int) -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head, rows = struct.pack(">IIBBBBB", 4, 2, 16, colour, 0, 0, 0), (b"\0" + b"\x12\xf0" * num_channels * 4) * 2
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("colour, num_channels", [(2, 3), (6, 4)])
+def test_of_16_bits_the_upper_ones_are_taken(colour: int, num_channels: int) -> None:
+    image = ImageDecode()(png_of_16_bits(colour, num_channels), None)
+    assert image.shape == (3, 2, 4) and (image == 0x12).all()
+
+
+def test_a_transparent_palette_is_no_reason_to_warn() -> None:
+    file = io.BytesIO()
+    Image.fromarray(pixels_of(1)).convert("P").save(file, "PNG", transparency=bytes(range(200)))
+    assert ImageDecode()(file.getvalue(), None).shape == (3, 40, 60)
+
+
+def test_the_least_image_is_owned() -> None:
+    image = ImageDecode()(encoded(pixels_of(3, 1, 1)), None)
+    assert image.shape == (3, 1, 1) and image.flags.writeable and image.flags.c_contiguous
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_any_damage_is_a_format_error_or_a_picture(kind: str) -> None:
+    whole, rng, refused = encoded(pixels_of(1, 12, 14), kind), np.random.default_rng(0), 0
+    flips = [(i, whole[i] ^ bit) for i in range(len(whole)) for bit in (1, 0x80, 0xFF)]
+    damaged = [whole[:i] + bytes([value]) + whole[i + 1 :] for i, value in flips]
+    damaged += [whole[:i] for i in range(len(whole))] + [rng.bytes(200), whole[:30] + rng.bytes(300)]
+    for data in damaged:
+        try:
+            assert ImageDecode(5)(data, None).shape == (3, 5, 5)
+        except shardload.FormatError:
+            refused += 1
+    assert refused > len(whole)
+
+
+def test_without_pillow_the_extra_is_named(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"pip install 'shardload\[images\]'"):
+        next(iter(shardload.ShardLoader(shardload.open(images, decode={"image": ImageDecode(8)}), 2, shuffle=True)))
 
 
 def test_settings_that_cannot_be(images: Path) -> None:

@@ -85,5 +85,9 @@ class PackError(ShardloadError):
     """Packing was refused or failed; the target shows no new dataset."""
 
 
+class FaultLimitError(ShardloadError, RuntimeError):
+    """More samples than allowed could not be used, and had others in their place."""
+
+
 class LoaderClosedError(ShardloadError, RuntimeError):
     """The loader or the iterator was closed."""

@@ -15,6 +15,8 @@ class LoaderStats:
     """Samples in them."""
     num_bytes: int = 0
     """Bytes of their tensors and byte strings."""
+    num_faults: int = 0
+    """Places in them that held a stand-in, by `on_error`; fillers of the tail included."""
     stall_seconds: float = 0.0
     """Time the training loop waited in `next`; the first batch of each iteration is left out."""
     loop_seconds: float = 0.0

@@ -7,19 +7,19 @@ import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardload.codecs.images import ImageDecode
 from shardload.errors import ShardloadError
-from shardload.format.schema import Field
 from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
+from shardload.loader.recipe import BatchRecipe
+from shardload.loader.stand_ins import Fault, made_whole, refuse, stand_in
 from shardload.memory import BufferPool
 from shardload.order.cursor import RankBatch
 from shardload.order.rng import batch_rng
@@ -27,93 +27,9 @@ from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
 from shardload.reader.batch import VALID, SampleBatch
 from shardload.reader.dataset import apply_transform, takes_rng
-from shardload.reader.decode import Lease, check_decoders, decoded
+from shardload.reader.decode import Lease, decoded
 
 Int64 = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class BatchRecipe:
-    """What becomes of a batch's samples."""
-
-    fields: tuple[Field, ...]
-    """The fields that are read."""
-    decode: Mapping[str, ImageDecode] = field(default_factory=dict)
-    """How images become pixels, by field; in the threads that read."""
-    transform: Callable[..., Any] | None = None
-    """Called with each sample."""
-    batch_transform: Callable[[Any], Any] | None = None
-    """Called with each batch, in the prefetch thread."""
-    collate_fn: Callable[[Any], Any] | None = None
-    """Makes a batch in place of shardload's own collation."""
-    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
-    """Dtypes by field that override the usual ones."""
-    with_ids: bool = False
-    """Whether batches carry `_sample_id`, `_position` and `_epoch`."""
-    with_valid: bool = False
-    """Whether batches carry `_valid`, which tells samples from fillers."""
-
-    def check_reproducible(self, in_processes: bool) -> None:
-        """Refuses functions whose results may differ from run to run.
-
-        Args:
-            in_processes: whether transform and collate_fn run in processes of their own, seeded for each sample.
-
-        Raises:
-            ValueError: says which function and what to do.
-        """
-        for name in ("transform", "collate_fn", "batch_transform"):
-            function = getattr(self, name)
-            seeded = in_processes and name != "batch_transform"
-            if function is None or seeded or (takes_rng(function) and name != "collate_fn"):
-                continue
-            ways = {
-                "transform": "give it a parameter rng and draw from that, or run it in processes that are seeded for each sample "
-                "(num_processes=)",
-                "collate_fn": "run it in processes that are seeded for each sample (num_processes=)",
-                "batch_transform": "give it a parameter rng and draw from that",
-            }
-            raise ValueError(
-                f"reproducible=True: {name} runs in a thread, where what it draws from global generators depends on everything "
-                f"else in the program: {ways[name]}"
-            )
-
-    def __post_init__(self) -> None:
-        if self.dtypes and (self.transform is not None or self.collate_fn is not None):
-            raise ValueError("dtypes= is for fields as stored; with a transform or collate_fn, make the dtypes there")
-        tensors = [field.name for field in self.fields if field.numeric]
-        for name in self.dtypes:
-            if name not in tensors:
-                raise ValueError(
-                    f"dtypes: {name!r} is not a field of numbers that is read; those are {', '.join(tensors) or 'none'}"
-                )
-
-
-def make_recipe(
-    dataset: ShardDataset,
-    fields: Sequence[str] | None,
-    decode: Mapping[str, ImageDecode] | None,
-    transform: Callable[..., Any] | None,
-    **options: Any,
-) -> BatchRecipe:
-    """Returns the recipe for some of a dataset's fields and the loader's or the dataset's decoders and transform.
-
-    Raises:
-        ValueError: a field is not there, both have decoders or a transform, or `options`, the other attributes, do not fit.
-    """
-    if transform is not None and dataset.transform is not None:
-        raise ValueError("both the dataset and the loader have a transform: leave one out")
-    if decode is not None and dataset.decode:
-        raise ValueError("both the dataset and the loader have decode=: leave one out")
-    available = {field.name: field for field in dataset.field_list}
-    for name in fields or ():
-        if name not in available:
-            raise ValueError(f"there is no field {name!r} to read; the fields are {', '.join(available)}")
-    chosen = tuple(field for name, field in available.items() if fields is None or name in fields)
-    if decode is None:
-        decode = {name: decoder for name, decoder in dataset.decode.items() if fields is None or name in fields}
-    check_decoders(decode, chosen)
-    return BatchRecipe(chosen, dict(decode), dataset.transform if transform is None else transform, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +44,16 @@ class Delivery:
     """The samples in it, without fillers: int64 of shape (batch,)."""
     num_bytes: int
     """Bytes of its tensors and byte strings."""
+    faults: tuple[Fault, ...] = ()
+    """Places in it that hold a stand-in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Samples of a batch, and the places among them that hold a stand-in."""
+
+    samples: SampleBatch
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +124,8 @@ class BatchMaker:
 
     def batches(
         self, ids: Iterator[RankBatch], epoch: int, after: Iterator[RankBatch]
-    ) -> Generator[tuple[RankBatch, Any]]:
-        """Yields the batches of an epoch as they are read and collated, with what they were asked for by.
+    ) -> Generator[tuple[RankBatch, Any, tuple[Fault, ...]]]:
+        """Yields the batches of an epoch as they are read and collated, with what they were asked for by, and faults.
 
         Args:
             ids: what the batches hold.
@@ -209,9 +135,9 @@ class BatchMaker:
         # Closed here, not when it is collected: an error of ours keeps this frame, and with it threads that wait.
         with contextlib.closing(self._samples(self._bursts(self._announced(ids, after)), epoch)) as read:
             for batch, samples in read:
-                made = self._collated(batch, samples, epoch)
+                made, faults = self._collated(batch, samples, epoch)
                 del samples
-                yield batch, made
+                yield batch, made, faults
                 # The buffers must not live on in this frame while the next batch is made: they would not come back.
                 del made
 
@@ -222,7 +148,7 @@ class BatchMaker:
             yield burst
             size = self._ahead.burst_batches
 
-    def _samples(self, bursts: Iterator[list[RankBatch]], epoch: int) -> Generator[tuple[RankBatch, SampleBatch]]:
+    def _samples(self, bursts: Iterator[list[RankBatch]], epoch: int) -> Generator[tuple[RankBatch, Read]]:
         """Yields the batches with their samples, in order, whoever reads them."""
         num_threads = self._ahead.num_threads
         if not num_threads:
@@ -231,7 +157,7 @@ class BatchMaker:
             return
         threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read")
         try:
-            reads: collections.deque[tuple[list[RankBatch], Future[list[SampleBatch]]]] = collections.deque()
+            reads: collections.deque[tuple[list[RankBatch], Future[list[Read]]]] = collections.deque()
             for burst in itertools.chain(bursts, [[]] * num_threads):
                 if burst:
                     reads.append((burst, threads.submit(self._read_together, burst, epoch)))
@@ -245,8 +171,8 @@ class BatchMaker:
             threads.shutdown(cancel_futures=True)
 
     def _one_by_one(
-        self, burst: list[RankBatch], read: Callable[[], list[SampleBatch]], epoch: int
-    ) -> Iterator[tuple[RankBatch, SampleBatch]]:
+        self, burst: list[RankBatch], read: Callable[[], list[Read]], epoch: int
+    ) -> Iterator[tuple[RankBatch, Read]]:
         """Yields the batches of a burst; of an error in one of them, the batches before it come first."""
         try:
             samples = collections.deque(read())
@@ -279,7 +205,9 @@ class BatchMaker:
                 return
             yield waiting.popleft()
 
-    def deliveries(self, batches: Generator[tuple[RankBatch, Any]], epoch: int) -> Iterator[Delivery]:
+    def deliveries(
+        self, batches: Generator[tuple[RankBatch, Any, tuple[Fault, ...]]], epoch: int
+    ) -> Iterator[Delivery]:
         """Yields the batches of an epoch as the training loop gets them.
 
         Args:
@@ -287,39 +215,53 @@ class BatchMaker:
             epoch: the epoch.
         """
         with contextlib.closing(batches):
-            for ids, batch in batches:
-                batch = self._finished(batch, ids, epoch)
-                yield Delivery(batch, ids.cursor, ids.sample_ids[: ids.num_valid], batch_bytes(batch))
+            for ids, batch, faults in batches:
+                batch = self._finished(batch, ids, faults, epoch)
+                yield Delivery(batch, ids.cursor, ids.sample_ids[: ids.num_valid], batch_bytes(batch), faults)
                 # The buffers must not live on in this frame while the next batch is made: they would not come back.
                 del batch
 
-    def _read_together(self, burst: Sequence[RankBatch], epoch: int) -> list[SampleBatch]:
+    def _read_together(self, burst: Sequence[RankBatch], epoch: int) -> list[Read]:
+        keyed = [SampleIds(b.sample_ids.tolist(), self._seed, epoch, b.num_before) for b in burst]
+        if self._recipe.on_error == "raise":
+            return [Read(samples) for samples in self._read(keyed)]
+        try:
+            return [Read(samples) for samples in self._read(keyed)]
+        except (ShardloadError, OSError):
+            return [self._read_whole(ids) for ids in keyed]
+
+    def _read_whole(self, ids: SampleIds) -> Read:
+        samples, _, faults = made_whole(ids, len(self._dataset), lambda some: self._read([some])[0])
+        return Read(samples, faults)
+
+    def _read(self, batches: Sequence[SampleIds]) -> list[SampleBatch]:
         fixed = [f for f in self._recipe.fields if f.fixed] if self._leases else []
-        buffers = [
-            {f.name: self._pool.lease((len(batch.sample_ids), *f.shape), f.dtype) for f in fixed} for batch in burst
-        ]
-        read = self._dataset.read_batches([batch.sample_ids for batch in burst], buffers, self._recipe.fields)
+        buffers = [{f.name: self._pool.lease((len(ids), *f.shape), f.dtype) for f in fixed} for ids in batches]
+        arrays = [np.array(ids, dtype=np.int64) for ids in batches]
+        read = self._dataset.read_batches(arrays, buffers, self._recipe.fields)
         if not self._recipe.decode:
             return read
         lease = self._pool.lease if self._leases else None
-        keyed = [SampleIds(b.sample_ids.tolist(), self._seed, epoch, b.num_before) for b in burst]
-        return [decoded(samples, self._recipe.decode, ids, lease) for samples, ids in zip(read, keyed, strict=True)]
+        return [decoded(samples, self._recipe.decode, ids, lease) for samples, ids in zip(read, batches, strict=True)]
 
-    def _collated(self, ids: RankBatch, samples: SampleBatch, epoch: int) -> Any:
-        recipe, keyed = self._recipe, None
-        if recipe.transform is not None:
-            keyed = SampleIds(ids.sample_ids.tolist(), self._seed, epoch, ids.num_before)
-        return collated(samples, recipe, keyed, self._pool.lease)
+    def _collated(self, ids: RankBatch, read: Read, epoch: int) -> tuple[Any, tuple[Fault, ...]]:
+        recipe = self._recipe
+        if recipe.transform is None:
+            return collated(read, recipe, None, self._dataset, self._pool.lease)
+        keyed = SampleIds(read.samples.sample_ids.tolist(), self._seed, epoch, ids.num_before)
+        return collated(read, recipe, keyed, self._dataset, self._pool.lease)
 
-    def _finished(self, batch: Any, ids: RankBatch, epoch: int) -> Any:
+    def _finished(self, batch: Any, ids: RankBatch, faults: tuple[Fault, ...], epoch: int) -> Any:
         recipe = self._recipe
         if recipe.batch_transform is not None:
             batch = self._transformed(recipe.batch_transform, batch, ids, epoch)
         if recipe.with_ids:
-            batch = _extended(batch, "with_ids=True", _ids(ids, epoch, self._dataset))
-        if recipe.with_valid:
+            batch = _extended(batch, "with_ids=True", _ids(ids, faults, epoch, self._dataset))
+        if recipe.with_valid or recipe.on_error == "mask":
             valid = torch.arange(len(ids.positions)) < ids.num_valid
-            batch = _extended(batch, "tail='mask'", {VALID: valid})
+            if recipe.on_error == "mask":
+                valid[[fault.slot for fault in faults]] = False
+            batch = _extended(batch, "tail='mask'" if recipe.with_valid else "on_error='mask'", {VALID: valid})
         return batch
 
     def _transformed(self, transform: Callable[..., Any], batch: Any, ids: RankBatch, epoch: int) -> Any:
@@ -329,29 +271,47 @@ class BatchMaker:
 
 
 def collated(
-    samples: SampleBatch,
+    read: Read,
     recipe: BatchRecipe,
     ids: SampleIds | None,
+    dataset: ShardDataset,
     lease: Lease | None,
     before: Callable[[int, int, int], None] | None = None,
-) -> Any:
-    """Returns the batch that a recipe makes of samples, up to `batch_transform`.
+) -> tuple[Any, tuple[Fault, ...]]:
+    """Returns the batch that a recipe makes of samples, up to `batch_transform`, and all its faults.
 
     Args:
-        samples: what was read.
+        read: what was read.
         recipe: what becomes of it.
-        ids: what it was asked for by, for the transform.
+        ids: the samples it holds, for the transform.
+        dataset: where stand-ins for samples that the transform fails on come from.
         lease: where memory for tensors comes from; None for new memory.
         before: called before each sample's transform with seed, epoch and sample id.
     """
-    made: Any = samples
-    if recipe.transform is not None:
-        made = apply_transform(recipe.transform, samples, ids, before)
-    if recipe.collate_fn is not None:
-        return recipe.collate_fn(made)
-    if recipe.transform is not None:
-        return collate_samples(made)
-    return collate_columns(samples, recipe.dtypes, lease)
+    if recipe.transform is None or ids is None:
+        samples = read.samples
+        made = (
+            collate_columns(samples, recipe.dtypes, lease) if recipe.collate_fn is None else recipe.collate_fn(samples)
+        )
+        return made, read.faults
+    transform, epochs = recipe.transform, ids.epochs
+    faults = {fault.slot: fault for fault in read.faults}
+
+    def transformed(some: SampleIds) -> Any:
+        samples = decoded(dataset.read_batch(np.array(some, dtype=np.int64), {}, recipe.fields), recipe.decode, some)
+        return apply_transform(transform, samples, some, before, refuse)[0]
+
+    def recover(slot: int, error: Exception) -> Any:
+        alone = SampleIds([ids[slot]], ids.seed, epochs[slot])
+        made, fault = stand_in(slot, alone, len(dataset), error, transformed)
+        # A stand-in's own stand-in: what was asked for first is what is told.
+        faults[slot] = replace(fault, sample_id=faults[slot].sample_id) if slot in faults else fault
+        return made
+
+    rescue = None if recipe.on_error == "raise" else recover
+    results = apply_transform(transform, read.samples, ids, before, rescue)
+    made = collate_samples(results) if recipe.collate_fn is None else recipe.collate_fn(results)
+    return made, tuple(faults[slot] for slot in sorted(faults))
 
 
 def _extended(batch: Any, cause: str, more: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -360,9 +320,10 @@ def _extended(batch: Any, cause: str, more: dict[str, torch.Tensor]) -> dict[str
     return {**batch, **more}
 
 
-def _ids(ids: RankBatch, epoch: int, dataset: ShardDataset) -> dict[str, torch.Tensor]:
-    """Returns what `with_ids` adds; fillers have -1, so that nobody takes them for samples."""
+def _ids(ids: RankBatch, faults: tuple[Fault, ...], epoch: int, dataset: ShardDataset) -> dict[str, torch.Tensor]:
+    """Returns what `with_ids` adds; fillers have -1, so that nobody takes them for samples, and stand-ins their own id."""
     sample_ids, positions = ids.sample_ids.copy(), ids.positions.copy()
+    sample_ids[[fault.slot for fault in faults]] = [fault.stand_in for fault in faults]
     epochs = np.full(len(positions), epoch, np.int64)
     positions[: ids.num_before] += len(dataset)
     epochs[: ids.num_before] -= 1

@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from shardload.format.ragged import Ragged
 from shardload.format.schema import Field
+from shardload.memory import BufferPool
 from shardload.reader.batch import SampleBatch
 from shardload.reader.decode import Lease
 
@@ -117,6 +118,18 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return type(batch)({name: to_device(value, device) for name, value in batch.items()})  # type: ignore[call-arg]
     return batch
+
+
+def take_back(batch: Any, pool: BufferPool) -> None:
+    """Gives the memory of a batch's tensors back to the pool they are from, whoever still holds them."""
+    if isinstance(batch, torch.Tensor):
+        pool.take_back(batch.untyped_storage().data_ptr())
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            take_back(value, pool)
+    elif isinstance(batch, list | tuple) and batch:
+        # The tensors of a ragged field share one buffer.
+        take_back(batch[0], pool)
 
 
 def _tensor(field: Field, values: NDArray[Any], dtype: torch.dtype | None, lease: Lease | None) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import time
 import warnings
@@ -13,13 +14,14 @@ from typing import Any
 
 import torch
 
-from shardload.errors import LoaderClosedError
+from shardload.errors import FaultLimitError, LoaderClosedError
 from shardload.loader.audit import Delivered
-from shardload.loader.batches import Ahead, BatchMaker, BatchRecipe, Delivery, plan_ahead
-from shardload.loader.collate import to_device
+from shardload.loader.batches import Ahead, BatchMaker, Delivery, plan_ahead
+from shardload.loader.collate import take_back, to_device
 from shardload.loader.prefetch import Prefetcher
 from shardload.loader.processes import ProcessPool
 from shardload.loader.progress import Progress
+from shardload.loader.recipe import BatchRecipe
 from shardload.memory import BufferPool
 from shardload.order.cursor import Partition, rank_batches
 from shardload.quantities import as_integer, parse_bytes
@@ -32,6 +34,9 @@ DEFAULT_BYTES = 16 << 20
 DEFAULT_PREFETCH_BYTES = "256MiB"
 
 _KEPT_BATCHES_WARNING = 64
+_FAULTS_FREE, _MAX_FAULT_SHARE = 100, 0.05
+
+_log = logging.getLogger("shardload")
 
 
 @dataclass(eq=False)
@@ -53,6 +58,10 @@ class Course:
     """How far reads go ahead of batches."""
     num_processes: int = 0
     """Child processes that read, transform and collate; 0 for none."""
+    max_faults: int | None = None
+    """Most stand-ins in an iteration; None for `_FAULTS_FREE` and `_MAX_FAULT_SHARE` of what it delivered."""
+    reuse: bool = False
+    """Whether a batch's memory is taken back when the next one is asked for."""
     stats: LoaderStats = field(default_factory=LoaderStats)
     delivered: Delivered = field(default_factory=Delivered)
     """What was given to the training loop since the epoch was entered."""
@@ -64,7 +73,7 @@ class Course:
     def buffers(self) -> BufferPool:
         """Returns the pool, which stays until `close`."""
         if self.pool is None:
-            self.pool = BufferPool(self.prefetch_bytes * 2, pinned=self.pinned)
+            self.pool = BufferPool(self.prefetch_bytes * 2, pinned=self.pinned, strict=self.reuse)
         return self.pool
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,6 +91,8 @@ def make_course(
     prefetch_bytes: int | str | None,
     num_threads: int | None,
     num_processes: int,
+    max_faults: int | None,
+    reuse: bool,
 ) -> Course:
     """Returns what the iterations share, with defaults for what was not given.
 
@@ -108,6 +119,8 @@ def make_course(
         prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
         ahead=plan_ahead(batch_bytes, num_batches, threads),
         num_processes=as_integer(num_processes, "num_processes"),
+        max_faults=None if max_faults is None else as_integer(max_faults, "max_faults"),
+        reuse=reuse,
     )
 
 
@@ -121,6 +134,8 @@ class Iteration:
         self._pool = course.buffers()
         self._process_id = os.getpid()
         self._turn = 0
+        self._num_samples = self._num_faults = 0
+        self._given: Any = None
         self._last: float | None = None
         self._next: Callable[[], Delivery] | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -138,9 +153,13 @@ class Iteration:
             )
         start = time.perf_counter()
         try:
+            if self._given is not None:
+                take_back(self._given, self._pool)
+                self._given = None
             if self._next is None:
                 self._next = self._begin()
             delivery = self._next()
+            self._judge(delivery)
             batch = delivery.batch if self._course.device is None else to_device(delivery.batch, self._course.device)
         except StopIteration:
             self._end(StopIteration())
@@ -152,6 +171,8 @@ class Iteration:
         self._course.progress.deliver(delivery.cursor, self._turn, self._partition)
         self._course.delivered.add(delivery.sample_ids)
         self._count(delivery, start, time.perf_counter())
+        if self._course.reuse:
+            self._given = delivery.batch
         return batch
 
     def close(self) -> None:
@@ -183,10 +204,31 @@ class Iteration:
             atexit.register(prefetcher.close)
         return prefetcher.take
 
+    def _judge(self, delivery: Delivery) -> None:
+        """Tells of faults, and ends the run where there are too many."""
+        if not delivery.faults:
+            self._num_samples += len(delivery.sample_ids)
+            return
+        course = self._course
+        for fault in delivery.faults:
+            where = "is masked" if course.recipe.on_error == "mask" else f"is replaced by sample {fault.stand_in}"
+            _log.warning("sample %d of epoch %d %s: %s", fault.sample_id, fault.epoch, where, fault.cause)
+        self._num_samples += len(delivery.sample_ids)
+        self._num_faults += len(delivery.faults)
+        most = course.max_faults
+        if most is None:
+            most = int(max(_FAULTS_FREE, _MAX_FAULT_SHARE * self._num_samples))
+        if self._num_faults > most:
+            raise FaultLimitError(
+                f"{self._num_faults:,} of {self._num_samples:,} samples of this iteration could not be used, and at most "
+                f"{most:,} may be (max_faults=); the last one: sample {delivery.faults[-1].sample_id}: "
+                f"{delivery.faults[-1].cause}"
+            )
+
     def _end(self, reason: BaseException) -> None:
         if self._ended is None:
             self._ended = reason
-            self._next = None
+            self._next = self._given = None
             if self._finalizer is not None:
                 self._finalizer()
 
@@ -195,6 +237,7 @@ class Iteration:
         stats.num_batches += 1
         stats.num_samples += len(delivery.sample_ids)
         stats.num_bytes += delivery.num_bytes
+        stats.num_faults += len(delivery.faults)
         if self._last is None:
             stats.first_batch_seconds = stop - start
         else:

@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike
 from shardload.codecs.images import ImageDecode
 from shardload.errors import LoaderClosedError
 from shardload.loader.audit import Delivered, audit_ids, check_ranks
-from shardload.loader.batches import make_recipe
 from shardload.loader.iteration import Iteration, make_course
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import RankChoice, Ranks, announce, one_of
+from shardload.loader.recipe import make_recipe
+from shardload.loader.stand_ins import OnError, check_policy
 from shardload.loader.state import OrderKey
 from shardload.order.cursor import Partition, Tail
 from shardload.quantities import as_integer
@@ -73,7 +74,10 @@ class ShardLoader:
         num_threads: int | None = None,
         num_processes: int = 0,
         reproducible: bool = False,
+        on_error: OnError = "raise",
+        max_faults: int | None = None,
         with_ids: bool = False,
+        reuse: bool = False,
     ) -> None:
         """Describes the loading.
 
@@ -119,7 +123,17 @@ class ShardLoader:
                 batches under way in them come on top of prefetch_bytes.
             reproducible: refuse a transform, collate_fn or batch_transform that could draw from global generators of this
                 process.
-            with_ids: add int64 tensors `_sample_id`, `_position` and `_epoch` of shape (batch,); -1 for fillers.
+            on_error: what becomes of a sample that cannot be read or decoded, or whose transform fails or returns None:
+                `raise` ends the run there; `substitute` takes another sample in its place, drawn by seed, epoch and sample;
+                `mask` does the same and makes `_valid`, a bool tensor of shape (batch,), False there. The place counts as
+                delivered, so that states, batches and the other ranks' samples stay as they are. Each is logged
+                ("shardload", warning) as it is delivered, and counted in `stats().num_faults`.
+            max_faults: most samples of one iteration that may be replaced; one more is a FaultLimitError. None for 100, or
+                5 % of the samples delivered in it if that is more.
+            with_ids: add int64 tensors `_sample_id`, `_position` and `_epoch` of shape (batch,); -1 for fillers. A stand-in
+                has its own id, at the position of the sample that it replaces.
+            reuse: take a batch's memory back when the next one is asked for, so that batches that are kept take no new
+                memory but change under their holder. Only for loops that keep nothing of a batch.
 
         Raises:
             ValueError: settings that contradict each other or give no batch.
@@ -132,13 +146,18 @@ class ShardLoader:
         self._tail_given = _given_tail(tail, drop_last)
         self._epochs = None if epochs is None else as_integer(epochs, "epochs", 1)
         self._progress = Progress(OrderKey(dataset.fingerprint, len(dataset), as_integer(seed, "seed"), self._shuffle))
-        after = {"batch_transform": batch_transform, "collate_fn": collate_fn, "dtypes": dict(dtypes or {})}
         self.device = None if device is None else torch.device(device)
-        recipe = make_recipe(dataset, fields, decode, transform, with_ids=with_ids, with_valid=tail == "mask", **after)
+        after: dict[str, Any] = {
+            "batch_transform": batch_transform,
+            "collate_fn": collate_fn,
+            "dtypes": dict(dtypes or {}),
+        }
+        after |= {"with_ids": with_ids, "with_valid": tail == "mask", "on_error": check_policy(on_error, max_faults)}
+        recipe = make_recipe(dataset, fields, decode, transform, **after)
         if reproducible:
             recipe.check_reproducible(num_processes > 0)
-        memory = (batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes)
-        self._course = make_course(dataset, recipe, self._progress, self.device, *memory)
+        ahead = (batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes)
+        self._course = make_course(dataset, recipe, self._progress, self.device, *ahead, max_faults, reuse)
         self._iteration: weakref.ref[Iteration] | None = None
         self._closed = False
         self._partition().check()

@@ -21,11 +21,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shardload.loader.batches import BatchRecipe, collated
+from shardload.loader.batches import Read, collated
+from shardload.loader.recipe import BatchRecipe
+from shardload.loader.stand_ins import Fault, made_whole
 from shardload.order.cursor import RankBatch
 from shardload.order.rng import sample_key
 from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
+from shardload.reader.batch import SampleBatch
 from shardload.reader.decode import decoded
 
 _PR_SET_PDEATHSIG = 1
@@ -50,11 +53,18 @@ class _Work(Dataset[Any]):
             if len(ids):
                 # For a collate_fn without a transform before it: what one process had before must not show.
                 seed_generators(ids.seed, ids.epochs[0], ids[0])
-            samples = self.dataset.read_batch(np.array(ids, dtype=np.int64), {}, self.recipe.fields)
-            samples = decoded(samples, self.recipe.decode, ids)
-            return collated(samples, self.recipe, ids, None, before=seed_generators)
+            faults: tuple[Fault, ...] = ()
+            if self.recipe.on_error == "raise":
+                samples = self._read(ids)
+            else:
+                samples, ids, faults = made_whole(ids, len(self.dataset), self._read)
+            return collated(Read(samples, faults), self.recipe, ids, self.dataset, None, before=seed_generators)
         except Exception as error:
             return _Failed(_portable(error))
+
+    def _read(self, ids: SampleIds) -> SampleBatch:
+        samples = self.dataset.read_batch(np.array(ids, dtype=np.int64), {}, self.recipe.fields)
+        return decoded(samples, self.recipe.decode, ids)
 
 
 class ProcessPool:
@@ -77,8 +87,10 @@ class ProcessPool:
         self._per_process = max(1, -(-num_ahead // num_processes))
         self._pinned = pinned
 
-    def batches(self, ids: Iterator[RankBatch], seed: int, epoch: int) -> Generator[tuple[RankBatch, Any]]:
-        """Yields the batches in their order, with what they were asked for by.
+    def batches(
+        self, ids: Iterator[RankBatch], seed: int, epoch: int
+    ) -> Generator[tuple[RankBatch, Any, tuple[Fault, ...]]]:
+        """Yields the batches in their order, with what they were asked for by, and faults.
 
         Raises:
             RuntimeError: a process died.
@@ -104,12 +116,12 @@ class ProcessPool:
             # Its own generator: the seed that it draws for its workers must not come from that of the program.
             generator=torch.Generator(),
         )
-        for batch in batches:
-            if isinstance(batch, _Failed):
-                raise batch.error
-            yield asked.popleft(), batch
+        for made in batches:
+            if isinstance(made, _Failed):
+                raise made.error
+            yield asked.popleft(), *made
             # A batch must not live on in this frame while the next one is waited for.
-            del batch
+            del made
 
 
 def seed_generators(seed: int, epoch: int, sample_id: int) -> None:

@@ -24,18 +24,21 @@ class BufferPool:
     Safe for several threads.
     """
 
-    def __init__(self, max_idle_bytes: int, *, pinned: bool = False) -> None:
+    def __init__(self, max_idle_bytes: int, *, pinned: bool = False, strict: bool = False) -> None:
         """Makes an empty pool.
 
         Args:
             max_idle_bytes: most bytes kept for reuse.
             pinned: lease page-locked memory, for fast copies to a CUDA device.
+            strict: know the leased arrays by their address, so that `take_back` can end a lease.
 
         Raises:
             RuntimeError: pinned memory was asked for and there is no CUDA device.
         """
         self._max_idle_bytes = max_idle_bytes
         self._pinned = pinned
+        self._strict = strict
+        self._held: dict[int, weakref.finalize[..., Any]] = {}
         self._idle: defaultdict[int, list[_Block]] = defaultdict(list)
         self._lock = threading.RLock()
         self.idle_bytes = 0
@@ -60,8 +63,23 @@ class BufferPool:
         # An array made from a buffer is the root of all its views (numpy shortens chains of views only down to it), so
         # its end is the end of the last of them. The block itself stays with the finalizer.
         root = np.frombuffer(block.memory, dtype=np.uint8)
-        weakref.finalize(root, self._give_back, block).atexit = False
+        held = weakref.finalize(root, self._give_back, block)
+        held.atexit = False
+        if self._strict:
+            with self._lock:
+                self._held[root.ctypes.data] = held
         return root[:num_bytes].view(dtype).reshape(shape)
+
+    def take_back(self, address: int) -> None:
+        """Ends the lease of an array at once, whoever still holds it: what it shows from now on is undefined.
+
+        Args:
+            address: of the array's first byte; of any other address nothing happens. Only pools that are `strict` know.
+        """
+        with self._lock:
+            held = self._held.pop(address, None)
+        if held is not None:
+            held()
 
     def close(self) -> None:
         """Frees what is idle and keeps nothing that comes back later."""

@@ -338,6 +338,7 @@ def apply_transform(
     batch: SampleBatch,
     ids: SampleIds | None,
     before: Callable[[int, int, int], None] | None = None,
+    recover: Callable[[int, Exception], Any] | None = None,
 ) -> list[Any]:
     """Returns what a transform makes of each sample of a batch.
 
@@ -346,6 +347,8 @@ def apply_transform(
         batch: the samples.
         ids: what they were asked for by, which keys the generators; None where there are none.
         before: called before each sample with seed, epoch and sample id.
+        recover: called with place and error where the transform fails or returns None; its result is taken. None to raise
+            the error, and to let None pass to whoever collates.
 
     Raises:
         TypeError: fillers cannot be told from samples, as the transform returns no dicts.
@@ -354,17 +357,20 @@ def apply_transform(
     keyed = ids is not None and takes_rng(transform)
     epochs = [0] * len(batch) if ids is None else ids.epochs
     samples = []
-    for sample, epoch, sample_id in zip(batch, epochs, batch.sample_ids.tolist(), strict=True):
+    for slot, (epoch, sample_id) in enumerate(zip(epochs, batch.sample_ids.tolist(), strict=True)):
         if before is not None and ids is not None:
             before(ids.seed, epoch, sample_id)
         try:
-            if ids is not None and keyed:
-                samples.append(transform(sample, rng=sample_rng(ids.seed, epoch, sample_id)))
-            else:
-                samples.append(transform(sample))
+            rng = {"rng": sample_rng(ids.seed, epoch, sample_id)} if ids is not None and keyed else {}
+            made = transform(batch[slot], **rng)
+            if made is None and recover is not None:
+                raise ValueError("the transform returned None")
         except Exception as error:
             error.add_note(f"in the transform of sample {sample_id} of {batch.location}")
-            raise
+            if recover is None:
+                raise
+            made = recover(slot, error)
+        samples.append(made)
     if ids is None or ids.num_valid is None:
         return samples
     return [_flagged(sample, slot < ids.num_valid) for slot, sample in enumerate(samples)]

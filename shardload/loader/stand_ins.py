@@ -1,0 +1,127 @@
+"""What stands in the place of a sample that cannot be read, decoded or transformed.
+
+The place stays taken, so that the order, states and the number of batches of each rank are what they are without faults.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from shardload.errors import LoaderClosedError
+from shardload.order.rng import stand_in_ids
+from shardload.order.sample_ids import SampleIds
+
+OnError = Literal["raise", "substitute", "mask"]
+
+_T = TypeVar("_T")
+_TRIES = 8
+"""Stand-ins tried for a sample: with one sample in twenty bad, all fail once in 2e10 faults; with all bad, at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A sample that could not be used, and the one in its place."""
+
+    slot: int
+    """Its place in the batch."""
+    sample_id: int
+    """Itself."""
+    epoch: int
+    """Its epoch."""
+    stand_in: int
+    """The sample whose data the batch holds at that place."""
+    cause: str
+    """Why, in one line."""
+
+
+def check_policy(on_error: str, max_faults: int | None) -> OnError:
+    """Returns the policy.
+
+    Raises:
+        ValueError: there is none of that name, or a limit for faults that already end the run.
+    """
+    if on_error not in typing.get_args(OnError):
+        raise ValueError(f"on_error must be 'raise', 'substitute' or 'mask', not {on_error!r}")
+    if max_faults is not None and on_error == "raise":
+        raise ValueError(
+            "max_faults goes with on_error='substitute' or 'mask'; with 'raise' the first fault ends the run"
+        )
+    return typing.cast(OnError, on_error)
+
+
+def made_whole(
+    ids: SampleIds, num_samples: int, make: Callable[[SampleIds], _T]
+) -> tuple[_T, SampleIds, tuple[Fault, ...]]:
+    """Returns a batch, what it was made from, and the faults found: where one sample fails, another one is taken.
+
+    A batch with a fault is made three times: as a whole, sample by sample to find the faults, and with the stand-ins.
+
+    Args:
+        ids: the samples asked for.
+        num_samples: samples in the dataset.
+        make: makes a batch; fails if a sample of it cannot be used.
+
+    Raises:
+        Exception: what `make` raises for a sample that none of its stand-ins could replace.
+    """
+    try:
+        return make(ids), ids, ()
+    except LoaderClosedError:
+        raise
+    except Exception:
+        taken, faults = list(ids), []
+    for slot, epoch in enumerate(ids.epochs):
+        alone = _alone(ids, taken[slot], epoch)
+        try:
+            make(alone)
+        except Exception as error:
+            _, fault = stand_in(slot, alone, num_samples, error, make)
+            taken[slot] = fault.stand_in
+            faults.append(fault)
+    replaced = SampleIds(taken, ids.seed, ids.epoch, ids.num_before, ids.num_valid)
+    return make(replaced), replaced, tuple(faults)
+
+
+def stand_in(
+    slot: int, alone: SampleIds, num_samples: int, error: Exception, make: Callable[[SampleIds], _T]
+) -> tuple[_T, Fault]:
+    """Returns what is made of the first stand-in of a sample that can be used, and the fault.
+
+    Args:
+        slot: the sample's place in the batch.
+        alone: the sample, by itself.
+        num_samples: samples in the dataset.
+        error: what came of the sample.
+        make: makes a batch of one sample.
+
+    Raises:
+        Exception: `error`, if no stand-in can be used either.
+    """
+    sample_id, epoch = alone[0], alone.epochs[0]
+    for candidate in stand_in_ids(alone.seed, epoch, sample_id, num_samples, _TRIES):
+        try:
+            made = make(_alone(alone, candidate, epoch))
+        except Exception:
+            continue
+        return made, Fault(slot, sample_id, epoch, candidate, _in_one_line(error))
+    error.add_note(
+        f"and none of the {_TRIES} samples tried in its place can be used, so that this is not about one sample"
+    )
+    raise error
+
+
+def refuse(slot: int, error: Exception) -> Any:
+    """Raises the error of a stand-in, so that the next one is tried."""
+    raise error
+
+
+def _alone(ids: SampleIds, sample_id: int, epoch: int) -> SampleIds:
+    return SampleIds([sample_id], ids.seed, epoch)
+
+
+def _in_one_line(error: Any) -> str:
+    lines = [str(error), *getattr(error, "__notes__", ())]
+    return f"{type(error).__name__}: " + "; ".join(" ".join(line.split()) for line in lines if line)

@@ -47,7 +47,7 @@ def with_local_ids(bases: UInt32 | np.uint32, local_ids: NDArray[np.int64]) -> U
         bases: for each sample (or for all) `identity_sum` of its shard and field with local id 0.
         local_ids: their numbers in their shards.
     """
-    sums: UInt32 = bases ^ _apply(_local_id_matrix(), local_ids.astype(np.uint32))
+    sums: UInt32 = bases ^ _looked_up(_local_id_tables(), local_ids.astype(np.uint32))
     return sums
 
 
@@ -64,9 +64,23 @@ def rows_match(rows: NDArray[np.uint8], sums: UInt32) -> bool:
     num_rows, row_bytes = rows.shape
     if num_rows == 0:
         return True
-    matrix = _fold_matrix(num_rows, row_bytes)
-    picked = np.where(sums[:, None] & _BITS, matrix, np.uint32(0))
-    return int(np.bitwise_xor.reduce(picked, axis=None)) == int(extend(0, rows.reshape(-1)))
+    return int(joined_sums(sums, row_bytes)) == int(extend(0, rows.reshape(-1)))
+
+
+def joined_sums(sums: UInt32, row_bytes: int) -> UInt32:
+    """Returns the plain CRC32C of rows that lie one after another, from their plain sums.
+
+    Args:
+        sums: uint32 of shape (..., rows), at least one row.
+        row_bytes: length of each row.
+    """
+    while sums.shape[-1] > 1:
+        if sums.shape[-1] % 2:
+            # A row before the first with the sum of nothing changes nothing.
+            sums = np.concatenate([np.zeros_like(sums[..., :1]), sums], axis=-1)
+        sums = _looked_up(_shift_tables(row_bytes), sums[..., ::2]) ^ sums[..., 1::2]
+        row_bytes *= 2
+    return sums[..., 0]
 
 
 def data_sums(stored: UInt32, identities: UInt32, num_bytes: int) -> UInt32:
@@ -77,13 +91,25 @@ def data_sums(stored: UInt32, identities: UInt32, num_bytes: int) -> UInt32:
         identities: uint32 of shape (blocks,), as of `identity_sums`.
         num_bytes: length of the data of every block.
     """
-    return stored ^ _apply(_shift_matrix(num_bytes), identities)
+    return stored ^ _looked_up(_shift_tables(num_bytes), identities)
 
 
 def _apply(matrix: UInt32, values: UInt32) -> UInt32:
     """Multiplies each value (a column vector of 32 bits) by a matrix given as the images of the 32 unit vectors."""
-    picked = np.where(values[:, None] & _BITS, matrix, np.uint32(0))
-    result: UInt32 = np.bitwise_xor.reduce(picked, axis=1)
+    return _looked_up(_tables(matrix), values)
+
+
+def _tables(matrix: UInt32) -> UInt32:
+    """Returns the images of all values of each of the four bytes: uint32 of shape (4, 256)."""
+    picked = np.where(np.arange(256, dtype=np.uint32)[:, None] & _BITS[:8], matrix.reshape(4, 1, 8), np.uint32(0))
+    tables: UInt32 = np.bitwise_xor.reduce(picked, axis=2)
+    return tables
+
+
+def _looked_up(tables: UInt32, values: UInt32) -> UInt32:
+    low, high = values & np.uint32(0xFFFF), values >> np.uint32(16)
+    result: UInt32 = tables[0][low & np.uint32(255)] ^ tables[1][low >> np.uint32(8)]
+    result ^= tables[2][high & np.uint32(255)] ^ tables[3][high >> np.uint32(8)]
     return result
 
 
@@ -92,9 +118,10 @@ def _multiply(left: UInt32, right: UInt32) -> UInt32:
 
 
 @lru_cache(maxsize=1)
-def _local_id_matrix() -> UInt32:
+def _local_id_tables() -> UInt32:
     zero = identity_sum(0, 0, 0, 0, 0)
-    return np.array([identity_sum(0, 0, 0, 0, 1 << bit) ^ zero for bit in range(32)], dtype=np.uint32)
+    matrix = np.array([identity_sum(0, 0, 0, 0, 1 << bit) ^ zero for bit in range(32)], dtype=np.uint32)
+    return _tables(matrix)
 
 
 @lru_cache(maxsize=256)
@@ -111,12 +138,6 @@ def _shift_matrix(num_bytes: int) -> UInt32:
     return _multiply(_shift_matrix(1), whole) if num_bytes % 2 else whole
 
 
-@lru_cache(maxsize=64)
-def _fold_matrix(num_rows: int, row_bytes: int) -> UInt32:
-    """Returns, for each row of a buffer, the matrix that carries its sum to the end: uint32 of shape (num_rows, 32)."""
-    step = _shift_matrix(row_bytes)
-    matrices = np.empty((num_rows, 32), dtype=np.uint32)
-    matrices[-1] = _BITS
-    for row in range(num_rows - 2, -1, -1):
-        matrices[row] = _multiply(step, matrices[row + 1])
-    return matrices
+@lru_cache(maxsize=256)
+def _shift_tables(num_bytes: int) -> UInt32:
+    return _tables(_shift_matrix(num_bytes))

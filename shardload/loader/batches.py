@@ -68,7 +68,7 @@ class Ahead:
     """Threads that read bursts while batches are made of earlier ones; 0: one thread does both."""
 
 
-_BURST_BYTES = 4 << 20
+_BURST_BYTES = 8 << 20
 _MAX_BURST_BATCHES = 8
 _HINTED_BATCHES = 16
 _HINTED_BYTES = 64 << 20

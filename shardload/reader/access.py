@@ -270,7 +270,7 @@ class Access:
         # A file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(OSError):
             for some in ranges:
-                self.engine.will_need(some)
+                self.engine.will_need(some, stays=self._fits)
 
     def _joined(self, field: Field, values: list[bytes], sample_ids: Int64) -> list[bytes] | Ragged:
         if not field.ragged:

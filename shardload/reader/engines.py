@@ -43,7 +43,7 @@ class Ranges:
     lengths: Int64
     """Bytes."""
 
-    def __getitem__(self, part: slice) -> Ranges:
+    def __getitem__(self, part: slice | NDArray[np.bool_]) -> Ranges:
         return Ranges(self.shard_ids[part], self.starts[part], self.lengths[part])
 
     def __len__(self) -> int:
@@ -72,8 +72,13 @@ class Engine(Protocol):
         """Returns the bytes of each range."""
         ...
 
-    def will_need(self, ranges: Ranges) -> None:
-        """Tells the operating system that ranges will be read soon; it may start to fetch them."""
+    def will_need(self, ranges: Ranges, *, stays: bool) -> None:
+        """Tells the operating system that ranges will be read soon; it may start to fetch them.
+
+        Args:
+            ranges: what will be read.
+            stays: whether what is in memory stays there, so that files which are there as a whole need no word.
+        """
         ...
 
 
@@ -106,7 +111,7 @@ class ReadEngine:
         self.read(ranges, [data])
         return [piece.tobytes() for piece in _pieces(ranges.lengths, [data])]
 
-    def will_need(self, ranges: Ranges) -> None:
+    def will_need(self, ranges: Ranges, *, stays: bool) -> None:
         """Tells the operating system of each range."""
         for shard_id, start, length in zip(
             ranges.shard_ids.tolist(), ranges.starts.tolist(), ranges.lengths.tolist(), strict=True
@@ -129,7 +134,7 @@ class ReadEngine:
 
 
 class MapEngine:
-    """All shards mapped, ranges copied by the kernel a thousand a call."""
+    """All shards mapped: rows of one size gathered, other ranges copied by the kernel a thousand a call."""
 
     name = "map"
 
@@ -141,6 +146,8 @@ class MapEngine:
 
     def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
         """Copies ranges into targets."""
+        if self._gathered(ranges, targets):
+            return
         addresses = [(target.ctypes.data, target.nbytes) for target in targets if target.nbytes]
         if self._copied(ranges, addresses):
             return
@@ -155,11 +162,13 @@ class MapEngine:
             return made
         return self._reads.read_bytes(ranges)
 
-    def will_need(self, ranges: Ranges) -> None:
+    def will_need(self, ranges: Ranges, *, stays: bool) -> None:
         """Tells the operating system of all ranges at once."""
         if not self._map(ranges.shard_ids):
-            self._reads.will_need(ranges)
+            self._reads.will_need(ranges, stays=stays)
             return
+        if stays:
+            ranges = ranges[~self._mapped.resident[ranges.shard_ids]]
         self._mapped.will_need(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
 
     def _map(self, shard_ids: Int64) -> bool:
@@ -174,20 +183,31 @@ class MapEngine:
                     return False
         return True
 
-    def _copied(self, ranges: Ranges, targets: list[tuple[int, int]]) -> bool:
-        """Copies ranges to addresses; returns whether all is there, from files that have kept their length.
+    def _gathered(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> bool:
+        """Copies ranges of one size; returns whether all is there, from files that have kept their length."""
+        if not len(ranges) or (ranges.lengths != ranges.lengths[0]).any() or not self._map(ranges.shard_ids):
+            return False
+        starts = self._mapped.addresses[ranges.shard_ids] + ranges.starts
+        return self._mapped.gather(starts, int(ranges.lengths[0]), targets) and self._whole(ranges.shard_ids)
 
-        Of the last page of a file that was cut the rest reads as zeros; then its footer does so too, or is out of reach.
-        """
+    def _copied(self, ranges: Ranges, targets: list[tuple[int, int]]) -> bool:
+        """Copies ranges to addresses; returns whether all is there, from files that have kept their length."""
         if not self._map(ranges.shard_ids):
             return False
         starts = self._mapped.addresses[ranges.shard_ids] + ranges.starts
-        shards = np.unique(ranges.shard_ids)
-        ends = np.empty((len(shards), _MAGIC_BYTES), dtype=np.uint8)
-        whole = self._copy(starts, ranges.lengths, targets) and self._copy(
-            self._ends[shards], np.full(len(shards), _MAGIC_BYTES), [(ends.ctypes.data, ends.nbytes)]
-        )
-        return whole and ends.tobytes() == layout.FOOTER_MAGIC * len(shards)
+        return self._copy(starts, ranges.lengths, targets) and self._whole(ranges.shard_ids)
+
+    def _whole(self, shard_ids: Int64) -> bool:
+        """Returns whether shards still have their ends.
+
+        Of the last page of a file that was cut the rest reads as zeros; then its footer does so too, or is out of reach.
+        """
+        touched = np.zeros(len(self._ends), dtype=np.bool_)
+        touched[shard_ids] = True
+        ends = self._ends[touched]
+        magic = np.empty((len(ends), _MAGIC_BYTES), dtype=np.uint8)
+        whole = self._copy(ends, np.full(len(ends), _MAGIC_BYTES), [(magic.ctypes.data, magic.nbytes)])
+        return whole and magic.tobytes() == layout.FOOTER_MAGIC * len(ends)
 
     def _copy(self, starts: Int64, lengths: Int64, targets: list[tuple[int, int]]) -> bool:
         position, places = 0, np.cumsum([0, *(size for _, size in targets)])

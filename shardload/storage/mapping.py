@@ -1,13 +1,15 @@
-"""Files mapped side by side, read and hinted in bulk: a thousand ranges a system call.
+"""Files mapped side by side, read and hinted in bulk.
 
-Bytes are not copied by reading the mapped memory, where a file that has shrunk or a failing device kills the process by a
-signal, but by asking the kernel to do it (process_vm_readv on the process itself): then the call comes back short. On
-4 KiB rows it takes 1.1 us a row where a plain gather takes 0.65 and a loop of preadv 1.7.
+A file that has shrunk or a failing device answers an access to its mapped memory by a signal. Bytes are copied in one of two ways
+that survive it: rows of one size by a plain gather, while the signal is caught (`guard`); and anything by asking the kernel
+(process_vm_readv on the process itself, a thousand ranges a call), which then comes back short. A row of 4 KiB takes 0.43 us
+in the first way and 0.95 in the second, where a loop of preadv takes 1.7.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 import weakref
@@ -17,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shardload.storage.guard import catches_faults, watch_faults
 
 Int64 = NDArray[np.int64]
 
@@ -28,6 +32,8 @@ _PROT_NONE, _PROT_READ = 0, 1
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
 _MADV_RANDOM, _MADV_WILLNEED, _MADV_DONTNEED = 1, 3, 4
 _SYS_PROCESS_MADVISE = 440  # the same number on every architecture
+_MIN_UNIT_BYTES = 256
+"""Below this a gather of units takes longer than the kernel's copy of whole ranges."""
 _MAX_TABLE_BYTES = 64 << 20
 _MAX_BYTES = 1 << 46
 _MAX_MAPS = 65_530  # the kernel's default of vm.max_map_count
@@ -42,6 +48,7 @@ def _libc() -> Any:
     libc.mmap.argtypes = [pointer, size, integer, integer, integer, ctypes.c_int64]
     libc.munmap.argtypes = [pointer, size]
     libc.madvise.argtypes = [pointer, size, integer]
+    libc.mincore.argtypes = [pointer, size, pointer]
     libc.process_vm_readv.restype = ctypes.c_ssize_t
     libc.process_vm_readv.argtypes = [integer, pointer, ctypes.c_ulong, pointer, ctypes.c_ulong, ctypes.c_ulong]
     libc.syscall.restype = ctypes.c_long
@@ -77,11 +84,16 @@ class MappedFiles:
         """Where each file starts: int64 of shape (files,)."""
         self.mapped = np.zeros(len(sizes), dtype=np.bool_)
         """Which files are mapped: bool of shape (files,)."""
+        self.resident = np.zeros(len(sizes), dtype=np.bool_)
+        """Which files were in memory as a whole when they were mapped: bool of shape (files,)."""
         self._sizes = sizes
+        self._spans = spans
         self._process_id = os.getpid()
         self._descriptor: int | None = None
         self._num_touched = 0
         self._lock = threading.Lock()
+        self._views: dict[int, NDArray[np.uint8]] = {}
+        watch_faults(self)
 
     def map(self, number: int, descriptor: int) -> None:
         """Maps a file of the size that was given for it. The descriptor may be closed afterwards.
@@ -96,6 +108,7 @@ class MappedFiles:
             _mmap(address, size, _PROT_READ, _MAP_SHARED | _MAP_FIXED, descriptor)
             # What is needed is announced by range: reading around a fault would fetch what nobody asked for.
             _libc().madvise(address, size, _MADV_RANDOM)
+            self.resident[number] = _resident(address, size)
             self.mapped[number] = True
 
     def read(self, starts: Int64, lengths: Int64, targets: Sequence[tuple[int, int]]) -> int:
@@ -115,6 +128,53 @@ class MappedFiles:
             self._process_id, local.ctypes.data, len(local), remote.ctypes.data, len(remote), 0
         )
         return max(int(done), 0)
+
+    def gather(self, starts: Int64, size: int, targets: Sequence[NDArray[np.uint8]]) -> bool:
+        """Copies ranges of one size, one after another, by reading mapped addresses.
+
+        Of a file that has become shorter, or whose device fails, zeros come from then on: the caller has to look.
+
+        Args:
+            starts: first address of each range: int64 of shape (ranges,).
+            size: bytes of each range.
+            targets: what is filled, one after another: uint8 of shape (bytes,), C-contiguous, whole ranges each.
+
+        Returns:
+            False, with nothing copied, where ranges do not lie so that a gather can take them, or faults are not caught.
+        """
+        unit = math.gcd(size, _PAGE_BYTES)
+        if unit < _MIN_UNIT_BYTES or not catches_faults():
+            return False
+        places, rest = np.divmod(starts - self._start, unit)
+        if rest.any():
+            return False
+        if unit < size:
+            places = (places[:, None] + np.arange(size // unit)).reshape(-1)
+        view, first = self._view(unit), 0
+        self._count(len(starts), len(starts) * size)
+        for target in targets:
+            last = first + len(target) // unit
+            # The usual mode would fill a buffer first, for the case of an index that is out of range.
+            np.take(view, places[first:last], axis=0, out=target.reshape(-1, unit), mode="clip")
+            first = last
+        return True
+
+    def blank(self, address: int) -> bool:
+        """Puts zeros in the place of the file at an address, for as long as this lives; called in the midst of a fault."""
+        if not self._start <= address < self._start + self._num_bytes:
+            return False
+        number = int(np.searchsorted(self.addresses, address, side="right")) - 1
+        flags = _MAP_PRIVATE | _MAP_FIXED | _MAP_ANONYMOUS | _MAP_NORESERVE
+        _mmap(int(self.addresses[number]), int(self._spans[number]), _PROT_READ, flags, -1)
+        return True
+
+    def _view(self, unit: int) -> NDArray[np.uint8]:
+        """Returns all addresses as an array of shape (units, unit)."""
+        view = self._views.get(unit)
+        if view is None:
+            memory = (ctypes.c_uint8 * self._num_bytes).from_address(self._start)
+            view = self._views[unit] = np.ctypeslib.as_array(memory).reshape(-1, unit)
+        return view
 
     def will_need(self, starts: Int64, lengths: Int64) -> None:
         """Tells the operating system that ranges of mapped addresses will be read soon; it may pass this over."""
@@ -164,6 +224,12 @@ def _mmap(address: int | None, num_bytes: int, protection: int, flags: int, desc
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return int(start)
+
+
+def _resident(address: int, num_bytes: int) -> bool:
+    """Tells whether all pages of a mapping are in memory."""
+    pages = np.empty(-(-num_bytes // _PAGE_BYTES), dtype=np.uint8)
+    return int(_libc().mincore(address, num_bytes, pages.ctypes.data)) == 0 and bool((pages & 1).all())
 
 
 def _max_maps() -> int:

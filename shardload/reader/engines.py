@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,6 +28,12 @@ EngineName = Literal["auto", "map", "pread"]
 MAX_GAP_BYTES = 4096
 """Ranges this near each other are read together: the copy is cheaper than another call."""
 MAX_READ_BYTES = 1 << 20
+
+_LOOK_EVERY = 16
+_MIN_RESIDENCY = 0.9
+"""Of shards less in memory the next read would wait for the device, with the interpreter's lock held."""
+_BUSY_SECONDS = 1e-3
+_MALLOC_BYTES = (32 << 20) - (64 << 10)
 
 _MAGIC_BYTES = len(layout.FOOTER_MAGIC)
 # Where a page that is not in memory costs a round trip, a fault for each of them is the wrong way to ask.
@@ -143,6 +151,8 @@ class MapEngine:
         self._mapped = MappedFiles(table.entries["num_bytes"].astype(np.int64))
         self._ends = self._mapped.addresses + table.entries["num_bytes"].astype(np.int64) - _MAGIC_BYTES
         self._reads = ReadEngine(files, table)
+        self._num_looks = 0
+        self._busy = False
 
     def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
         """Copies ranges into targets."""
@@ -156,6 +166,11 @@ class MapEngine:
 
     def read_bytes(self, ranges: Ranges) -> list[bytes]:
         """Returns the bytes of each range, copied once: new byte strings are filled before anyone else sees them."""
+        _keep_freed_memory()
+        if self._idle_and_in_memory(ranges.shard_ids):
+            slices = self._mapped.slices(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
+            if slices is not None and self._whole(ranges.shard_ids):
+                return slices
         sizes = ranges.lengths.tolist()
         made = [_new_bytes(None, size) for size in sizes]
         if self._copied(ranges, [(_address(data), size) for data, size in zip(made, sizes, strict=True) if size]):
@@ -168,8 +183,20 @@ class MapEngine:
             self._reads.will_need(ranges, stays=stays)
             return
         if stays:
-            ranges = ranges[~self._mapped.resident[ranges.shard_ids]]
+            ranges = ranges[self._mapped.residency[ranges.shard_ids] < 1]
         self._mapped.will_need(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
+
+    def _idle_and_in_memory(self, shard_ids: Int64) -> bool:
+        """Tells whether shards may be read with the interpreter's lock held; takes a new look now and then."""
+        if not self._map(shard_ids):
+            return False
+        absent = shard_ids[self._mapped.residency[shard_ids] < _MIN_RESIDENCY]
+        if not self._num_looks % _LOOK_EVERY:
+            self._busy = interpreter_busy()
+            if len(absent):
+                self._mapped.look(int(absent[0]))
+        self._num_looks += 1
+        return not len(absent) and not self._busy
 
     def _map(self, shard_ids: Int64) -> bool:
         """Maps the shards that are not yet; returns False where the system has no room, though it had for the addresses."""
@@ -280,6 +307,26 @@ def _pieces(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memory
         offset += sizes[i]
         i += 1
     return pieces
+
+
+def interpreter_busy() -> bool:
+    """Tells whether another thread holds the interpreter for long: then it should be given up as rarely as can be.
+
+    A thread that computes in Python gives it up after five milliseconds, one that calls into libraries within microseconds.
+    """
+    start = time.perf_counter()
+    time.sleep(0)
+    return time.perf_counter() - start > _BUSY_SECONDS
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Lets malloc keep what large byte strings free, instead of giving it back and taking new pages for the next batch.
+
+    The C library raises its limits to the size of a block that is freed, up to 32 MiB, as for a program that uses such blocks
+    anyway (mallopt(3), M_MMAP_THRESHOLD). The block here is never touched.
+    """
+    np.empty(_MALLOC_BYTES, dtype=np.uint8)
 
 
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize

@@ -84,8 +84,8 @@ class MappedFiles:
         """Where each file starts: int64 of shape (files,)."""
         self.mapped = np.zeros(len(sizes), dtype=np.bool_)
         """Which files are mapped: bool of shape (files,)."""
-        self.resident = np.zeros(len(sizes), dtype=np.bool_)
-        """Which files were in memory as a whole when they were mapped: bool of shape (files,)."""
+        self.residency = np.zeros(len(sizes))
+        """What part of each file was in memory at the last look, 0 to 1: float64 of shape (files,)."""
         self._sizes = sizes
         self._spans = spans
         self._process_id = os.getpid()
@@ -108,7 +108,7 @@ class MappedFiles:
             _mmap(address, size, _PROT_READ, _MAP_SHARED | _MAP_FIXED, descriptor)
             # What is needed is announced by range: reading around a fault would fetch what nobody asked for.
             _libc().madvise(address, size, _MADV_RANDOM)
-            self.resident[number] = _resident(address, size)
+            self.look(number)
             self.mapped[number] = True
 
     def read(self, starts: Int64, lengths: Int64, targets: Sequence[tuple[int, int]]) -> int:
@@ -158,6 +158,22 @@ class MappedFiles:
             np.take(view, places[first:last], axis=0, out=target.reshape(-1, unit), mode="clip")
             first = last
         return True
+
+    def slices(self, starts: Int64, lengths: Int64) -> list[bytes] | None:
+        """Returns ranges by reading mapped addresses, with the interpreter's lock held: for pages that are in memory.
+
+        It takes half the processor time of a copy by the kernel. What fails comes as for `gather`; None if faults are not
+        caught.
+        """
+        if not catches_faults():
+            return None
+        memory, places = self._view(1).reshape(-1).data, starts - self._start
+        self._count(len(starts), int(lengths.sum()))
+        return [bytes(memory[a:b]) for a, b in zip(places.tolist(), (places + lengths).tolist(), strict=True)]
+
+    def look(self, number: int) -> None:
+        """Looks what part of a mapped file is in memory."""
+        self.residency[number] = _residency(int(self.addresses[number]), int(self._sizes[number]))
 
     def blank(self, address: int) -> bool:
         """Puts zeros in the place of the file at an address, for as long as this lives; called in the midst of a fault."""
@@ -226,10 +242,12 @@ def _mmap(address: int | None, num_bytes: int, protection: int, flags: int, desc
     return int(start)
 
 
-def _resident(address: int, num_bytes: int) -> bool:
-    """Tells whether all pages of a mapping are in memory."""
+def _residency(address: int, num_bytes: int) -> float:
+    """Returns what part of a mapping's pages is in memory; 0 where the system does not tell."""
     pages = np.empty(-(-num_bytes // _PAGE_BYTES), dtype=np.uint8)
-    return int(_libc().mincore(address, num_bytes, pages.ctypes.data)) == 0 and bool((pages & 1).all())
+    if _libc().mincore(address, num_bytes, pages.ctypes.data) != 0:
+        return 0.0
+    return float(np.mean(pages & 1))
 
 
 def _max_maps() -> int:

@@ -64,7 +64,7 @@ class Access:
         self._first = table.first_sample_ids
         self._fits = fits_in_memory(manifest.num_bytes)
         self._hinted = CheckedBlocks()
-        self.engine = choose_engine(engine, location, self._files, table)
+        self.engine = choose_engine(engine, location, self._files, table, self._fits)
         """What reads the bytes of samples."""
         self._facts = ShardFacts(schema, len(table))
         self._verify = verify = resolve_verify(verify, manifest.num_bytes)
@@ -270,7 +270,7 @@ class Access:
         # A file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(OSError):
             for some in ranges:
-                self.engine.will_need(some, stays=self._fits)
+                self.engine.will_need(some)
 
     def _joined(self, field: Field, values: list[bytes], sample_ids: Int64) -> list[bytes] | Ragged:
         if not field.ragged:

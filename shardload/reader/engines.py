@@ -80,13 +80,8 @@ class Engine(Protocol):
         """Returns the bytes of each range."""
         ...
 
-    def will_need(self, ranges: Ranges, *, stays: bool) -> None:
-        """Tells the operating system that ranges will be read soon; it may start to fetch them.
-
-        Args:
-            ranges: what will be read.
-            stays: whether what is in memory stays there, so that files which are there as a whole need no word.
-        """
+    def will_need(self, ranges: Ranges) -> None:
+        """Tells the operating system that ranges will be read soon; it may start to fetch them."""
         ...
 
 
@@ -119,7 +114,7 @@ class ReadEngine:
         self.read(ranges, [data])
         return [piece.tobytes() for piece in _pieces(ranges.lengths, [data])]
 
-    def will_need(self, ranges: Ranges, *, stays: bool) -> None:
+    def will_need(self, ranges: Ranges) -> None:
         """Tells the operating system of each range."""
         for shard_id, start, length in zip(
             ranges.shard_ids.tolist(), ranges.starts.tolist(), ranges.lengths.tolist(), strict=True
@@ -146,11 +141,22 @@ class MapEngine:
 
     name = "map"
 
-    def __init__(self, files: OpenFiles, table: ShardTable) -> None:
-        """Raises OSError where the system cannot do it."""
+    def __init__(self, files: OpenFiles, table: ShardTable, stays: bool) -> None:
+        """Describes the mapping.
+
+        Args:
+            files: the shards.
+            table: what is known of them.
+            stays: whether what is in memory stays there, so that shards which are there as a whole need no hints.
+
+        Raises:
+            OSError: the system cannot do it.
+        """
         self._mapped = MappedFiles(table.entries["num_bytes"].astype(np.int64))
         self._ends = self._mapped.addresses + table.entries["num_bytes"].astype(np.int64) - _MAGIC_BYTES
         self._reads = ReadEngine(files, table)
+        self._stays = stays
+        self._looked = np.zeros(len(table), dtype=np.bool_)
         self._num_looks = 0
         self._busy = False
 
@@ -177,12 +183,15 @@ class MapEngine:
             return made
         return self._reads.read_bytes(ranges)
 
-    def will_need(self, ranges: Ranges, *, stays: bool) -> None:
+    def will_need(self, ranges: Ranges) -> None:
         """Tells the operating system of all ranges at once."""
         if not self._map(ranges.shard_ids):
-            self._reads.will_need(ranges, stays=stays)
+            self._reads.will_need(ranges)
             return
-        if stays:
+        if self._stays:
+            for shard_id in np.unique(ranges.shard_ids[~self._looked[ranges.shard_ids]]).tolist():
+                self._looked[shard_id] = True
+                self._mapped.look(shard_id)
             ranges = ranges[self._mapped.residency[ranges.shard_ids] < 1]
         self._mapped.will_need(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
 
@@ -254,8 +263,15 @@ class MapEngine:
         return True
 
 
-def choose_engine(name: EngineName, root: str, files: OpenFiles, table: ShardTable) -> Engine:
+def choose_engine(name: EngineName, root: str, files: OpenFiles, table: ShardTable, stays: bool) -> Engine:
     """Returns the engine of a name; for `auto` the one that fits file system, kernel and number of shards.
+
+    Args:
+        name: of the engine.
+        root: directory of the dataset.
+        files: its shards.
+        table: what is known of them.
+        stays: whether the dataset stays in memory once it was read.
 
     Raises:
         StorageError: mapping was asked for and is not to be had here.
@@ -263,7 +279,7 @@ def choose_engine(name: EngineName, root: str, files: OpenFiles, table: ShardTab
     if name == "pread" or (name == "auto" and file_system(root) in _NETWORK):
         return ReadEngine(files, table)
     try:
-        return MapEngine(files, table)
+        return MapEngine(files, table, stays)
     except OSError as error:
         if name == "map":
             message = f"{root}: engine='map' does not work here: {error.strerror or error}; use 'auto' or 'pread'"

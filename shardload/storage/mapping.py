@@ -108,7 +108,6 @@ class MappedFiles:
             _mmap(address, size, _PROT_READ, _MAP_SHARED | _MAP_FIXED, descriptor)
             # What is needed is announced by range: reading around a fault would fetch what nobody asked for.
             _libc().madvise(address, size, _MADV_RANDOM)
-            self.look(number)
             self.mapped[number] = True
 
     def read(self, starts: Int64, lengths: Int64, targets: Sequence[tuple[int, int]]) -> int:

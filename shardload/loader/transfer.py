@@ -1,0 +1,194 @@
+"""Batches on their way to the training loop: page-locked, or copied to a CUDA device on a stream of their own.
+
+Both are done where batches are finished, which is the prefetch thread, so that the copy of a batch runs beside the training
+steps of those before it. What waits has been copied already; the bounds of what waits are the bounds of the device memory
+it takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from shardload.loader.batches import Delivery
+from shardload.loader.collate import batch_bytes, moved, to_device
+from shardload.memory import BufferPool
+
+_MASKS = {torch.uint16: (torch.int16, 0xFFFF), torch.uint32: (torch.int32, 0xFFFF_FFFF)}
+"""The signed dtype of the same size, and the bits of a value: torch computes with hardly an unsigned dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A batch whose copies have been issued."""
+
+    batch: Any
+    copied: torch.cuda.Event
+    """What comes after it on a stream may use the tensors."""
+    tensors: tuple[torch.Tensor, ...]
+    """The device memory that the batch's tensors are in."""
+    complete: bool
+    """Whether nothing is left that has to move itself."""
+
+
+class CudaTransfer:
+    """Copies batches to one CUDA device. No other device is used, so that none gets a context."""
+
+    def __init__(self, device: torch.device, pinned: bool, narrow: frozenset[str]) -> None:
+        """Makes the stream.
+
+        Args:
+            device: the device, with its index.
+            pinned: whether what is not page-locked yet is made so before it is copied.
+            narrow: fields whose unsigned integers arrive as stored and become int64 on the device.
+        """
+        self.device = device
+        self._pinned = pinned
+        self._narrow = narrow
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with self._on_stream():
+            # A mask of one dimension, and with int64, makes the result int64: one kernel widens and clears the sign's bits.
+            self._masks = {
+                unsigned: (signed, torch.full((1,), mask, dtype=torch.int64, device=device))
+                for unsigned, (signed, mask) in _MASKS.items()
+            }
+
+    def sent(self, deliveries: Generator[Delivery], pool: BufferPool) -> Generator[Delivery]:
+        """Yields deliveries whose batch is a `Sent`.
+
+        Args:
+            deliveries: batches in host memory.
+            pool: where their buffers are from.
+        """
+        with contextlib.closing(deliveries):
+            for delivery in deliveries:
+                batch = self.send(delivery.batch, pool)
+                delivery = replace(delivery, batch=batch, num_bytes=batch_bytes(batch.batch))
+                yield delivery
+                # Device memory must not live on in this frame while the next batch is made.
+                del batch, delivery
+
+    def send(self, batch: Any, pool: BufferPool) -> Sent:
+        """Issues the copies of a batch. It need not be kept: its memory is not used again before they are done."""
+        tensors: list[torch.Tensor] = []
+        left: list[Any] = []
+
+        def copied(part: Any) -> Any:
+            if not _plain(part):
+                left.append(part)
+                return part
+            tensors.append(self._source(part, pool).to(self.device, non_blocking=True))
+            return tensors[-1]
+
+        def widened(part: Any) -> Any:
+            narrow = copied(part)
+            if isinstance(narrow, torch.Tensor) and narrow.device == self.device:
+                tensors[-1] = self._widened(narrow)
+                return tensors[-1]
+            return narrow
+
+        before = torch.cuda.current_stream(self.device)
+        with self._on_stream():
+            if type(batch) is dict:
+                made: Any = {
+                    name: moved(value, widened if name in self._narrow else copied) for name, value in batch.items()
+                }
+            else:
+                made = moved(batch, copied)
+            made_here = [part for part in left if isinstance(part, torch.Tensor) and part.device == self.device]
+            if made_here:
+                # A batch_transform has computed on the device, on this thread's stream.
+                self.stream.wait_stream(before)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(self.stream)
+        return Sent(made, event, (*tensors, *made_here), len(left) == len(made_here))
+
+    def receive(self, sent: Sent) -> Any:
+        """Returns a batch that the thread's current stream may use from here on. Waits for nothing on the host."""
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(sent.copied)
+        for tensor in sent.tensors:
+            # The memory belongs to the stream of the copies, which may use it again once this one is done with it.
+            tensor.record_stream(stream)
+        # The batch classes of frameworks move themselves, and only here it is known for which stream.
+        return sent.batch if sent.complete else to_device(sent.batch, self.device)
+
+    @contextlib.contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        # The device first: leaving the stream would else make the thread's former device current, and give it a context.
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            yield
+
+    def _source(self, tensor: torch.Tensor, pool: BufferPool) -> torch.Tensor:
+        if not self._pinned:
+            return tensor
+        locked = pool.page_locked(tensor)
+        return tensor.pin_memory() if locked is None else locked
+
+    def _widened(self, narrow: torch.Tensor) -> torch.Tensor:
+        if narrow.dtype is torch.uint64:
+            # Values that do not fit were refused by whoever made the batch.
+            return narrow.view(torch.int64)
+        signed, mask = self._masks[narrow.dtype]
+        # A tensor without dimensions would become one of shape (1,).
+        return torch.bitwise_and(narrow.view(signed), mask).view(narrow.shape)
+
+
+class Pinning:
+    """Copies batches to page-locked memory of torch's, which knows what copies from it are under way on any stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Notes the device in whose context memory is locked: the current one, which another thread would not know."""
+        self._device = device
+
+    def pinned(self, deliveries: Generator[Delivery]) -> Generator[Delivery]:
+        """Yields deliveries with their batch in page-locked memory."""
+        with contextlib.closing(deliveries):
+            for delivery in deliveries:
+                with torch.cuda.device(self._device):
+                    delivery = replace(delivery, batch=moved(delivery.batch, _pin))
+                yield delivery
+                del delivery
+
+
+def cuda_device(device: torch.device | None) -> torch.device:
+    """Returns a CUDA device with its index: the one asked for, else the calling thread's current one.
+
+    Raises:
+        RuntimeError: there is none, or not this one.
+    """
+    wanted = "pin_memory=True" if device is None else f"device='{device}'"
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"{wanted} needs a CUDA device, and torch sees none here: leave it out, and batches are delivered in host memory"
+        )
+    index = torch.cuda.current_device() if device is None or device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"{wanted} is not there: torch sees {torch.cuda.device_count()} CUDA devices, numbered from 0 (see "
+            "CUDA_VISIBLE_DEVICES)"
+        )
+    return torch.device("cuda", index)
+
+
+def _plain(part: Any) -> bool:
+    """Tells whether something is a tensor in host memory that a copy of its numbers is all there is to."""
+    return (
+        type(part) is torch.Tensor
+        and part.device.type == "cpu"
+        and part.layout is torch.strided
+        and not part.requires_grad
+    )
+
+
+def _pin(part: Any) -> Any:
+    # As torch's DataLoader does: batch classes may know how to.
+    return (
+        part.pin_memory()
+        if _plain(part) or (not isinstance(part, torch.Tensor) and hasattr(part, "pin_memory"))
+        else part
+    )

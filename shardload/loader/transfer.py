@@ -8,7 +8,7 @@ it takes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +18,8 @@ from shardload.loader.batches import Delivery
 from shardload.loader.collate import batch_bytes, moved, to_device
 from shardload.memory import BufferPool
 
-_MASKS = {torch.uint16: (torch.int16, 0xFFFF), torch.uint32: (torch.int32, 0xFFFF_FFFF)}
-"""The signed dtype of the same size, and the bits of a value: torch computes with hardly an unsigned dtype."""
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""The dtype of the same size that torch computes with; it does so with hardly an unsigned one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,7 @@ class CudaTransfer:
         self._narrow = narrow
         self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with self._on_stream():
-            # A mask of one dimension, and with int64, makes the result int64: one kernel widens and clears the sign's bits.
-            self._masks = {
-                unsigned: (signed, torch.full((1,), mask, dtype=torch.int64, device=device))
-                for unsigned, (signed, mask) in _MASKS.items()
-            }
+            self._masks = masks(device)
 
     def sent(self, deliveries: Generator[Delivery], pool: BufferPool) -> Generator[Delivery]:
         """Yields deliveries whose batch is a `Sent`.
@@ -87,7 +83,7 @@ class CudaTransfer:
         def widened(part: Any) -> Any:
             narrow = copied(part)
             if isinstance(narrow, torch.Tensor) and narrow.device == self.device:
-                tensors[-1] = self._widened(narrow)
+                tensors[-1] = widened_to_int64(narrow, self._masks)
                 return tensors[-1]
             return narrow
 
@@ -129,14 +125,6 @@ class CudaTransfer:
         locked = pool.page_locked(tensor)
         return tensor.pin_memory() if locked is None else locked
 
-    def _widened(self, narrow: torch.Tensor) -> torch.Tensor:
-        if narrow.dtype is torch.uint64:
-            # Values that do not fit were refused by whoever made the batch.
-            return narrow.view(torch.int64)
-        signed, mask = self._masks[narrow.dtype]
-        # A tensor without dimensions would become one of shape (1,).
-        return torch.bitwise_and(narrow.view(signed), mask).view(narrow.shape)
-
 
 class Pinning:
     """Copies batches to page-locked memory of torch's, which knows what copies from it are under way on any stream."""
@@ -173,6 +161,27 @@ def cuda_device(device: torch.device | None) -> torch.device:
             "CUDA_VISIBLE_DEVICES)"
         )
     return torch.device("cuda", index)
+
+
+def masks(device: torch.device) -> dict[torch.dtype, torch.Tensor]:
+    """Returns what `widened_to_int64` needs on a device: by dtype the bits of a value, int64 of shape (1,)."""
+    bits = {torch.uint16: 0xFFFF, torch.uint32: 0xFFFF_FFFF}
+    return {dtype: torch.full((1,), mask, dtype=torch.int64, device=device) for dtype, mask in bits.items()}
+
+
+def widened_to_int64(narrow: torch.Tensor, masks: Mapping[torch.dtype, torch.Tensor]) -> torch.Tensor:
+    """Returns unsigned integers as int64, by a single kernel.
+
+    Args:
+        narrow: uint16, uint32 or uint64 below 2^63, of any shape. Of uint64 the result shares the memory.
+        masks: what `masks` has returned for its device.
+    """
+    signed = narrow.view(_SIGNED[narrow.dtype])
+    if narrow.dtype is torch.uint64:
+        return signed
+    # With a mask that has a dimension the result is int64: negative numbers are widened, and lose the bits of the sign. Of a
+    # tensor without dimensions it would be one of shape (1,).
+    return torch.bitwise_and(signed, masks[narrow.dtype]).view(narrow.shape)
 
 
 def _plain(part: Any) -> bool:

@@ -77,7 +77,8 @@ class CudaTransfer:
             if not _plain(part):
                 left.append(part)
                 return part
-            tensors.append(self._source(part, pool).to(self.device, non_blocking=True))
+            # Whether a copy from other memory is done when the call returns depends on the machine: that is waited for.
+            tensors.append(self._source(part, pool).to(self.device, non_blocking=self._pinned))
             return tensors[-1]
 
         def widened(part: Any) -> Any:
@@ -122,6 +123,9 @@ class CudaTransfer:
     def _source(self, tensor: torch.Tensor, pool: BufferPool) -> torch.Tensor:
         if not self._pinned:
             return tensor
+        if not tensor.is_contiguous():
+            # Else torch would copy by way of memory that is not page-locked.
+            tensor = tensor.clone()
         locked = pool.page_locked(tensor)
         return tensor.pin_memory() if locked is None else locked
 

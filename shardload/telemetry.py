@@ -30,6 +30,10 @@ class LoaderStats:
     leased_bytes: int = 0
     """Bytes of buffers that are being filled, waiting, or held by the training loop now."""
 
+    device: str = ""
+    """The CUDA device that batches are copied to, with its index; empty for others, and before the first `iter`."""
+    pinned: bool = False
+    """Whether batches go through page-locked memory; False before the first `iter`."""
     engine: str = ""
     """How samples are read: `map`, many ranges of mapped files a call, or `pread`; empty before the first batch."""
 

@@ -207,7 +207,7 @@ class BatchMaker:
 
     def deliveries(
         self, batches: Generator[tuple[RankBatch, Any, tuple[Fault, ...]]], epoch: int
-    ) -> Iterator[Delivery]:
+    ) -> Generator[Delivery]:
         """Yields the batches of an epoch as the training loop gets them.
 
         Args:
@@ -290,10 +290,9 @@ def collated(
     """
     if recipe.transform is None or ids is None:
         samples = read.samples
-        made = (
-            collate_columns(samples, recipe.dtypes, lease) if recipe.collate_fn is None else recipe.collate_fn(samples)
-        )
-        return made, read.faults
+        if recipe.collate_fn is not None:
+            return recipe.collate_fn(samples), read.faults
+        return collate_columns(samples, recipe.dtypes, lease, recipe.narrow), read.faults
     transform, epochs = recipe.transform, ids.epochs
     faults = {fault.slot: fault for fault in read.faults}
 

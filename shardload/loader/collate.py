@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from shardload.format.ragged import Ragged
 from shardload.format.schema import Field
+from shardload.loader.ragged import joined
 from shardload.memory import BufferPool
 from shardload.reader.batch import SampleBatch
 from shardload.reader.decode import Lease
@@ -19,7 +20,7 @@ from shardload.reader.decode import Lease
 Batch = dict[str, Any]
 
 # torch has hardly an operator for these, so they are delivered as int64.
-_WIDENED = {"uint16", "uint32", "uint64"}
+WIDENED = frozenset({"uint16", "uint32", "uint64"})
 _INT64 = np.dtype(np.int64)
 
 
@@ -41,13 +42,16 @@ def collate(samples: SampleBatch | Sequence[Any]) -> Any:
     return collate_samples(samples)
 
 
-def collate_columns(batch: SampleBatch, dtypes: Mapping[str, torch.dtype], lease: Lease | None) -> Batch:
+def collate_columns(
+    batch: SampleBatch, dtypes: Mapping[str, torch.dtype], lease: Lease | None, narrow: bool = False
+) -> Batch:
     """Returns a batch whose tensors share the memory of the columns where their dtype allows it.
 
     Args:
         batch: the samples.
         dtypes: dtypes by field that override the usual ones.
         lease: where memory for widened values comes from; None for new memory.
+        narrow: leave the unsigned integers as stored that are usually widened, for who widens them later.
     """
     result: Batch = {}
     for name, column in batch.columns.items():
@@ -57,10 +61,10 @@ def collate_columns(batch: SampleBatch, dtypes: Mapping[str, torch.dtype], lease
                 values = [None if image is None else torch.from_numpy(image) for image in values]
             result[name] = values
         elif isinstance(column.values, Ragged):
-            items = _tensor(column.field, column.values.values, dtypes.get(name), lease)
+            items = _tensor(column.field, column.values.values, dtypes.get(name), lease, narrow)
             result[name] = list(torch.split(items, np.diff(column.values.offsets).tolist()))
         else:
-            result[name] = _tensor(column.field, column.values, dtypes.get(name), lease)
+            result[name] = _tensor(column.field, column.values, dtypes.get(name), lease, narrow)
         if column.valid is not None:
             result[f"_valid_{name}"] = torch.from_numpy(column.valid)
     return result
@@ -106,17 +110,32 @@ def batch_bytes(batch: Any) -> int:
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """Returns a batch whose tensors are on a device."""
-    if isinstance(batch, dict) and type(batch) is dict:
-        return {name: to_device(value, device) for name, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    # Tensors, and the batch classes of frameworks, know how to move themselves.
+    return moved(batch, lambda part: part.to(device))
+
+
+def moved(batch: Any, move: Callable[[Any], Any]) -> Any:
+    """Returns a batch with something else in the place of its tensors.
+
+    Args:
+        batch: tensors, and dicts, lists and tuples of them; whatever else is in it stays.
+        move: called with each tensor and, since they know how to move themselves, with each object that has `to`, such as the
+            batch classes of frameworks. For tensors that lie end to end in one memory, such as those of a ragged field, it
+            is called once, with all of it.
+    """
     if hasattr(batch, "to"):
-        return batch.to(device)
+        return move(batch)
+    if isinstance(batch, dict) and type(batch) is dict:
+        return {name: moved(value, move) for name, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(value, move) for value in batch))
+    if type(batch) is list and len(batch) > 1 and all(type(value) is torch.Tensor and value.ndim for value in batch):
+        whole = joined(batch)
+        if whole is not None and not whole.requires_grad:
+            return list(torch.split(move(whole), [len(value) for value in batch]))
+    if isinstance(batch, list | tuple):
+        return type(batch)(moved(value, move) for value in batch)
     if isinstance(batch, Mapping):
-        return type(batch)({name: to_device(value, device) for name, value in batch.items()})  # type: ignore[call-arg]
+        return type(batch)({name: moved(value, move) for name, value in batch.items()})  # type: ignore[call-arg]
     return batch
 
 
@@ -132,17 +151,21 @@ def take_back(batch: Any, pool: BufferPool) -> None:
         take_back(batch[0], pool)
 
 
-def _tensor(field: Field, values: NDArray[Any], dtype: torch.dtype | None, lease: Lease | None) -> torch.Tensor:
+def _tensor(
+    field: Field, values: NDArray[Any], dtype: torch.dtype | None, lease: Lease | None, narrow: bool
+) -> torch.Tensor:
     tensor: torch.Tensor
     if field.kind == "bool":
         tensor = torch.from_numpy(values).view(torch.bool)
     elif field.kind == "bfloat16":
         tensor = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-    elif field.kind in _WIDENED and dtype is None:
+    elif field.kind in WIDENED and dtype is None:
         if field.kind == "uint64" and values.size and int(values.max()) > np.iinfo(np.int64).max:
             raise ValueError(
                 f"field {field.name!r}: {values.max()} does not fit int64; ask for dtypes={{{field.name!r}: torch.uint64}}"
             )
+        if narrow:
+            return torch.from_numpy(values)
         wide = np.empty(values.shape, _INT64) if lease is None else lease(values.shape, _INT64)
         wide[...] = values
         tensor = torch.from_numpy(wide)

@@ -8,8 +8,8 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ import torch
 from shardload.errors import FaultLimitError, LoaderClosedError
 from shardload.loader.audit import Delivered
 from shardload.loader.batches import Ahead, BatchMaker, Delivery, plan_ahead
-from shardload.loader.collate import take_back, to_device
+from shardload.loader.collate import WIDENED, take_back, to_device
 from shardload.loader.prefetch import Prefetcher
 from shardload.loader.processes import ProcessPool
 from shardload.loader.progress import Progress
 from shardload.loader.recipe import BatchRecipe
+from shardload.loader.transfer import CudaTransfer, Pinning, cuda_device
 from shardload.memory import BufferPool
 from shardload.order.cursor import Partition, rank_batches
 from shardload.quantities import as_integer, parse_bytes
@@ -49,7 +50,7 @@ class Course:
     device: torch.device | None
     """Where tensors are delivered; None for host memory."""
     pinned: bool
-    """Whether batches are built in page-locked memory."""
+    """Whether batches are page-locked, for the copy to the device or for the training loop."""
     prefetch_batches: int
     """Most finished batches that wait; 0 for no thread."""
     prefetch_bytes: int
@@ -67,17 +68,58 @@ class Course:
     """What was given to the training loop since the epoch was entered."""
     pool: BufferPool | None = None
     """Made for the first iteration."""
+    transfer: CudaTransfer | None = None
+    """What copies batches to a CUDA device; made for the first iteration."""
+    pinning: Pinning | None = None
+    """What makes batches in host memory page-locked; made for the first iteration."""
     warned_kept: bool = False
     """Whether it was told that batches are being kept."""
 
+    @property
+    def cuda(self) -> bool:
+        """Whether tensors are delivered on a CUDA device."""
+        return self.device is not None and self.device.type == "cuda"
+
     def buffers(self) -> BufferPool:
-        """Returns the pool, which stays until `close`."""
+        """Returns the pool, which stays until `close`.
+
+        Raises:
+            RuntimeError: a CUDA device is needed and not there.
+        """
         if self.pool is None:
-            self.pool = BufferPool(self.prefetch_bytes * 2, pinned=self.pinned, strict=self.reuse)
+            copies = None
+            if self.cuda:
+                widened = [f.name for f in self.recipe.fields if f.kind in WIDENED and f.name not in self.recipe.dtypes]
+                narrow = frozenset(widened if self.recipe.narrow else ())
+                self.transfer = CudaTransfer(cuda_device(self.device), self.pinned, narrow)
+                # Who sees a batch before it is sent may keep it, or copy from it on a stream that nobody here knows.
+                copies = self.transfer.stream if self.pinned and self.recipe.own else None
+                self.stats.device = str(self.transfer.device)
+            elif self.pinned:
+                self.pinning = Pinning(cuda_device(None))
+            self.stats.pinned = self.pinned
+            self.pool = BufferPool(self.prefetch_bytes * 2, copies=copies, strict=self.takes_back)
         return self.pool
 
+    @property
+    def takes_back(self) -> bool:
+        """Whether the training loop has a batch's own buffers, to be taken back from it."""
+        return self.reuse and not self.cuda and not self.pinned
+
+    def on_their_way(self, deliveries: Generator[Delivery]) -> Iterator[Delivery]:
+        """Returns deliveries as they are to wait for the training loop."""
+        if self.transfer is not None:
+            return self.transfer.sent(deliveries, self.buffers())
+        return deliveries if self.pinning is None else self.pinning.pinned(deliveries)
+
+    def arrived(self, batch: Any) -> Any:
+        """Returns the batch of such a delivery as the training loop gets it."""
+        if self.transfer is not None:
+            return self.transfer.receive(batch)
+        return batch if self.device is None else to_device(batch, self.device)
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"pool": None}
+        return self.__dict__ | {"pool": None, "transfer": None, "pinning": None}
 
 
 def make_course(
@@ -111,7 +153,7 @@ def make_course(
     size = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
     return Course(
         dataset,
-        recipe,
+        replace(recipe, narrow=cuda and recipe.own),
         progress,
         device,
         pinned=cuda if pin_memory is None else pin_memory,
@@ -160,7 +202,7 @@ class Iteration:
                 self._next = self._begin()
             delivery = self._next()
             self._judge(delivery)
-            batch = delivery.batch if self._course.device is None else to_device(delivery.batch, self._course.device)
+            batch = self._course.arrived(delivery.batch)
         except StopIteration:
             self._end(StopIteration())
             raise
@@ -171,7 +213,7 @@ class Iteration:
         self._course.progress.deliver(delivery.cursor, self._turn, self._partition)
         self._course.delivered.add(delivery.sample_ids)
         self._count(delivery, start, time.perf_counter())
-        if self._course.reuse:
+        if self._course.takes_back:
             self._given = delivery.batch
         return batch
 
@@ -188,11 +230,11 @@ class Iteration:
         ids = rank_batches(self._partition, self._rank, place.position, progress.order(place.epoch))
         after = rank_batches(self._partition, self._rank, 0, progress.order(place.epoch + 1))
         if course.num_processes:
-            facts = (course.num_processes, course.prefetch_batches, course.pinned)
-            batches = ProcessPool(course.dataset, course.recipe, *facts).batches(ids, progress.seed, place.epoch)
+            processes = ProcessPool(course.dataset, course.recipe, course.num_processes, course.prefetch_batches)
+            batches = processes.batches(ids, progress.seed, place.epoch)
         else:
             batches = maker.batches(ids, place.epoch, after)
-        deliveries = maker.deliveries(batches, place.epoch)
+        deliveries = course.on_their_way(maker.deliveries(batches, place.epoch))
         if course.prefetch_batches == 0:
             return deliveries.__next__
         prefetcher = Prefetcher(deliveries, lambda item: item.num_bytes, course.prefetch_batches, course.prefetch_bytes)

@@ -109,8 +109,11 @@ class ShardLoader:
                 that depends on seed, epoch, place and rank only.
             collate_fn: makes batches of what was read (a sequence of dicts) or transformed (a list).
             dtypes: dtypes of tensors by field; else as stored, with uint16, uint32 and uint64 as int64.
-            device: where tensors are delivered; None for host memory.
-            pin_memory: build batches in page-locked memory; None: if the device is CUDA.
+            device: where tensors are delivered; None for host memory. To a CUDA device they are copied ahead, by the prefetch
+                thread on a stream of its own, and the stream that is current in `next` waits for that, not the program;
+                batches that wait take device memory. Unsigned integers are widened there.
+            pin_memory: copy to a CUDA device from page-locked memory, or without one deliver host tensors in such; None: if the
+                device is CUDA.
             prefetch_batches: most finished batches that wait; None for 4 to 16, by their size; 0 reads in the training loop's
                 own thread.
             prefetch_bytes: most bytes that wait, 256 MiB unless given; one batch may always wait.
@@ -133,7 +136,8 @@ class ShardLoader:
             with_ids: add int64 tensors `_sample_id`, `_position` and `_epoch` of shape (batch,); -1 for fillers. A stand-in
                 has its own id, at the position of the sample that it replaces.
             reuse: take a batch's memory back when the next one is asked for, so that batches that are kept take no new
-                memory but change under their holder. Only for loops that keep nothing of a batch.
+                memory but change under their holder. Only for loops that keep nothing of a batch. No effect on batches on a
+                CUDA device or with pin_memory=True, whose memory is torch's.
 
         Raises:
             ValueError: settings that contradict each other or give no batch.

@@ -70,9 +70,7 @@ class _Work(Dataset[Any]):
 class ProcessPool:
     """Child processes for one iteration; they end with it."""
 
-    def __init__(
-        self, dataset: ShardDataset, recipe: BatchRecipe, num_processes: int, num_ahead: int, pinned: bool
-    ) -> None:
+    def __init__(self, dataset: ShardDataset, recipe: BatchRecipe, num_processes: int, num_ahead: int) -> None:
         """Describes them; they start with the first batch.
 
         Args:
@@ -80,12 +78,10 @@ class ProcessPool:
             recipe: what becomes of the samples; transform and collate_fn must be picklable.
             num_processes: how many.
             num_ahead: batches to have under way, at least one a process.
-            pinned: whether batches are copied to page-locked memory.
         """
         self._work = _Work(dataset, replace(recipe, batch_transform=None))
         self._num_processes = num_processes
         self._per_process = max(1, -(-num_ahead // num_processes))
-        self._pinned = pinned
 
     def batches(
         self, ids: Iterator[RankBatch], seed: int, epoch: int
@@ -109,7 +105,8 @@ class ProcessPool:
             collate_fn=_as_it_is,
             num_workers=self._num_processes,
             prefetch_factor=self._per_process,
-            pin_memory=self._pinned,
+            # Whoever takes the batches makes them page-locked: a thread of DataLoader's would do it, one more on the way.
+            pin_memory=False,
             # Not by fork: this is a thread beside others, whose locks a child would take over as they are.
             multiprocessing_context="spawn",
             worker_init_fn=_end_with_parent,

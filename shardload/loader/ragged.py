@@ -33,19 +33,33 @@ def packed(values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """
     lengths = [len(value) for value in values]
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    first = next((value for value in values if len(value)), values[0])
-    if _end_to_end([value for value in values if len(value)]):
-        shape, strides = (sum(lengths), *first.shape[1:]), first.stride()
-        return torch.as_strided(first, shape, strides, first.storage_offset()), starts
-    return torch.cat(list(values)), starts
+    whole = joined(values)
+    return (torch.cat(list(values)) if whole is None else whole), starts
+
+
+def joined(values: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Returns tensors that lie end to end in one memory as the one tensor that they are parts of; None where they do not.
+
+    Args:
+        values: tensors of shape (items, *item_shape).
+    """
+    filled = [value for value in values if len(value)]
+    if not _end_to_end(filled):
+        return None
+    first = filled[0]
+    # Flat at first: of a value of one item, torch takes any stride for contiguous.
+    items = torch.as_strided(first, (sum(value.numel() for value in filled),), (1,), first.storage_offset())
+    return items.view(sum(map(len, filled)), *first.shape[1:])
 
 
 def _end_to_end(values: Sequence[torch.Tensor]) -> bool:
     if not values or not all(value.is_contiguous() for value in values):
         return False
-    stop = values[0].data_ptr()
+    first, stop = values[0], values[0].data_ptr()
     for value in values:
-        if value.untyped_storage().data_ptr() != values[0].untyped_storage().data_ptr() or value.data_ptr() != stop:
+        if (value.dtype, value.shape[1:], value.device) != (first.dtype, first.shape[1:], first.device):
+            return False
+        if value.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or value.data_ptr() != stop:
             return False
         stop += value.nbytes
     return True

@@ -38,6 +38,13 @@ class BatchRecipe:
     """Whether batches carry `_valid`, which tells samples from fillers."""
     on_error: OnError = "raise"
     """What becomes of a sample that cannot be read, decoded or transformed."""
+    narrow: bool = False
+    """Whether unsigned integers that are usually widened stay as stored, because the device they go to widens them."""
+
+    @property
+    def own(self) -> bool:
+        """Whether no function of the user's gets to see a batch, or what it is made of, before the training loop does."""
+        return self.transform is None and self.collate_fn is None and self.batch_transform is None
 
     def check_reproducible(self, in_processes: bool) -> None:
         """Refuses functions whose results may differ from run to run.

@@ -6,10 +6,13 @@ import math
 import threading
 import weakref
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 _ROUND_BYTES = 4096
 
@@ -24,20 +27,19 @@ class BufferPool:
     Safe for several threads.
     """
 
-    def __init__(self, max_idle_bytes: int, *, pinned: bool = False, strict: bool = False) -> None:
+    def __init__(self, max_idle_bytes: int, *, copies: torch.cuda.Stream | None = None, strict: bool = False) -> None:
         """Makes an empty pool.
 
         Args:
             max_idle_bytes: most bytes kept for reuse.
-            pinned: lease page-locked memory, for fast copies to a CUDA device.
+            copies: lease page-locked memory, from which this stream, and nothing else that is not waited for, copies to its
+                CUDA device. None for plain memory.
             strict: know the leased arrays by their address, so that `take_back` can end a lease.
-
-        Raises:
-            RuntimeError: pinned memory was asked for and there is no CUDA device.
         """
         self._max_idle_bytes = max_idle_bytes
-        self._pinned = pinned
+        self._copies = copies
         self._strict = strict
+        self._locked: dict[int, _Block] = {}
         self._held: dict[int, weakref.finalize[..., Any]] = {}
         self._idle: defaultdict[int, list[_Block]] = defaultdict(list)
         self._lock = threading.RLock()
@@ -49,11 +51,6 @@ class BufferPool:
         """Leases served without new memory."""
         self.num_new = 0
         """Leases that took new memory."""
-        if pinned:
-            import torch
-
-            if not torch.cuda.is_available():
-                raise RuntimeError("pinned memory needs a CUDA device, and there is none: leave pin_memory out")
 
     def lease(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Returns a writable, C-contiguous array with undefined content."""
@@ -68,7 +65,26 @@ class BufferPool:
         if self._strict:
             with self._lock:
                 self._held[root.ctypes.data] = held
+        if self._copies is not None:
+            with self._lock:
+                self._locked[root.ctypes.data] = block
         return root[:num_bytes].view(dtype).reshape(shape)
+
+    def page_locked(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Returns a tensor made from a leased array as torch's own page-locked memory; None if it is of no such array.
+
+        To copy from. Of a tensor made by `torch.from_numpy` torch does not know whose memory it is; of this one it does, and
+        notes each copy, so that the memory outlives it also where this pool frees it.
+
+        Args:
+            tensor: of any dtype and shape, in host memory.
+        """
+        with self._lock:
+            block = self._locked.get(tensor.untyped_storage().data_ptr())
+        if block is None:
+            return None
+        whole: torch.Tensor = block.tensor.view(tensor.dtype)
+        return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def take_back(self, address: int) -> None:
         """Ends the lease of an array at once, whoever still holds it: what it shows from now on is undefined.
@@ -99,12 +115,14 @@ class BufferPool:
                     self.num_reused += 1
                     return idle.pop(i)
             self.num_new += 1
-        return _Block(capacity, self._pinned)
+        return _Block(capacity, self._copies)
 
     def _give_back(self, block: _Block) -> None:
         # Runs wherever the last reference dies, also inside this pool's own methods: hence the re-entrant lock.
         block.release()
         with self._lock:
+            if self._copies is not None:
+                self._locked.pop(block.tensor.data_ptr(), None)
             self.leased_bytes -= block.capacity
             if self.idle_bytes + block.capacity <= self._max_idle_bytes:
                 self._idle[block.capacity].append(block)
@@ -112,27 +130,34 @@ class BufferPool:
 
 
 class _Block:
-    """A piece of memory, pinned or plain."""
+    """A piece of memory, page-locked or plain."""
 
-    def __init__(self, capacity: int, pinned: bool) -> None:
+    def __init__(self, capacity: int, copies: torch.cuda.Stream | None) -> None:
         self.capacity = capacity
-        self._released: Any = None
-        self._pinned = pinned
-        if pinned:
-            import torch
-
-            self.memory = torch.empty(capacity, dtype=torch.uint8, pin_memory=True).numpy().data
-        else:
+        self._released: torch.cuda.Event | None = None
+        self._copies = copies
+        self.tensor: Any = None
+        """The same memory, where it is page-locked."""
+        if copies is None:
             self.memory = np.empty(capacity, dtype=np.uint8).data
+            return
+        import torch
+
+        # Of the devices it takes one that is in use already: the stream's is, and no other need be.
+        self.tensor = torch.empty(capacity, dtype=torch.uint8, pin_memory=True)
+        self.memory = self.tensor.numpy().data
 
     def release(self) -> None:
-        """Notes where the device's streams stand: a copy from this memory may still be under way."""
-        if self._pinned:
+        """Notes where the stream of the copies stands: one from this memory may still be under way.
+
+        It names the stream: what the thread in which the last reference dies has as its own may belong to another device.
+        """
+        if self._copies is not None:
             import torch
 
             self._released = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._released.record()
+            self._released.record(self._copies)
 
     def ready(self) -> bool:
         """Tells whether all copies begun before the release are done."""
-        return self._released is None or bool(self._released.query())
+        return self._released is None or bool(self._released.query())  # type: ignore[no-untyped-call]

@@ -92,21 +92,38 @@ def test_threads_never_share_a_buffer():
     assert pool.leased_bytes == 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_pinned_memory_without_a_device_is_refused():
-    with pytest.raises(RuntimeError, match="needs a CUDA device"):
-        BufferPool(1 << 20, pinned=True)
+def test_plain_buffers_are_not_page_locked():
+    array = BufferPool(1 << 20).lease((4, 8), INT32)
+    assert BufferPool(1 << 20).page_locked(torch.from_numpy(array)) is None
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_pinned_memory_waits_for_copies_from_it():
-    pool = BufferPool(1 << 30, pinned=True)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none here")
+def test_a_locked_buffer_is_known_as_torch_s_own():
+    pool = BufferPool(1 << 30, copies=torch.cuda.Stream())
+    array = pool.lease((6, 1 << 10), INT32)
+    array[:] = np.arange(array.size).reshape(array.shape)
+    tensor = torch.from_numpy(array)[2:, ::2]
+    locked = pool.page_locked(tensor)
+    assert locked is not None and locked.is_pinned()
+    assert locked.data_ptr() == tensor.data_ptr() and torch.equal(locked, tensor)
+    assert pool.page_locked(torch.zeros(3)) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none here")
+def test_locked_memory_waits_for_the_copies_of_its_stream():
+    stream = torch.cuda.Stream()
+    pool = BufferPool(1 << 30, copies=stream)
+    copies = []
     for mark in range(50):
         array = pool.lease((1 << 20,), np.dtype(np.uint8))
         array[:] = mark
-        tensor = torch.from_numpy(array)
-        assert tensor.is_pinned()
-        copy = tensor.to("cuda", non_blocking=True)
-        del array, tensor
-        assert int(copy.max()) == int(copy.min()) == mark
+        with torch.cuda.stream(stream):
+            if mark == 0:
+                # About a tenth of a second in which copies wait: a buffer that came back at once would be written before.
+                torch.cuda._sleep(200_000_000)
+            copies.append(pool.page_locked(torch.from_numpy(array)).to("cuda", non_blocking=True))
+        del array
+    stream.synchronize()
+    assert [(int(copy.min()), int(copy.max())) for copy in copies] == [(mark, mark) for mark in range(50)]

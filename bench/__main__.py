@@ -3,53 +3,101 @@
 Run: python -m bench [--cases P1,P3] [--cache warm,cold] [--repeats N] [--scale X] [--folder DIR] [--json]
 
 The arms of a line run one after the other in each repeat; its ratio is the median over the repeats of the ratio of the two
-arms next to each other, with the middle half beside it. Where an arm's middle half is wider than 15 % of its median, the
-line is no claim.
+arms next to each other, with the middle half beside it. Where an arm's middle half is wider than 15 % of its median, or
+there were fewer than 5 repeats, the line is no claim. A line of one arm is a figure with a limit of its own; it is no
+claim where its middle half is wider than 15 % of the figure, or of the limit where that is more. A line without a limit
+is there for comparison.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.cases import CASES, Arm
+from bench.case import UNITS, Case, Line
+from bench.cases import CASES
 
 CLAIM_SPREAD = 0.15
+LEAST_REPEATS = 5
+CACHES = {
+    "warm": "warm: in memory since it was written, and read before the first repeat",
+    "cold": "cold: dropped before each run, at most 1 % left by mincore",
+}
 
 
-def measure(arms: dict[str, Arm], less_is_better: bool, repeats: int) -> dict[str, Any]:
+def measure(line: Line, limits: tuple[float, float], repeats: int) -> dict[str, Any]:
     """Returns the figures of one line."""
-    first, last = arms
-    times: dict[str, list[float]] = {name: [] for name in arms}
+    runs: dict[str, list[float]] = {name: [] for name in line.arms}
+    for figures in line.also.values():
+        figures.clear()
     for _ in range(repeats):
-        for name, arm in arms.items():
-            times[name].append(arm())
-    pairs = np.array(times[first]) / np.array(times[last])
-    ratios = pairs if less_is_better else 1 / pairs
-    low, middle, high = (float(q) for q in np.quantile(ratios, [0.25, 0.5, 0.75]))
-    spreads = {
-        name: float(np.subtract(*np.quantile(runs, [0.75, 0.25]))) / statistics.median(runs)
-        for name, runs in times.items()
-    }
+        for name, arm in line.arms.items():
+            runs[name].append(arm() * UNITS[line.unit])
+    medians = {name: statistics.median(figures) for name, figures in runs.items()}
+    scales = dict(medians)
+    first, *last = (np.array(figures) for figures in runs.values())
+    if last:
+        found = first / last[0] if line.less_is_better else last[0] / first
+    else:
+        found, limits = first, (limits[0] * UNITS[line.unit], limits[1] * UNITS[line.unit])
+        # What is far below its limit need not be steady on its own scale.
+        scales = {name: max(median, 0.0 if math.isnan(limits[0]) else limits[0]) for name, median in medians.items()}
+    widths = {name: float(np.subtract(*np.quantile(figures, [0.75, 0.25]))) for name, figures in runs.items()}
+    spreads = {name: width / scales[name] if width else 0.0 for name, width in widths.items()}
+    low, middle, high = (float(q) for q in np.quantile(found, [0.25, 0.5, 0.75]))
+    wanted = [None if math.isnan(limit) else limit for limit in limits]
     return {
-        "ratio": round(middle, 3),
-        "middle_half": [round(low, 3), round(high, 3)],
-        "microseconds": {name: round(statistics.median(runs) * 1e6, 3) for name, runs in times.items()},
+        "figure": "ratio" if last else line.unit,
+        "value": round(middle, 4),
+        "middle_half": [round(low, 4), round(high, 4)],
+        "limit": "at most" if line.less_is_better else "at least",
+        "at_least" if not line.less_is_better else "at_most": wanted[0],
+        "aim": wanted[1],
+        "unit": line.unit,
+        "arms": {name: round(median, 3) for name, median in medians.items()},
         "spread": {name: round(spread, 3) for name, spread in spreads.items()},
-        "claim": max(spreads.values()) <= CLAIM_SPREAD,
+        "claim": max(spreads.values()) <= CLAIM_SPREAD and repeats >= LEAST_REPEATS,
+        "also": {name: round(statistics.median(figures), 3) for name, figures in line.also.items() if figures},
+        "facts": line.facts,
     }
 
 
-def main() -> None:
+def text(line: dict[str, Any]) -> str:
+    """Returns a line for people."""
+    unit = "" if line["figure"] == "ratio" else f" {line['figure']}"
+    low, high = line["middle_half"]
+    limit = line.get("at_least", line.get("at_most"))
+    wanted = "" if limit is None else f"; {line['limit']} {limit:g}, aim {line['aim']:g}"
+    words = [f"{line['case']:4s} {line['line']:24s} {line['value']:.2f}{unit} ({low:.2f}-{high:.2f}{wanted})"]
+    arms = (f"{name} {line['arms'][name]:.2f} {line['unit']} (+-{line['spread'][name]:.0%})" for name in line["arms"])
+    words += [", ".join(arms)]
+    words += [", ".join(f"{name} {figure:g}" for name, figure in line["also"].items())]
+    words += [] if line["claim"] else ["no claim"]
+    return "  ".join(word for word in words if word)
+
+
+def lines_of(case: Case, repeats: int, scale: float, parent: Path | None) -> Iterator[dict[str, Any]]:
+    """Measures a case in a folder of its own."""
+    cache = "cold" if case.cold else "warm"
+    with tempfile.TemporaryDirectory(prefix="shardload-bench-", dir=parent) as folder:
+        for made in case.make(Path(folder), scale):
+            line = Line(*made)
+            found = measure(line, line.limits or (case.at_least, case.aim), repeats)
+            yield {"case": case.name, "line": line.name} | found | {"cache": CACHES[cache]}
+
+
+def options_given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES)}")
     parser.add_argument("--cache", default="warm,cold", help="warm, cold or both")
@@ -60,38 +108,32 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    names, caches = options.cases.split(","), options.cache.split(",")
-    if unknown := (set(names) - set(CASES)) | (set(caches) - {"warm", "cold"}):
+    options.cases, options.cache = options.cases.split(","), options.cache.split(",")
+    if unknown := (set(options.cases) - set(CASES)) | (set(options.cache) - set(CACHES)):
         parser.error(f"there is no {', '.join(sorted(unknown))}; cases: {', '.join(CASES)}; caches: warm, cold")
     if options.repeats < 1 or options.scale <= 0:
         parser.error("--repeats and --scale must be above 0")
+    return options
+
+
+def main() -> None:
+    options = options_given()
     packages = {name: version(name) for name in ("shardload", "torch", "numpy")}
     facts = {"python": platform.python_version(), **packages, "cores": os.cpu_count(), "repeats": options.repeats}
     lines = []
     if not options.json:
         print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    for name in names:
-        case = CASES[name]
-        if ("cold" if case.cold else "warm") not in caches:
+    for name in options.cases:
+        if ("cold" if CASES[name].cold else "warm") not in options.cache:
             continue
-        with tempfile.TemporaryDirectory(prefix="shardload-bench-", dir=options.folder) as folder:
-            for line, arms, less in case.make(Path(folder), options.scale):
-                found = {"case": name, "line": line, "at_least": case.at_least, "aim": case.aim}
-                found |= measure(arms, less, options.repeats)
-                lines.append(found)
-                if not options.json:
-                    print(text(found))
+        for line in lines_of(CASES[name], options.repeats, options.scale, options.folder):
+            lines.append(line)
+            if not options.json:
+                print(text(line), flush=True)
     if options.json:
-        print(json.dumps({"facts": facts, "cases": {n: CASES[n].what for n in names}, "lines": lines}, indent=1))
-
-
-def text(line: dict[str, Any]) -> str:
-    arms = ", ".join(
-        f"{name} {line['microseconds'][name]:.2f} us (+-{line['spread'][name]:.0%})" for name in line["microseconds"]
-    )
-    low, high = line["middle_half"]
-    ratio = f"{line['ratio']:.2f} ({low:.2f}-{high:.2f}; at least {line['at_least']}, aim {line['aim']})"
-    return f"{line['case']:4s} {line['line']:20s} {ratio}  {arms}{'' if line['claim'] else '  no claim'}"
+        print(
+            json.dumps({"facts": facts, "cases": {n: CASES[n].what for n in options.cases}, "lines": lines}, indent=1)
+        )
 
 
 if __name__ == "__main__":

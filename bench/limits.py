@@ -25,12 +25,16 @@ def _library() -> Any:
     try:
         target = folder / "limits.so"
         source = Path(__file__).with_name("limits.c")
-        subprocess.run([compiler, "-O3", "-shared", "-fPIC", "-o", target, source], check=True)
+        subprocess.run([compiler, "-O3", "-shared", "-fPIC", "-pthread", "-o", target, source], check=True)
         library = ctypes.CDLL(str(target))
     finally:
         shutil.rmtree(folder)
     library.gather.restype = None
     library.gather.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_void_p]
+    library.rest.restype = None
+    library.rest.argtypes = [ctypes.c_int64]
+    library.read_all.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p]
+    library.gather_hinted.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 2]
     return library
 
 
@@ -39,6 +43,37 @@ def gather(source: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, out: np
     assert offsets.dtype == lengths.dtype == np.int64 and int(lengths.sum()) <= out.nbytes
     pointers = source.ctypes.data, offsets.ctypes.data, lengths.ctypes.data
     _library().gather(*pointers, len(offsets), out.ctypes.data)
+
+
+def rest(seconds: float) -> None:
+    """Waits without the interpreter lock, to the microsecond."""
+    _library().rest(int(seconds * 1e9))
+
+
+def read_all(path: Path, offsets: np.ndarray, lengths: np.ndarray, threads: int) -> np.ndarray:
+    """Reads ranges of a file by positioned reads of so many threads; returns the first 8 bytes of each as int64."""
+    assert offsets.dtype == lengths.dtype == np.int64
+    firsts = np.zeros(len(offsets), dtype=np.int64)
+    with open(path, "rb") as file:
+        # Else the kernel reads on where it takes reads for ordered ones.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        pointers = offsets.ctypes.data, lengths.ctypes.data, len(offsets), threads, firsts.ctypes.data
+        assert _library().read_all(file.fileno(), *pointers) == 0
+    return firsts
+
+
+def gather_hinted(path: Path, offsets: np.ndarray, lengths: np.ndarray, window: int) -> np.ndarray:
+    """Copies ranges of a mapped file, announced a window of samples ahead; returns the first 8 bytes of each as int64."""
+    assert offsets.dtype == lengths.dtype == np.int64
+    firsts = np.zeros(len(offsets), dtype=np.int64)
+    out = np.ones(int(np.sort(lengths)[-window:].sum()), dtype=np.uint8)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        view.madvise(mmap.MADV_RANDOM)
+        source = np.frombuffer(view, dtype=np.uint8)
+        pointers = source.ctypes.data, offsets.ctypes.data, lengths.ctypes.data, len(offsets), window
+        assert _library().gather_hinted(*pointers, out.ctypes.data, firsts.ctypes.data) == 0
+        del source
+    return firsts
 
 
 def resident_fraction(paths: list[Path]) -> float:

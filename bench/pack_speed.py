@@ -26,14 +26,11 @@ import argparse
 import json
 import os
 import platform
-import random
 import shutil
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +41,7 @@ import numpy as np
 import shardload
 from bench import dictionary_speed
 from bench.pack_arms import CEILINGS, PEERS, TOKENS, num_bytes
+from bench.workloads import source_text
 
 MAX_SPREAD = 0.15
 OURS = "shardload"
@@ -51,27 +49,6 @@ ZSTD_LEVEL = 3
 JPEG_MEAN_BYTES = 110_000
 TEXT_PASSES = 4
 _ARMS = Path(__file__).with_name("pack_arms.py")
-
-
-def source_text(order_seed: int = 0) -> list[str]:
-    """Returns pieces of about 1 KB of the standard library's sources, file by file in a shuffled order of files."""
-    root = Path(sysconfig.get_path("stdlib"))
-    files = sorted(path for path in root.rglob("*.py") if "site-packages" not in path.parts)
-    random.Random(order_seed).shuffle(files)
-    return [piece for path in files for piece in _pieces(path.read_text("utf-8", "replace"))]
-
-
-def _pieces(text: str, wanted: int = 1000, least: int = 200) -> Iterator[str]:
-    lines: list[str] = []
-    size = 0
-    for line in text.splitlines(keepends=True):
-        lines.append(line)
-        size += len(line)
-        if size >= wanted:
-            yield "".join(lines)
-            lines, size = [], 0
-    if size >= least:
-        yield "".join(lines)
 
 
 def make_samples(workload: str, scale: float) -> list[Any]:

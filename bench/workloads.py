@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import numpy as np
 
 import shardload
 
-TOKENS, BATCH_TOKENS, BATCH_JPEG = 1024, 256, 64
+TOKENS, BATCH_TOKENS, BATCH_TEXT, BATCH_JPEG = 1024, 256, 256, 64
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class Workload:
         return [self.raw, *sorted((self.dataset / "shards").iterdir())]
 
 
-def tokens(folder: Path, num_samples: int) -> Workload:
-    """int32[1024]; the first item of a sample is its number."""
+def tokens(folder: Path, num_samples: int, num_shards: int | None = None) -> Workload:
+    """int32[1024]; the first item of a sample is its number. Shards of 64 MiB, or so many of them."""
     rng, path, raw = np.random.default_rng(0), folder / "tokens", folder / "tokens.bin"
+    # What a shard holds besides rows: sums of 4 bytes a row, then heads and paddings.
+    shard_size = num_samples // num_shards * (4 * TOKENS + 4) + 8_192 if num_shards else 64 << 20
     with (
-        shardload.ShardWriter(path, {"tokens": f"int32[{TOKENS}]"}, shard_size="64MiB") as writer,
+        shardload.ShardWriter(path, {"tokens": f"int32[{TOKENS}]"}, shard_size=shard_size) as writer,
         open(raw, "wb") as file,
     ):
         for number in range(num_samples):
@@ -46,6 +52,7 @@ def tokens(folder: Path, num_samples: int) -> Workload:
             row[0] = number
             writer.write({"tokens": row})
             file.write(row.tobytes())
+    assert num_shards is None or len(list((path / "shards").iterdir())) == num_shards
     lengths = np.full(num_samples, 4 * TOKENS, dtype=np.int64)
     return Workload(path, raw, np.cumsum(lengths) - lengths, lengths, "tokens", BATCH_TOKENS)
 
@@ -60,3 +67,39 @@ def images(folder: Path, num_samples: int) -> Workload:
             writer.write({"image": data})
             file.write(data)
     return Workload(path, raw, np.cumsum(lengths) - lengths, lengths, "image", BATCH_JPEG)
+
+
+def source_text(order_seed: int = 0) -> list[str]:
+    """Returns pieces of about 1 KB of the standard library's sources, file by file in a shuffled order of files."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted(path for path in root.rglob("*.py") if "site-packages" not in path.parts)
+    random.Random(order_seed).shuffle(files)
+    return [piece for path in files for piece in _pieces(path.read_text("utf-8", "replace"))]
+
+
+def _pieces(text: str, wanted: int = 1000, least: int = 200) -> Iterator[str]:
+    lines: list[str] = []
+    size = 0
+    for line in text.splitlines(keepends=True):
+        lines.append(line)
+        size += len(line)
+        if size >= wanted:
+            yield "".join(lines)
+            lines, size = [], 0
+    if size >= least:
+        yield "".join(lines)
+
+
+def text(folder: Path, num_samples: int, compression: str = "none") -> Workload:
+    """Pieces of source text of about 1 KB, over and over; the first 8 characters are the sample's number."""
+    path, raw = folder / f"text-{compression.partition(':')[0]}", folder / "text.bin"
+    lengths = np.empty(num_samples, dtype=np.int64)
+    with (
+        shardload.ShardWriter(path, {"text": "str"}, compression=compression, shard_size="64MiB") as writer,
+        open(raw, "wb") as file,
+    ):
+        for number, piece in zip(range(num_samples), itertools.cycle(source_text()), strict=False):
+            piece = f"{number:08d} {piece}"
+            writer.write({"text": piece})
+            lengths[number] = file.write(piece.encode())
+    return Workload(path, raw, np.cumsum(lengths) - lengths, lengths, "text", BATCH_TEXT)

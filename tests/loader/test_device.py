@@ -235,7 +235,7 @@ def test_batch_classes_move_themselves():
     [{}, {"prefetch_batches": 0}, {"pin_memory": False}, {"num_threads": 0}, {"num_processes": 2}, {"reuse": True},
      {"tail": "mask"}, {"on_error": "mask"}, {"dtypes": {"short": torch.uint16, "ids": torch.int32, "half": torch.float32}},
      {"collate_fn": shardload.collate}],
-    ids=str,
+    ids=lambda options: "-".join(options) or "plain",
 )  # fmt: skip
 def test_all_kinds_of_fields_arrive_as_they_are(kinds, options):
     with make(kinds, 8, **options) as host, make(kinds, 8, device="cuda", **options) as loader:

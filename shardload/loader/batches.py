@@ -222,27 +222,34 @@ class BatchMaker:
                 del batch
 
     def _read_together(self, burst: Sequence[RankBatch], epoch: int) -> list[Read]:
-        keyed = [SampleIds(b.sample_ids.tolist(), self._seed, epoch, b.num_before) for b in burst]
-        if self._recipe.on_error == "raise":
-            return [Read(samples) for samples in self._read(keyed)]
+        recipe = self._recipe
+        # Lists of ids take as long as small samples do: only where something is keyed by them.
+        keyed = [self._keyed(batch, epoch) for batch in burst] if recipe.decode else None
         try:
-            return [Read(samples) for samples in self._read(keyed)]
+            return [Read(samples) for samples in self._read([batch.sample_ids for batch in burst], keyed)]
         except (ShardloadError, OSError):
-            return [self._read_whole(ids) for ids in keyed]
+            if recipe.on_error == "raise":
+                raise
+        return [self._read_whole(self._keyed(batch, epoch)) for batch in burst]
 
     def _read_whole(self, ids: SampleIds) -> Read:
-        samples, _, faults = made_whole(ids, len(self._dataset), lambda some: self._read([some])[0])
+        def read(some: SampleIds) -> SampleBatch:
+            return self._read([np.array(some, dtype=np.int64)], [some])[0]
+
+        samples, _, faults = made_whole(ids, len(self._dataset), read)
         return Read(samples, faults)
 
-    def _read(self, batches: Sequence[SampleIds]) -> list[SampleBatch]:
+    def _read(self, batches: Sequence[Int64], keyed: Sequence[SampleIds] | None) -> list[SampleBatch]:
         fixed = [f for f in self._recipe.fields if f.fixed] if self._leases else []
         buffers = [{f.name: self._pool.lease((len(ids), *f.shape), f.dtype) for f in fixed} for ids in batches]
-        arrays = [np.array(ids, dtype=np.int64) for ids in batches]
-        read = self._dataset.read_batches(arrays, buffers, self._recipe.fields)
-        if not self._recipe.decode:
+        read = self._dataset.read_batches(batches, buffers, self._recipe.fields)
+        if not self._recipe.decode or keyed is None:
             return read
         lease = self._pool.lease if self._leases else None
-        return [decoded(samples, self._recipe.decode, ids, lease) for samples, ids in zip(read, batches, strict=True)]
+        return [decoded(samples, self._recipe.decode, ids, lease) for samples, ids in zip(read, keyed, strict=True)]
+
+    def _keyed(self, batch: RankBatch, epoch: int) -> SampleIds:
+        return SampleIds(batch.sample_ids.tolist(), self._seed, epoch, batch.num_before)
 
     def _collated(self, ids: RankBatch, read: Read, epoch: int) -> tuple[Any, tuple[Fault, ...]]:
         recipe = self._recipe

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
+import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from shardload.errors import LoaderClosedError
@@ -51,60 +53,92 @@ class Prefetcher(Generic[Item]):
             self._thread.join(_JOIN_SECONDS)
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What stands in the queue after the last item."""
+
+    error: BaseException
+    """What `take` raises; StopIteration for a plain end."""
+
+
 class _Queue(Generic[Item]):
+    """Items from one thread to another.
+
+    No lock is taken where nobody has to wait: at each one the interpreter may go to the other thread, and a training loop that
+    computes in Python keeps it for milliseconds. Each counter has a single writer instead.
+    """
+
     def __init__(self, num_bytes: Callable[[Item], int], max_items: int, max_bytes: int) -> None:
         self._num_bytes = num_bytes
         self._max_items = max_items
         self._max_bytes = max_bytes
-        self._items: collections.deque[tuple[Item, int]] = collections.deque()
-        self._bytes = 0
-        self._error: BaseException | None = None
+        self._items: queue.SimpleQueue[tuple[Item, int] | _End] = queue.SimpleQueue()
+        self._num_put = self._num_taken = 0
+        self._bytes_put = self._bytes_taken = 0
         self._closed = False
-        self._changed = threading.Condition()
+        self._wants_room = False
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def put(self, item: Item) -> bool:
         """Adds an item when there is room; returns False once closed."""
         size = self._num_bytes(item)
-        with self._changed:
-            while not self._closed and (
-                len(self._items) >= self._max_items or (self._items and self._bytes + size > self._max_bytes)
-            ):
-                self._changed.wait(_CHECK_SECONDS)
-            if self._closed:
-                return False
-            self._items.append((item, size))
-            self._bytes += size
-            self._changed.notify_all()
-            return True
+        while not self._closed and self._full(size):
+            self._wants_room = True
+            # Room that was made before the wish was seen brings no word of it.
+            if self._full(size) and not self._closed:
+                with contextlib.suppress(queue.Empty):
+                    self._room.get(timeout=_CHECK_SECONDS)
+        self._wants_room = False
+        self._num_put += 1
+        self._bytes_put += size
+        self._items.put((item, size))
+        if self._closed:
+            self._drop()
+        return not self._closed
 
     def finish(self, error: BaseException) -> None:
         """Ends the items with an error, StopIteration for a plain end."""
-        with self._changed:
-            self._error = error
-            self._changed.notify_all()
+        self._items.put(_End(error))
 
     def take(self, thread: threading.Thread) -> Item:
-        with self._changed:
-            while not self._items and self._error is None and not self._closed:
-                if not self._changed.wait(_CHECK_SECONDS) and not thread.is_alive():
+        while not self._closed:
+            try:
+                entry = self._items.get(timeout=_CHECK_SECONDS)
+            except queue.Empty:
+                if not thread.is_alive() and self._items.empty():
                     raise LoaderClosedError(
                         "the prefetch thread has ended without a word; this is a bug, or the process forked"
-                    )
-            if self._closed:
-                raise LoaderClosedError("this iterator is closed: the loader was closed, or a newer iterator took over")
-            if self._items:
-                item, size = self._items.popleft()
-                self._bytes -= size
-                self._changed.notify_all()
-                return item
-            assert self._error is not None
-            raise self._error
+                    ) from None
+                continue
+            if isinstance(entry, _End):
+                # For whoever asks once more.
+                self._items.put(entry)
+                if self._closed:
+                    break
+                raise entry.error
+            item, size = entry
+            self._num_taken += 1
+            self._bytes_taken += size
+            if self._wants_room:
+                self._room.put(None)
+            return item
+        raise LoaderClosedError("this iterator is closed: the loader was closed, or a newer iterator took over")
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._items.clear()
-            self._changed.notify_all()
+        self._closed = True
+        self._drop()
+        # Whoever waits on either side looks again.
+        self.finish(StopIteration())
+        self._room.put(None)
+
+    def _full(self, size: int) -> bool:
+        waiting, num_bytes = self._num_put - self._num_taken, self._bytes_put - self._bytes_taken
+        return waiting >= self._max_items or (waiting > 0 and num_bytes + size > self._max_bytes)
+
+    def _drop(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._items.get_nowait()
 
 
 def _run(items: Iterator[Item], queue: _Queue[Item]) -> None:

@@ -124,7 +124,7 @@ def test_a_dataset_that_fits_is_hinted_once_others_always(mixed: Path, monkeypat
 def test_how_far_ahead(batch_bytes: float, prefetch_batches: int, num_threads: int | None) -> None:
     ahead = plan_ahead(batch_bytes, prefetch_batches, num_threads)
     assert 1 <= ahead.burst_batches <= min(8, prefetch_batches)
-    assert ahead.burst_batches == 1 or ahead.burst_batches * batch_bytes <= 4 << 20
+    assert ahead.burst_batches == 1 or ahead.burst_batches * batch_bytes <= 8 << 20
     assert 2 <= ahead.hinted_batches <= 16
     assert ahead.num_threads == num_threads or (num_threads is None and 0 <= ahead.num_threads <= 4)
 

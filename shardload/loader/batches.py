@@ -142,11 +142,11 @@ class BatchMaker:
                 del made
 
     def _bursts(self, ids: Iterator[RankBatch]) -> Iterator[list[RankBatch]]:
-        """Yields what is read together. The first batch is not kept waiting for others."""
+        """Yields what is read together. The first batches are not kept waiting for many others."""
         size = 1
         while burst := list(itertools.islice(ids, size)):
             yield burst
-            size = self._ahead.burst_batches
+            size = min(2 * size, self._ahead.burst_batches)
 
     def _samples(self, bursts: Iterator[list[RankBatch]], epoch: int) -> Generator[tuple[RankBatch, Read]]:
         """Yields the batches with their samples, in order, whoever reads them."""

@@ -138,7 +138,7 @@ class Progress:
         if turn != self.turn:
             raise LoaderClosedError("this iterator is closed: a newer one of the same order took over")
         batches = self._place.batches + 1 if whole_batch else 0
-        self._place = replace(self._place, position=cursor, batches=batches)
+        self._place = Place(self._place.epoch, cursor, batches)
         # Trainers that count batches stop here, and never ask whether there is another one.
         if not partition.num_batches(cursor):
             self._live = False

@@ -68,7 +68,7 @@ def workloads(folder: Path, scale: float) -> Iterator[Delivered]:
     work = tokens(folder, count * 1024)
     yield Delivered("int32[1024] x 1024", work.dataset, work.field, np.int32, (TOKENS,), len(work), 1024)
     yield packed(folder / "short", "uint16[1024] x 2048", np.uint16, (1024,), count * 1024, 2048)
-    yield packed(folder / "images", "float32[3,224,224] x 64", np.float32, (3, 224, 224), count * 16, 64)
+    yield packed(folder / "images", "float32[3,224,224] x 64", np.float32, (3, 224, 224), count * 48, 64)
 
 
 def packed(path: Path, name: str, dtype: Any, shape: tuple[int, ...], num_samples: int, batch_size: int) -> Delivered:
@@ -137,7 +137,8 @@ def own_copies(work: Delivered, num_batches: int) -> Arm:
 
 
 def host_to_device(work: Delivered) -> Iterator[tuple[str, dict[str, Arm], bool]]:
-    num_epochs = 2
+    # As many bytes a run that its start is a small part.
+    num_epochs = max(1, (1 << 30) // (work.num_samples // work.batch_size * work.batch_bytes))
     num_batches = num_epochs * (work.num_samples // work.batch_size)
     plain, own = plain_copies(work, num_batches), own_copies(work, num_batches)
     there, threads, here = work.loader(device="cuda"), work.loader(device="cuda", num_threads=12), work.loader()

@@ -27,8 +27,8 @@ class Sent:
     """A batch whose copies have been issued."""
 
     batch: Any
-    copied: torch.cuda.Event
-    """What comes after it on a stream may use the tensors."""
+    ready: tuple[torch.cuda.Event, ...]
+    """What comes after these on a stream may use the batch."""
     tensors: tuple[torch.Tensor, ...]
     """The device memory that the batch's tensors are in."""
     complete: bool
@@ -96,18 +96,18 @@ class CudaTransfer:
                 }
             else:
                 made = moved(batch, copied)
-            made_here = [part for part in left if isinstance(part, torch.Tensor) and part.device == self.device]
-            if made_here:
-                # A batch_transform has computed on the device, on this thread's stream.
-                self.stream.wait_stream(before)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(self.stream)
-        return Sent(made, event, (*tensors, *made_here), len(left) == len(made_here))
+            ready = [_passed(self.stream)]
+        if left:
+            # A batch_transform may have computed on the device, on the stream that is this thread's own.
+            ready.append(_passed(before))
+        made_here = [part for part in left if isinstance(part, torch.Tensor) and part.device == self.device]
+        return Sent(made, tuple(ready), (*tensors, *made_here), len(left) == len(made_here))
 
     def receive(self, sent: Sent) -> Any:
         """Returns a batch that the thread's current stream may use from here on. Waits for nothing on the host."""
         stream = torch.cuda.current_stream(self.device)
-        stream.wait_event(sent.copied)
+        for event in sent.ready:
+            stream.wait_event(event)
         for tensor in sent.tensors:
             # The memory belongs to the stream of the copies, which may use it again once this one is done with it.
             tensor.record_stream(stream)
@@ -186,6 +186,13 @@ def widened_to_int64(narrow: torch.Tensor, masks: Mapping[torch.dtype, torch.Ten
     # With a mask that has a dimension the result is int64: negative numbers are widened, and lose the bits of the sign. Of a
     # tensor without dimensions it would be one of shape (1,).
     return torch.bitwise_and(signed, masks[narrow.dtype]).view(narrow.shape)
+
+
+def _passed(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    """Returns an event for all that a stream has been given so far."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(stream)
+    return event
 
 
 def _plain(part: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import weakref
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 _ROUND_BYTES = 4096
+_NOTHING = contextlib.nullcontext()
 
 
 class BufferPool:
@@ -56,7 +58,8 @@ class BufferPool:
         """Returns a writable, C-contiguous array with undefined content."""
         num_bytes = math.prod(shape) * dtype.itemsize
         capacity = max(_ROUND_BYTES, -(-num_bytes // _ROUND_BYTES) * _ROUND_BYTES)
-        block = self._take(capacity)
+        with self._device():
+            block = self._take(capacity)
         # An array made from a buffer is the root of all its views (numpy shortens chains of views only down to it), so
         # its end is the end of the last of them. The block itself stays with the finalizer.
         root = np.frombuffer(block.memory, dtype=np.uint8)
@@ -104,6 +107,14 @@ class BufferPool:
             self._idle.clear()
             self.idle_bytes = 0
 
+    def _device(self) -> contextlib.AbstractContextManager[Any]:
+        """Makes the device of the copies the thread's current one for a while: calls to CUDA make a context on whichever is."""
+        if self._copies is None:
+            return _NOTHING
+        import torch
+
+        return torch.cuda.device(self._copies.device)
+
     def _take(self, capacity: int) -> _Block:
         with self._lock:
             self.leased_bytes += capacity
@@ -119,7 +130,8 @@ class BufferPool:
 
     def _give_back(self, block: _Block) -> None:
         # Runs wherever the last reference dies, also inside this pool's own methods: hence the re-entrant lock.
-        block.release()
+        with self._device():
+            block.release()
         with self._lock:
             if self._copies is not None:
                 self._locked.pop(block.tensor.data_ptr(), None)
@@ -143,15 +155,11 @@ class _Block:
             return
         import torch
 
-        # Of the devices it takes one that is in use already: the stream's is, and no other need be.
         self.tensor = torch.empty(capacity, dtype=torch.uint8, pin_memory=True)
         self.memory = self.tensor.numpy().data
 
     def release(self) -> None:
-        """Notes where the stream of the copies stands: one from this memory may still be under way.
-
-        It names the stream: what the thread in which the last reference dies has as its own may belong to another device.
-        """
+        """Notes where the stream of the copies stands: one from this memory may still be under way."""
         if self._copies is not None:
             import torch
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shardload.errors import FormatError
 
 
@@ -19,6 +22,22 @@ class Codec(Protocol):
 
         Raises:
             FormatError: the frame is damaged, or of another size; found before memory is taken for it.
+        """
+        ...
+
+    def decompress_many(
+        self, data: bytes, starts: NDArray[np.int64], stops: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> list[bytes]:
+        """Returns the contents of many frames, one after another, in some pieces; no content goes from one into the next.
+
+        Args:
+            data: bytes that hold the frames.
+            starts: first byte of each: int64 of shape (frames,).
+            stops: byte after each, likewise.
+            sizes: bytes of each frame's content, likewise.
+
+        Raises:
+            FormatError: as `decompress`; its `sample_id` is the frame's place among the given ones.
         """
         ...
 

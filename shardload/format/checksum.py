@@ -8,6 +8,7 @@ buffer fold into the sum of the whole buffer: 256 rows are checked by one call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from shardload.format.layout import IDENTITY
 
 UInt32 = NDArray[np.uint32]
+
+_COPIED_BYTES = 2048
+"""Of ranges of up to so many bytes a copy is made sooner than a view."""
 
 _BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
 
@@ -29,6 +33,14 @@ def identity_sum(generation: int, unit: int, part: int, field: int, local_id: in
 def block_sum(data: bytes | NDArray[np.uint8], start: int) -> int:
     """Returns the CRC32C over `data`, continued from `start` (an `identity_sum`)."""
     return int(extend(start, data))
+
+
+def block_sums(data: bytes, starts: Sequence[int], stops: Sequence[int], identities: Sequence[int]) -> list[int]:
+    """Returns `block_sum` of many ranges of `data`, each continued from its own start."""
+    if len(data) > _COPIED_BYTES * len(starts):
+        view = np.frombuffer(data, dtype=np.uint8)
+        return [extend(i, view[a:b]) for i, a, b in zip(identities, starts, stops, strict=True)]
+    return [extend(i, data[a:b]) for i, a, b in zip(identities, starts, stops, strict=True)]
 
 
 def identity_sums(generation: int, unit: int, part: int, field: int, local_ids: NDArray[np.int64]) -> UInt32:

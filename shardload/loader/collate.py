@@ -16,6 +16,7 @@ from shardload.loader.ragged import joined
 from shardload.memory import BufferPool
 from shardload.reader.batch import SampleBatch
 from shardload.reader.decode import Lease
+from shardload.reader.strings import ByteStrings
 
 Batch = dict[str, Any]
 
@@ -55,7 +56,7 @@ def collate_columns(
     """
     result: Batch = {}
     for name, column in batch.columns.items():
-        if isinstance(column.values, list):
+        if isinstance(column.values, list | ByteStrings):
             values = batch.values_of(name)
             if column.field.numeric:
                 values = [None if image is None else torch.from_numpy(image) for image in values]

@@ -32,6 +32,7 @@ from shardload.reader.records import RecordReader
 from shardload.reader.rows import RowCache
 from shardload.reader.shard import ShardReader
 from shardload.reader.snapshot import Snapshot
+from shardload.reader.strings import ByteStrings
 from shardload.reader.wide import WideReader
 from shardload.storage import LocalStorage
 
@@ -272,11 +273,11 @@ class Access:
             for some in ranges:
                 self.engine.will_need(some)
 
-    def _joined(self, field: Field, values: list[bytes], sample_ids: Int64) -> list[bytes] | Ragged:
+    def _joined(self, field: Field, values: ByteStrings, sample_ids: Int64) -> ByteStrings | Ragged:
         if not field.ragged:
             return values
         try:
-            return join_ragged(field, values)
+            return join_ragged(field, values.tolist())
         except FormatError as error:
             sample_id = int(sample_ids[error.sample_id or 0])
             message = f"{self.location}: {error.message} (sample {sample_id})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from shardload.errors import FormatError
 from shardload.format.ragged import Ragged, decode_list
 from shardload.format.schema import Field
+from shardload.reader.strings import ByteStrings
 
 VALID = "_valid"
 """What tells samples from fillers, under the tail `mask`."""
@@ -23,7 +25,7 @@ class Column:
     """The values of one field for a batch, as stored or decoded."""
 
     field: Field
-    values: NDArray[Any] | Ragged | list[Any]
+    values: NDArray[Any] | Ragged | ByteStrings | list[Any]
     """Fixed fields: array of shape (batch, *field_shape), bool as uint8 and bfloat16 as uint16; ragged ones: all items in
     one array of the same dtypes; others: bytes a sample. Images that were decoded: an array of shape (batch, 3, height,
     width), or where they differ in size an array a sample, None where it is missing."""
@@ -121,8 +123,15 @@ class SampleBatch(Sequence[dict[str, Any]]):
         column = self.columns[name]
         if isinstance(column.values, list) and column.field.numeric:
             return list(column.values)
-        if not isinstance(column.values, list):
+        if not isinstance(column.values, list | ByteStrings):
             raise ValueError(f"{name!r} is not a field of bytes, str, json, lists or media: its values are an array")
+        if isinstance(column.values, ByteStrings) and column.valid is None and not column.field.listed:
+            if column.field.kind == "str":
+                # Of an error in one of them the way below tells which.
+                with contextlib.suppress(UnicodeDecodeError):
+                    return column.values.texts()
+            elif column.field.kind != "json":
+                return column.values.tolist()
         present = [True] * len(self) if column.valid is None else column.valid.tolist()
         values: list[Any] = []
         try:

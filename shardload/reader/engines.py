@@ -80,6 +80,10 @@ class Engine(Protocol):
         """Returns the bytes of each range."""
         ...
 
+    def read_joined(self, ranges: Ranges) -> bytes:
+        """Returns the bytes of all ranges, one after another."""
+        ...
+
     def will_need(self, ranges: Ranges) -> None:
         """Tells the operating system that ranges will be read soon; it may start to fetch them."""
         ...
@@ -113,6 +117,12 @@ class ReadEngine:
         data = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
         self.read(ranges, [data])
         return [piece.tobytes() for piece in _pieces(ranges.lengths, [data])]
+
+    def read_joined(self, ranges: Ranges) -> bytes:
+        """Returns the bytes of all ranges."""
+        data = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
+        self.read(ranges, [data])
+        return data.tobytes()
 
     def will_need(self, ranges: Ranges) -> None:
         """Tells the operating system of each range."""
@@ -182,6 +192,14 @@ class MapEngine:
         if self._copied(ranges, [(_address(data), size) for data, size in zip(made, sizes, strict=True) if size]):
             return made
         return self._reads.read_bytes(ranges)
+
+    def read_joined(self, ranges: Ranges) -> bytes:
+        """Returns the bytes of all ranges, copied once as by `read_bytes`."""
+        size = int(ranges.lengths.sum())
+        made: bytes = _new_bytes(None, size)
+        if self._copied(ranges, [(_address(made), size)] if size else []):
+            return made
+        return self._reads.read_joined(ranges)
 
     def will_need(self, ranges: Ranges) -> None:
         """Tells the operating system of all ranges at once."""

@@ -1,8 +1,9 @@
-"""Records of many samples at once: read together, taken apart by arrays, decompressed one by one."""
+"""Records of many samples at once: read together, taken apart by arrays, decompressed by the batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,18 +11,19 @@ from numpy.typing import NDArray
 from shardload.codecs import Codec
 from shardload.errors import ChecksumError, FormatError
 from shardload.format import layout
-from shardload.format.checksum import block_sum, with_local_ids
+from shardload.format.checksum import block_sum, block_sums, with_local_ids
 from shardload.format.record import RecordLayout, RecordPlaces, record_layout, record_lengths, record_places
 from shardload.format.schema import Schema
 from shardload.reader.checks import CheckedBlocks, Verify
 from shardload.reader.engines import Engine, Ranges
 from shardload.reader.facts import ShardFacts
 from shardload.reader.located import Located, damaged
+from shardload.reader.strings import ByteStrings
 
 Int64 = NDArray[np.int64]
 
 PIECE_BYTES = 16 << 20
-"""Records are read so many bytes at a time, a single larger one alone: what is held beside the values themselves."""
+"""Records of so many bytes, decompressed, are read at a time, a larger one alone: what is held beside the values."""
 _DIRECT_BYTES = 16 << 10
 """From this mean size on, values of a lone plain field are read into their own byte strings: one copy instead of two."""
 
@@ -96,7 +98,7 @@ class RecordReader:
             return Ranges(empty, empty, empty)
         return Ranges(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
-    def read(self, samples: Located, wanted: Sequence[int]) -> list[list[bytes]]:
+    def read(self, samples: Located, wanted: Sequence[int]) -> list[ByteStrings]:
         """Returns the values of some fields.
 
         Args:
@@ -110,22 +112,26 @@ class RecordReader:
             FormatError: a record is damaged; names shard, bytes and sample.
             StorageError: a file cannot be read.
         """
-        values = [[b""] * len(samples) for _ in wanted]
         order = np.argsort(samples.sample_ids, kind="stable")
+        copied: dict[int, list[bytes]] = {}
         for records, slots in self._by_layout(samples[order]):
             mine = [place for place in wanted if place < len(records.fields)]
             if not mine:
                 continue
             slots = order[slots]
             places = self.places(samples[slots], records)
-            for first, last in _pieces(places.stored):
+            for first, last in _pieces(places):
                 part = slots[first:last]
                 found = self._read_piece(samples[part], records, places[first:last], mine)
-                for place, column in zip(mine, found, strict=True):
-                    out = values[wanted.index(place)]
-                    for slot, value in zip(part.tolist(), column, strict=True):
+                if len(part) == len(samples) and len(mine) == len(wanted):
+                    back = np.argsort(part)
+                    return [values[back] for values in found]
+                # What was read for them is to be as large as one piece, not as all.
+                for place, values in zip(mine, found, strict=True):
+                    out = copied.setdefault(place, [b""] * len(samples))
+                    for slot, value in zip(part.tolist(), values, strict=True):
                         out[slot] = value
-        return values
+        return [ByteStrings.of(copied.get(place) or [b""] * len(samples)) for place in wanted]
 
     def lengths(self, samples: Located, place: int) -> Int64:
         """Returns the stored length of a field's values, in bytes decompressed: int64 of shape (samples,).
@@ -163,19 +169,18 @@ class RecordReader:
 
     def _read_piece(
         self, samples: Located, records: RecordLayout, places: RecordPlaces, wanted: Sequence[int]
-    ) -> list[list[bytes]]:
+    ) -> list[ByteStrings]:
         due = self._checked.due(samples.sample_ids, self._verify)
         lone = len(records.fields) == 1 and not records.packed and not places.framed.any()
         if lone and places.stored.mean() >= _DIRECT_BYTES and (places.stored == places.raw).all():
-            return [self._read_directly(samples, records, places, due)]
-        data = np.empty(int(places.stored.sum()), dtype=np.uint8)
-        self._engine.read(Ranges(samples.shard_ids, places.start, places.stored), [data])
+            return [ByteStrings.of(self._read_directly(samples, records, places, due))]
+        data = self._engine.read_joined(Ranges(samples.shard_ids, places.start, places.stored))
         offsets = np.cumsum(places.stored) - places.stored
-        size = records.header.size
-        headers = data[offsets[:, None] + np.arange(size)].view("<u4")
-        self._check(samples, places, due, headers, lambda i: data[offsets[i] + 4 : offsets[i] + places.stored[i]])
+        whole = np.frombuffer(data, dtype=np.uint8)
+        headers = whole[offsets[:, None] + np.arange(records.header.size)].view("<u4")
+        self._check(samples, places, due, headers, data, offsets)
         lengths, packed = self._lengths(headers, samples, records, places)
-        return self._taken_apart(samples, records, places, data.data, offsets, lengths, packed, wanted)
+        return self._taken_apart(samples, records, places, data, offsets, lengths, packed, wanted)
 
     def _read_directly(
         self, samples: Located, records: RecordLayout, places: RecordPlaces, due: NDArray[np.bool_]
@@ -203,16 +208,19 @@ class RecordReader:
         places: RecordPlaces,
         due: NDArray[np.bool_],
         headers: NDArray[np.uint32],
-        content: Callable[[int], NDArray[np.uint8]],
+        data: bytes,
+        offsets: Int64,
     ) -> None:
-        """Compares the records that are due with their checksums."""
-        if not due.any():
+        """Compares the records in `data` that are due with their checksums."""
+        slots = np.flatnonzero(due)
+        if not len(slots):
             return
-        identities, stored = self._identities(samples).tolist(), headers[:, 0].tolist()
-        for i in np.flatnonzero(due).tolist():
-            if block_sum(content(i), identities[i]) != stored[i]:
-                raise self._without_checksum(samples, places, i)
-        self._checked.add(samples.sample_ids[due])
+        starts, stops = offsets[slots] + 4, (offsets + places.stored)[slots]
+        found = block_sums(data, starts.tolist(), stops.tolist(), self._identities(samples[slots]).tolist())
+        wrong = np.array(found, dtype=np.uint32) != headers[slots, 0]
+        if wrong.any():
+            raise self._without_checksum(samples, places, int(slots[np.argmax(wrong)]))
+        self._checked.add(samples.sample_ids[slots])
 
     def _identities(self, samples: Located) -> NDArray[np.uint32]:
         return with_local_ids(self._facts.identities(layout.NO_FIELD)[samples.shard_ids], samples.local_ids)
@@ -238,62 +246,76 @@ class RecordReader:
         samples: Located,
         records: RecordLayout,
         places: RecordPlaces,
-        data: memoryview,
+        data: bytes,
         offsets: Int64,
         lengths: Int64,
         packed: Int64,
         wanted: Sequence[int],
-    ) -> list[list[bytes]]:
+    ) -> list[ByteStrings]:
         """Returns the values of the wanted fields from the records in `data`."""
         starts = np.empty_like(lengths)
         order = list(records.order)
         starts[:, order] = np.cumsum(lengths[:, order], axis=1) - lengths[:, order]
         starts += (offsets + records.header.size)[:, None]
+        pieces, which = [data], np.zeros(lengths.shape, dtype=np.int64)
+        framed = np.flatnonzero(places.framed)
+        if len(framed) and any(place in records.packed for place in wanted):
+            begins = (offsets + records.header.size + lengths[:, list(records.plain)].sum(axis=1))[framed]
+            ends, sizes = (offsets + places.stored)[framed], packed[framed]
+            pieces += self._decompressed(samples, places, framed, data, begins, ends, sizes)
+            edges = np.cumsum([0, *map(len, pieces[1:])])
+            at = np.cumsum(sizes) - sizes
+            found = np.searchsorted(edges, at, side="right") - 1
+            # Fields lie in the content of their frame as they would in its place.
+            columns = framed[:, None], np.array(records.packed)
+            which[columns] = found[:, None] + 1
+            starts[columns] += (at - edges[found] - begins)[:, None]
         stops = starts + lengths
-        columns = []
-        content: dict[int, memoryview] = {}
-        if any(place in records.packed for place in wanted) and places.framed.any():
-            ends = offsets + places.stored
-            begins = offsets + records.header.size + lengths[:, list(records.plain)].sum(axis=1)
-            for i in np.flatnonzero(places.framed).tolist():
-                content[i] = self._decompressed(samples, places, i, data[begins[i] : ends[i]], int(packed[i]))
-            # In a frame's content fields lie from its own start on.
-            shift = np.where(places.framed, begins, 0)
-        for place in wanted:
-            low, high = starts[:, place], stops[:, place]
-            if content and place in records.packed:
-                low, high = (low - shift).tolist(), (high - shift).tolist()
-                pairs = enumerate(zip(low, high, strict=True))
-                columns.append([bytes(content.get(i, data)[a:b]) for i, (a, b) in pairs])
-            else:
-                columns.append([bytes(data[a:b]) for a, b in zip(low.tolist(), high.tolist(), strict=True)])
-        return columns
+        return [ByteStrings(pieces, which[:, place], starts[:, place], stops[:, place]) for place in wanted]
 
     def _decompressed(
-        self, samples: Located, places: RecordPlaces, slot: int, frame: memoryview, num_bytes: int
-    ) -> memoryview:
-        codec = self._codec_of(int(samples.shard_ids[slot]))
-        try:
-            if codec is None:
-                raise FormatError("the record is a zstd frame, but its generation's codec is none")
-            return memoryview(codec.decompress(frame, num_bytes))
-        except FormatError as error:
-            if error.shard is not None:
-                # Not the record is damaged but the dictionary that it was packed with.
-                raise
-            start = int(places.start[slot])
-            stop = start + int(places.stored[slot])
-            raise damaged(type(error), samples, slot, error.message, start, stop) from None
+        self,
+        samples: Located,
+        places: RecordPlaces,
+        framed: Int64,
+        data: bytes,
+        begins: Int64,
+        ends: Int64,
+        sizes: Int64,
+    ) -> list[bytes]:
+        """Returns the contents of frames in `data`, one after another; `framed` are the slots of their samples."""
+        contents: list[bytes] = []
+        for part, codec in self._by_codec(samples[framed]):
+            try:
+                if codec is None:
+                    raise FormatError("the record is a zstd frame, but its generation's codec is none", sample_id=0)
+                contents += codec.decompress_many(data, begins[part], ends[part], sizes[part])
+            except FormatError as error:
+                if error.shard is not None:
+                    # Not the record is damaged but the dictionary that it was packed with.
+                    raise
+                slot = int(framed[part][error.sample_id or 0])
+                start = int(places.start[slot])
+                stop = start + int(places.stored[slot])
+                raise damaged(type(error), samples, slot, error.message, start, stop) from None
+        return contents
+
+    def _by_codec(self, samples: Located) -> Iterator[tuple[slice, Codec | None]]:
+        """Yields runs of samples with the codec of their generation."""
+        generations = samples.table.entries["generation"][samples.shard_ids]
+        edges = [0, *(np.flatnonzero(np.diff(generations)) + 1).tolist(), len(samples)]
+        for first, last in pairwise(edges):
+            yield slice(first, last), self._codec_of(int(samples.shard_ids[first]))
 
 
-def _pieces(sizes: Int64) -> list[tuple[int, int]]:
-    """Returns half-open runs of records of at most `PIECE_BYTES` each, or of one record."""
-    if int(sizes.sum()) <= PIECE_BYTES:
-        return [(0, len(sizes))]
+def _pieces(places: RecordPlaces) -> list[tuple[int, int]]:
+    """Returns half-open runs of records of at most `PIECE_BYTES` decompressed, or of one record."""
+    if int(places.raw.sum()) <= PIECE_BYTES:
+        return [(0, len(places.raw))]
     pieces, first, total = [], 0, 0
-    for i, size in enumerate(sizes.tolist()):
+    for i, size in enumerate(places.raw.tolist()):
         if i > first and total + size > PIECE_BYTES:
             pieces.append((first, i))
             first, total = i, 0
         total += size
-    return [*pieces, (first, len(sizes))]
+    return [*pieces, (first, len(places.raw))]

@@ -108,6 +108,10 @@ def test_frames(forge, judge, name):
         # With nothing else in the batch; fields that are not compressed need no frame.
         shardload.open(path, fields=["text"])[sample_id]
     check_error(caught.value, path)
+    before = range(max(0, sample_id - 30), sample_id)
+    with bounded_memory(), pytest.raises(shardload.FormatError) as among:
+        shardload.open(path, fields=["text"]).__getitems__([sample_id, *before])
+    assert str(among.value) == str(caught.value)
     if name not in ("nothing but a magic", "noise", "zeros"):
         assert caught.value.shard == forged.names[-1]
     judge(path, by=f"item {sample_id}")

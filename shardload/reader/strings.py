@@ -1,0 +1,72 @@
+"""Byte strings of many samples that lie in one, taken out when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+
+
+class ByteStrings(Sequence[bytes]):
+    """Values of one field that were read together: each is copied once, when it is asked for.
+
+    Keeps all that was read with them. Never changes.
+    """
+
+    __slots__ = ("_pieces", "_starts", "_stops", "_which")
+
+    def __init__(self, pieces: Sequence[bytes], which: Int64, starts: Int64, stops: Int64) -> None:
+        """Describes the values.
+
+        Args:
+            pieces: what they lie in.
+            which: number of the piece of each: int64 of shape (values,).
+            starts: first byte of each in its piece, likewise.
+            stops: byte after each, likewise.
+        """
+        self._pieces = pieces
+        self._which = which
+        self._starts = starts
+        self._stops = stops
+
+    @classmethod
+    def of(cls, values: Sequence[bytes]) -> ByteStrings:
+        """Returns byte strings as they are."""
+        lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
+        return cls(values, np.arange(len(values)), np.zeros(len(values), dtype=np.int64), lengths)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice | Int64) -> ByteStrings: ...
+    def __getitem__(self, index: Any) -> bytes | ByteStrings:
+        which, starts, stops = self._which[index], self._starts[index], self._stops[index]
+        if isinstance(which, np.ndarray):
+            return ByteStrings(self._pieces, which, starts, stops)
+        return self._pieces[int(which)][int(starts) : int(stops)]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.tolist())
+
+    def tolist(self) -> list[bytes]:
+        """Returns all values."""
+        pieces = self._pieces
+        spans = zip(self._which.tolist(), self._starts.tolist(), self._stops.tolist(), strict=True)
+        return [pieces[i][start:stop] for i, start, stop in spans]
+
+    def texts(self) -> list[str]:
+        """Returns all values as text.
+
+        Raises:
+            UnicodeDecodeError: one is no UTF-8.
+        """
+        pieces = self._pieces
+        spans = zip(self._which.tolist(), self._starts.tolist(), self._stops.tolist(), strict=True)
+        return [pieces[i][start:stop].decode() for i, start, stop in spans]

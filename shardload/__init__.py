@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from shardload.codecs.images import ImageDecode
     from shardload.errors import (
         ChecksumError,
+        FaultLimitError,
         FormatError,
         LoaderClosedError,
         PackError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _ERRORS = (
     "ChecksumError",
+    "FaultLimitError",
     "FormatError",
     "LoaderClosedError",
     "PackError",
@@ -55,6 +57,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
 
 __all__ = [
     "ChecksumError",
+    "FaultLimitError",
     "FormatError",
     "ImageDecode",
     "LoaderClosedError",

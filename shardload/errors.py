@@ -8,6 +8,7 @@ ShardloadError
 ├── StorageError (OSError)             a file cannot be read or written: mend the storage and try again
 ├── StateMismatchError (ValueError)    a loader state belongs to other data or another order
 ├── PackError                          packing was refused or failed; nothing was published
+├── FaultLimitError (RuntimeError)     too many samples cannot be used: see what happened to the dataset or the transform
 └── LoaderClosedError (RuntimeError)   the loader or iterator was closed
 ```
 
@@ -86,7 +87,7 @@ class PackError(ShardloadError):
 
 
 class FaultLimitError(ShardloadError, RuntimeError):
-    """More samples than allowed could not be used, and had others in their place."""
+    """More samples could not be used, and had others in their place, than `max_faults` allows."""
 
 
 class LoaderClosedError(ShardloadError, RuntimeError):

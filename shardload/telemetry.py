@@ -16,7 +16,7 @@ class LoaderStats:
     num_bytes: int = 0
     """Bytes of their tensors and byte strings."""
     num_faults: int = 0
-    """Places in them that held a stand-in, by `on_error`; fillers of the tail included."""
+    """Samples that could not be used and had another one in their place, by `on_error`."""
     stall_seconds: float = 0.0
     """Time the training loop waited in `next`; the first batch of each iteration is left out."""
     loop_seconds: float = 0.0

@@ -35,6 +35,13 @@ def fails(sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
+def refuses(sample: dict[str, Any]) -> dict[str, Any] | None:
+    """Fails on a tenth of the numbers, and returns None for another one."""
+    if sample["number"] % 10 == 3:
+        raise SampleError(f"no such picture: {sample['number']}")
+    return None if sample["number"] % 10 == 6 else {"number": sample["number"], "drawn": random.random()}
+
+
 class Awkward(Exception):
     """Cannot be pickled."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import collections
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from shardload.errors import StateMismatchError
 from shardload.loader.progress import Progress
@@ -31,6 +31,7 @@ class Delivered:
     def __init__(self) -> None:
         self._count = 0
         self._sum = 0
+        self._replaced = 0
         self._waiting: list[Int64] = []
 
     def add(self, sample_ids: Int64) -> None:
@@ -39,6 +40,20 @@ class Delivered:
         # Summing up many batches at once costs a tenth of doing it batch by batch.
         if len(self._waiting) >= _KEPT_BATCHES:
             self._fold()
+
+    def replace(self, sample_ids: Sequence[int], stand_ins: Sequence[int]) -> None:
+        """Notes samples that were added and had others in their place, one for one."""
+        given, missed = (np.array(ids, dtype=np.int64) for ids in (stand_ins, sample_ids))
+        self._replaced += mixed_sum(missed) - mixed_sum(given)
+
+    def retold(self, batches: Iterable[ArrayLike]) -> Delivered:
+        """Returns these batches as the training loop tells them: -1 for fillers, and stand-ins by their own ids."""
+        told = Delivered()
+        for ids in batches:
+            known = np.asarray(ids, dtype=np.int64)
+            told.add(known[known >= 0])
+        told._sum = self._replaced % (1 << 64)
+        return told
 
     def totals(self) -> tuple[int, int]:
         """Returns the number of samples and their sum modulo 2^64."""

@@ -9,17 +9,17 @@ import itertools
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardload.errors import ShardloadError
+from shardload.errors import FormatError, ShardloadError
 from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
 from shardload.loader.recipe import BatchRecipe
-from shardload.loader.stand_ins import Fault, made_whole, refuse, stand_in
+from shardload.loader.stand_ins import READ_FAULTS, Fault, joined, made_whole, refuse, stand_in
 from shardload.memory import BufferPool
 from shardload.order.cursor import RankBatch
 from shardload.order.rng import batch_rng
@@ -45,7 +45,7 @@ class Delivery:
     num_bytes: int
     """Bytes of its tensors and byte strings."""
     faults: tuple[Fault, ...] = ()
-    """Places in it that hold a stand-in."""
+    """Places in it that hold a stand-in, without fillers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,20 +216,22 @@ class BatchMaker:
         """
         with contextlib.closing(batches):
             for ids, batch, faults in batches:
+                # What stands for a filler is one too.
+                faults = tuple(fault for fault in faults if fault.slot < ids.num_valid)
                 batch = self._finished(batch, ids, faults, epoch)
                 yield Delivery(batch, ids.cursor, ids.sample_ids[: ids.num_valid], batch_bytes(batch), faults)
                 # The buffers must not live on in this frame while the next batch is made: they would not come back.
                 del batch
 
     def _read_together(self, burst: Sequence[RankBatch], epoch: int) -> list[Read]:
-        recipe = self._recipe
+        recipe, ids = self._recipe, [batch.sample_ids for batch in burst]
         # Lists of ids take as long as small samples do: only where something is keyed by them.
         keyed = [self._keyed(batch, epoch) for batch in burst] if recipe.decode else None
-        try:
-            return [Read(samples) for samples in self._read([batch.sample_ids for batch in burst], keyed)]
-        except (ShardloadError, OSError):
-            if recipe.on_error == "raise":
-                raise
+        if recipe.on_error == "raise":
+            return [Read(samples) for samples in self._read(ids, keyed)]
+        if len(burst) > 1:
+            with contextlib.suppress(*READ_FAULTS):
+                return [Read(samples) for samples in self._read(ids, keyed)]
         return [self._read_whole(self._keyed(batch, epoch)) for batch in burst]
 
     def _read_whole(self, ids: SampleIds) -> Read:
@@ -252,10 +254,9 @@ class BatchMaker:
         return SampleIds(batch.sample_ids.tolist(), self._seed, epoch, batch.num_before)
 
     def _collated(self, ids: RankBatch, read: Read, epoch: int) -> tuple[Any, tuple[Fault, ...]]:
-        recipe = self._recipe
-        if recipe.transform is None:
-            return collated(read, recipe, None, self._dataset, self._pool.lease)
-        keyed = SampleIds(read.samples.sample_ids.tolist(), self._seed, epoch, ids.num_before)
+        recipe, keyed = self._recipe, None
+        if recipe.transform is not None or recipe.on_error != "raise":
+            keyed = SampleIds(read.samples.sample_ids.tolist(), self._seed, epoch, ids.num_before)
         return collated(read, recipe, keyed, self._dataset, self._pool.lease)
 
     def _finished(self, batch: Any, ids: RankBatch, faults: tuple[Fault, ...], epoch: int) -> Any:
@@ -290,34 +291,63 @@ def collated(
     Args:
         read: what was read.
         recipe: what becomes of it.
-        ids: the samples it holds, for the transform.
-        dataset: where stand-ins for samples that the transform fails on come from.
+        ids: the samples it holds; None only where there is neither a transform nor a stand-in.
+        dataset: where stand-ins for samples that fail only here come from.
         lease: where memory for tensors comes from; None for new memory.
         before: called before each sample's transform with seed, epoch and sample id.
     """
-    if recipe.transform is None or ids is None:
-        samples = read.samples
-        if recipe.collate_fn is not None:
-            return recipe.collate_fn(samples), read.faults
-        return collate_columns(samples, recipe.dtypes, lease, recipe.narrow), read.faults
-    transform, epochs = recipe.transform, ids.epochs
-    faults = {fault.slot: fault for fault in read.faults}
+    if recipe.transform is not None and ids is not None:
+        return _transformed(read, recipe, recipe.transform, ids, dataset, before)
+    try:
+        return _stacked(read.samples, recipe, lease), read.faults
+    except FormatError:
+        if recipe.on_error == "raise" or ids is None:
+            raise
+    # Bytes can be as they were written and no text or JSON all the same, which only shows when they become values.
+    samples, _, faults = made_whole(ids, len(dataset), lambda some: _valued(dataset, recipe, some))
+    return _stacked(samples, recipe, lease), joined(read.faults, faults)
 
-    def transformed(some: SampleIds) -> Any:
-        samples = decoded(dataset.read_batch(np.array(some, dtype=np.int64), {}, recipe.fields), recipe.decode, some)
-        return apply_transform(transform, samples, some, before, refuse)[0]
+
+def _stacked(samples: SampleBatch, recipe: BatchRecipe, lease: Lease | None) -> Any:
+    if recipe.collate_fn is not None:
+        return recipe.collate_fn(samples)
+    return collate_columns(samples, recipe.dtypes, lease, recipe.narrow)
+
+
+def _read_for(dataset: ShardDataset, recipe: BatchRecipe, ids: SampleIds) -> SampleBatch:
+    return decoded(dataset.read_batch(np.array(ids, dtype=np.int64), {}, recipe.fields), recipe.decode, ids)
+
+
+def _valued(dataset: ShardDataset, recipe: BatchRecipe, ids: SampleIds) -> SampleBatch:
+    """Returns samples all of whose values were made once."""
+    samples = _read_for(dataset, recipe, ids)
+    for slot in range(len(samples)):
+        samples[slot]
+    return samples
+
+
+def _transformed(
+    read: Read,
+    recipe: BatchRecipe,
+    transform: Callable[..., Any],
+    ids: SampleIds,
+    dataset: ShardDataset,
+    before: Callable[[int, int, int], None] | None,
+) -> tuple[Any, tuple[Fault, ...]]:
+    epochs = ids.epochs
+    faults: list[Fault] = []
+
+    def made(some: SampleIds) -> Any:
+        return apply_transform(transform, _read_for(dataset, recipe, some), some, before, refuse)[0]
 
     def recover(slot: int, error: Exception) -> Any:
-        alone = SampleIds([ids[slot]], ids.seed, epochs[slot])
-        made, fault = stand_in(slot, alone, len(dataset), error, transformed)
-        # A stand-in's own stand-in: what was asked for first is what is told.
-        faults[slot] = replace(fault, sample_id=faults[slot].sample_id) if slot in faults else fault
-        return made
+        result, fault = stand_in(slot, SampleIds([ids[slot]], ids.seed, epochs[slot]), len(dataset), error, made)
+        faults.append(fault)
+        return result
 
-    rescue = None if recipe.on_error == "raise" else recover
-    results = apply_transform(transform, read.samples, ids, before, rescue)
-    made = collate_samples(results) if recipe.collate_fn is None else recipe.collate_fn(results)
-    return made, tuple(faults[slot] for slot in sorted(faults))
+    results = apply_transform(transform, read.samples, ids, before, None if recipe.on_error == "raise" else recover)
+    batch = collate_samples(results) if recipe.collate_fn is None else recipe.collate_fn(results)
+    return batch, joined(read.faults, faults)
 
 
 def _extended(batch: Any, cause: str, more: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,8 +80,8 @@ def collate_samples(samples: Sequence[Any]) -> Any:
     """
     if any(sample is None for sample in samples):
         raise ValueError(
-            "the transform returned None, which would silently make the batch smaller: return a substitute, or leave such "
-            "samples out when packing (a coming `pack --filter`); no `on_error` of the loader does that"
+            "the transform returned None, which would silently make the batch smaller: return a substitute, leave such samples "
+            "out when packing (a coming `pack --filter`), or let ShardLoader put others in their place (`on_error`)"
         )
     if not samples:
         raise ValueError(
@@ -97,9 +97,13 @@ def collate_samples(samples: Sequence[Any]) -> Any:
 
 
 def batch_bytes(batch: Any) -> int:
-    """Returns the bytes of the tensors, arrays and byte strings in a batch."""
+    """Returns the bytes of the tensors, arrays and byte strings in a batch; sparse tensors count for nothing."""
     if isinstance(batch, torch.Tensor | np.ndarray):
-        return int(batch.nbytes)
+        try:
+            return int(batch.nbytes)
+        except RuntimeError:
+            # Sparse tensors do not tell.
+            return 0
     if isinstance(batch, bytes | str):
         return len(batch)
     if isinstance(batch, Mapping):
@@ -141,15 +145,25 @@ def moved(batch: Any, move: Callable[[Any], Any]) -> Any:
 
 
 def take_back(batch: Any, pool: BufferPool) -> None:
-    """Gives the memory of a batch's tensors back to the pool they are from, whoever still holds them."""
+    """Gives the memory of a batch's tensors back to the pool they are from, whoever still holds them.
+
+    Only those of plain dicts, lists and tuples: the memory of others comes back when they die.
+    """
+    # Each piece of memory once: by the second tensor that shares it, it may be another batch's already.
+    pool.take_back({tensor.untyped_storage().data_ptr() for tensor in _tensors(batch)})
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
     if isinstance(batch, torch.Tensor):
-        pool.take_back(batch.untyped_storage().data_ptr())
+        # Leased memory is under no other kind, and not all of them tell where theirs is.
+        if type(batch) is torch.Tensor and batch.layout is torch.strided and batch.device.type == "cpu":
+            yield batch
     elif isinstance(batch, Mapping):
         for value in batch.values():
-            take_back(value, pool)
-    elif isinstance(batch, list | tuple) and batch:
-        # The tensors of a ragged field share one buffer.
-        take_back(batch[0], pool)
+            yield from _tensors(value)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from _tensors(value)
 
 
 def _tensor(

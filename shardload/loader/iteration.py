@@ -62,7 +62,7 @@ class Course:
     max_faults: int | None = None
     """Most stand-ins in an iteration; None for `_FAULTS_FREE` and `_MAX_FAULT_SHARE` of what it delivered."""
     reuse: bool = False
-    """Whether a batch's memory is taken back when the next one is asked for."""
+    """Whether a batch's memory is taken back when the next one is given."""
     stats: LoaderStats = field(default_factory=LoaderStats)
     delivered: Delivered = field(default_factory=Delivered)
     """What was given to the training loop since the epoch was entered."""
@@ -195,9 +195,6 @@ class Iteration:
             )
         start = time.perf_counter()
         try:
-            if self._given is not None:
-                take_back(self._given, self._pool)
-                self._given = None
             if self._next is None:
                 self._next = self._begin()
             delivery = self._next()
@@ -212,9 +209,13 @@ class Iteration:
             raise
         self._course.progress.deliver(delivery.cursor, self._turn, self._partition)
         self._course.delivered.add(delivery.sample_ids)
+        if faults := delivery.faults:
+            self._course.delivered.replace([fault.sample_id for fault in faults], [fault.stand_in for fault in faults])
         self._count(delivery, start, time.perf_counter())
         if self._course.takes_back:
-            self._given = delivery.batch
+            # Only now, so that the last batch of an epoch stays what it is.
+            take_back(self._given, self._pool)
+            self._given = batch
         return batch
 
     def close(self) -> None:
@@ -248,14 +249,13 @@ class Iteration:
 
     def _judge(self, delivery: Delivery) -> None:
         """Tells of faults, and ends the run where there are too many."""
+        self._num_samples += len(delivery.sample_ids)
         if not delivery.faults:
-            self._num_samples += len(delivery.sample_ids)
             return
         course = self._course
         for fault in delivery.faults:
             where = "is masked" if course.recipe.on_error == "mask" else f"is replaced by sample {fault.stand_in}"
             _log.warning("sample %d of epoch %d %s: %s", fault.sample_id, fault.epoch, where, fault.cause)
-        self._num_samples += len(delivery.sample_ids)
         self._num_faults += len(delivery.faults)
         most = course.max_faults
         if most is None:

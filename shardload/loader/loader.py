@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
@@ -17,8 +16,9 @@ from shardload.errors import LoaderClosedError
 from shardload.loader.audit import Delivered, audit_ids, check_ranks
 from shardload.loader.iteration import Iteration, make_course
 from shardload.loader.progress import Progress
-from shardload.loader.ranks import RankChoice, Ranks, announce, one_of
+from shardload.loader.ranks import RankChoice, one_of
 from shardload.loader.recipe import make_recipe
+from shardload.loader.split import Split
 from shardload.loader.stand_ins import OnError, check_policy
 from shardload.loader.state import OrderKey
 from shardload.order.cursor import Partition, Tail
@@ -135,36 +135,28 @@ class ShardLoader:
                 5 % of the samples delivered in it if that is more.
             with_ids: add int64 tensors `_sample_id`, `_position` and `_epoch` of shape (batch,); -1 for fillers. A stand-in
                 has its own id, at the position of the sample that it replaces.
-            reuse: take a batch's memory back when the next one is asked for, so that batches that are kept take no new
-                memory but change under their holder. Only for loops that keep nothing of a batch. No effect on batches on a
-                CUDA device or with pin_memory=True, whose memory is torch's.
+            reuse: take a batch's memory back when the next one is given, so that batches that are kept take no new memory but
+                change under their holder. Only for loops that keep nothing of a batch. Tensors from a transform, a collate_fn,
+                child processes, a CUDA device or with pin_memory=True are not meant: their memory is none of the loader's.
 
         Raises:
             ValueError: settings that contradict each other or give no batch.
         """
         self.dataset = dataset
         self.batch_size = as_integer(batch_size, "batch_size", 1)
-        self._shuffle = bool(shuffle)
-        self._ranks_given = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group)
-        self._ranks_fixed: Ranks | None = None
-        self._tail_given = _given_tail(tail, drop_last)
-        self._epochs = None if epochs is None else as_integer(epochs, "epochs", 1)
-        self._progress = Progress(OrderKey(dataset.fingerprint, len(dataset), as_integer(seed, "seed"), self._shuffle))
         self.device = None if device is None else torch.device(device)
-        after: dict[str, Any] = {
-            "batch_transform": batch_transform,
-            "collate_fn": collate_fn,
-            "dtypes": dict(dtypes or {}),
-        }
-        after |= {"with_ids": with_ids, "with_valid": tail == "mask", "on_error": check_policy(on_error, max_faults)}
-        recipe = make_recipe(dataset, fields, decode, transform, **after)
+        choice = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group)
+        self._split = Split(len(dataset), self.batch_size, bool(shuffle), choice, tail, drop_last)
+        self._epochs = None if epochs is None else as_integer(epochs, "epochs", 1)
+        self._progress = Progress(OrderKey(dataset.fingerprint, len(dataset), as_integer(seed, "seed"), bool(shuffle)))
+        flags = {"with_ids": with_ids, "with_valid": tail == "mask", "on_error": check_policy(on_error, max_faults)}
+        recipe = make_recipe(dataset, fields, decode, transform, batch_transform, collate_fn, dtypes, **flags)
         if reproducible:
             recipe.check_reproducible(num_processes > 0)
         ahead = (batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes)
         self._course = make_course(dataset, recipe, self._progress, self.device, *ahead, max_faults, reuse)
         self._iteration: weakref.ref[Iteration] | None = None
         self._closed = False
-        self._partition().check()
 
     def __iter__(self) -> Iterator[Any]:
         """Returns an iterator over the remainder of a loaded state, else over the next epoch not yet begun.
@@ -174,7 +166,7 @@ class ShardLoader:
         if self._closed:
             raise LoaderClosedError("this loader is closed; make a new one")
         self._close_iteration()
-        rank = self._fix_ranks()
+        rank = self._split.fix_rank()
         partition = self._partition()
         partition.check()
         if self._epochs is not None and self._progress.upcoming_epoch(partition) >= self._epochs:
@@ -197,12 +189,12 @@ class ShardLoader:
     @property
     def num_replicas(self) -> int:
         """Ranks that share the order."""
-        return self._ranks().num_replicas
+        return self._split.ranks().num_replicas
 
     @property
     def rank(self) -> int | None:
         """This process among them; None for a loader that only tells lengths and states."""
-        return self._ranks().rank
+        return self._split.ranks().rank
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next `iter`; a state that was just loaded wins. Not needed: epochs advance by themselves."""
@@ -248,7 +240,7 @@ class ShardLoader:
         Raises:
             StateMismatchError: they disagree; says in what. All processes raise it.
         """
-        check_ranks(self._progress, self._partition(), self._ranks(), group)
+        check_ranks(self._progress, self._partition(), self._split.ranks(), group)
 
     def audit(self, group: ProcessGroup | None = None, sample_ids: Sequence[ArrayLike] | None = None) -> None:
         """Compares what all ranks were given since this run entered the epoch with what the order says.
@@ -266,11 +258,8 @@ class ShardLoader:
         """
         delivered = self._course.delivered
         if sample_ids is not None:
-            delivered = Delivered()
-            for ids in sample_ids:
-                known = np.asarray(ids, dtype=np.int64)
-                delivered.add(known[known >= 0])
-        audit_ids(delivered, self._progress, self._partition(), self._ranks(), group)
+            delivered = delivered.retold(sample_ids)
+        audit_ids(delivered, self._progress, self._partition(), self._split.ranks(), group)
 
     def stats(self) -> LoaderStats:
         """Returns counters and times since the loader was made."""
@@ -297,9 +286,8 @@ class ShardLoader:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Threads, buffers and iterators stay with the process that made them, and so do meshes and groups.
-        given = self._ranks_given.settled()
-        return self.__dict__ | {"_iteration": None, "_ranks_fixed": None, "_ranks_given": given}
+        # Iterators stay with the process that made them, as do threads, buffers, meshes and groups.
+        return self.__dict__ | {"_iteration": None}
 
     def _close_iteration(self) -> None:
         iteration = None if self._iteration is None else self._iteration()
@@ -307,40 +295,5 @@ class ShardLoader:
             iteration.close()
         self._iteration = None
 
-    def _ranks(self) -> Ranks:
-        return self._ranks_fixed or self._ranks_given.resolve()
-
-    def _fix_ranks(self) -> int:
-        """Returns the rank, which stays from now on."""
-        if self._ranks_fixed is None:
-            self._ranks_fixed = self._ranks()
-            announce(self._ranks_fixed)
-        if self._ranks_fixed.rank is None:
-            raise ValueError(
-                "this loader was given num_replicas without rank: it tells lengths and states, but no batches"
-            )
-        return self._ranks_fixed.rank
-
     def _partition(self) -> Partition:
-        num_replicas = self._ranks().num_replicas
-        tail = self._tail_given
-        if tail is None and self._shuffle:
-            tail = "drop"
-        elif tail is None and num_replicas > 1:
-            raise ValueError(
-                f"with {num_replicas} replicas and shuffle=False the tail must be named: 'drop' leaves samples out, 'short' gives "
-                "ranks batches of different sizes, 'pad' repeats samples, 'mask' flags such repeats, 'carry' opens the next epoch "
-                "with what is left"
-            )
-        elif tail in (None, "torch"):
-            tail = "pad" if num_replicas > 1 else "short"
-        return Partition(len(self.dataset), self.batch_size, num_replicas, tail)  # type: ignore[arg-type]
-
-
-def _given_tail(tail: Tail | None, drop_last: bool | None) -> str | None:
-    """Returns the tail that was asked for; `torch` for drop_last=False, which depends on the number of ranks."""
-    if tail is not None and drop_last is not None:
-        raise ValueError(f"tail={tail!r} and drop_last={drop_last!r} say the same thing twice: leave one out")
-    if drop_last is not None:
-        return "drop" if drop_last else "torch"
-    return tail
+        return self._split.partition()

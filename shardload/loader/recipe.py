@@ -87,12 +87,15 @@ def make_recipe(
     fields: Sequence[str] | None,
     decode: Mapping[str, ImageDecode] | None,
     transform: Callable[..., Any] | None,
-    **options: Any,
+    batch_transform: Callable[[Any], Any] | None,
+    collate_fn: Callable[[Any], Any] | None,
+    dtypes: Mapping[str, torch.dtype] | None,
+    **flags: Any,
 ) -> BatchRecipe:
     """Returns the recipe for some of a dataset's fields and the loader's or the dataset's decoders and transform.
 
     Raises:
-        ValueError: a field is not there, both have decoders or a transform, or `options`, the other attributes, do not fit.
+        ValueError: a field is not there, both have decoders or a transform, or what was asked for does not fit together.
     """
     if transform is not None and dataset.transform is not None:
         raise ValueError("both the dataset and the loader have a transform: leave one out")
@@ -106,4 +109,5 @@ def make_recipe(
     if decode is None:
         decode = {name: decoder for name, decoder in dataset.decode.items() if fields is None or name in fields}
     check_decoders(decode, chosen)
-    return BatchRecipe(chosen, dict(decode), dataset.transform if transform is None else transform, **options)
+    functions = (dataset.transform if transform is None else transform, batch_transform, collate_fn)
+    return BatchRecipe(chosen, dict(decode), *functions, dict(dtypes or {}), **flags)

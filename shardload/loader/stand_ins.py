@@ -6,19 +6,26 @@ The place stays taken, so that the order, states and the number of batches of ea
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from shardload.errors import LoaderClosedError
+import torch
+
+from shardload.errors import FormatError, LoaderClosedError, StorageError
 from shardload.order.rng import stand_in_ids
 from shardload.order.sample_ids import SampleIds
 
 OnError = Literal["raise", "substitute", "mask"]
 
+READ_FAULTS = (FormatError, StorageError)
+"""What reading and decoding raise of bytes that are damaged or cannot be had; anything else is no matter of a sample."""
+
 _T = TypeVar("_T")
 _TRIES = 8
 """Stand-ins tried for a sample: with one sample in twenty bad, all fail once in 2e10 faults; with all bad, at once."""
+_NOT_OF_A_SAMPLE = (MemoryError, torch.OutOfMemoryError, LoaderClosedError)
+"""What ends the run whoever raises it: the next sample would fare no better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +62,27 @@ def check_policy(on_error: str, max_faults: int | None) -> OnError:
 def made_whole(
     ids: SampleIds, num_samples: int, make: Callable[[SampleIds], _T]
 ) -> tuple[_T, SampleIds, tuple[Fault, ...]]:
-    """Returns a batch, what it was made from, and the faults found: where one sample fails, another one is taken.
+    """Returns a batch, what it was made from, and the faults found: where one sample cannot be read, another is taken.
 
     A batch with a fault is made three times: as a whole, sample by sample to find the faults, and with the stand-ins.
 
     Args:
         ids: the samples asked for.
         num_samples: samples in the dataset.
-        make: makes a batch; fails if a sample of it cannot be used.
+        make: reads and decodes a batch; raises one of `READ_FAULTS` if a sample of it cannot be had.
 
     Raises:
-        Exception: what `make` raises for a sample that none of its stand-ins could replace.
+        Exception: what `make` raises for a sample that none of its stand-ins could replace, or that is no such fault.
     """
     try:
         return make(ids), ids, ()
-    except LoaderClosedError:
-        raise
-    except Exception:
+    except READ_FAULTS:
         taken, faults = list(ids), []
     for slot, epoch in enumerate(ids.epochs):
-        alone = _alone(ids, taken[slot], epoch)
+        alone = SampleIds([taken[slot]], ids.seed, epoch)
         try:
             make(alone)
-        except Exception as error:
+        except READ_FAULTS as error:
             _, fault = stand_in(slot, alone, num_samples, error, make)
             taken[slot] = fault.stand_in
             faults.append(fault)
@@ -98,28 +103,43 @@ def stand_in(
         make: makes a batch of one sample.
 
     Raises:
-        Exception: `error`, if no stand-in can be used either.
+        Exception: `error`, if it is not about the sample, or no stand-in can be used either.
     """
+    if isinstance(error, _NOT_OF_A_SAMPLE):
+        raise error
     sample_id, epoch = alone[0], alone.epochs[0]
-    for candidate in stand_in_ids(alone.seed, epoch, sample_id, num_samples, _TRIES):
+    candidates = stand_in_ids(alone.seed, epoch, sample_id, num_samples, _TRIES)
+    for candidate in candidates:
         try:
-            made = make(_alone(alone, candidate, epoch))
+            made = make(SampleIds([candidate], alone.seed, epoch))
+        except _NOT_OF_A_SAMPLE:
+            raise
         except Exception:
             continue
         return made, Fault(slot, sample_id, epoch, candidate, _in_one_line(error))
     error.add_note(
-        f"and none of the {_TRIES} samples tried in its place can be used, so that this is not about one sample"
+        f"nor could any of the {len(candidates)} samples be used that were tried in its place: this is not about one sample"
+        if candidates
+        else "there is no other sample in the dataset that could be put in its place"
     )
     raise error
+
+
+def joined(first: Sequence[Fault], later: Sequence[Fault]) -> tuple[Fault, ...]:
+    """Returns the faults of a batch in which some stand-ins were then replaced themselves, by place.
+
+    What was asked for at first, and why it was not given, is what counts.
+    """
+    faults = {fault.slot: fault for fault in first}
+    for fault in later:
+        slot = fault.slot
+        faults[slot] = replace(faults[slot], stand_in=fault.stand_in) if slot in faults else fault
+    return tuple(faults[slot] for slot in sorted(faults))
 
 
 def refuse(slot: int, error: Exception) -> Any:
     """Raises the error of a stand-in, so that the next one is tried."""
     raise error
-
-
-def _alone(ids: SampleIds, sample_id: int, epoch: int) -> SampleIds:
-    return SampleIds([sample_id], ids.seed, epoch)
 
 
 def _in_one_line(error: Any) -> str:

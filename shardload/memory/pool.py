@@ -7,6 +7,7 @@ import math
 import threading
 import weakref
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,14 +64,15 @@ class BufferPool:
         # An array made from a buffer is the root of all its views (numpy shortens chains of views only down to it), so
         # its end is the end of the last of them. The block itself stays with the finalizer.
         root = np.frombuffer(block.memory, dtype=np.uint8)
-        held = weakref.finalize(root, self._give_back, block)
+        address = root.ctypes.data
+        held = weakref.finalize(root, self._give_back, block, address)
         held.atexit = False
         if self._strict:
             with self._lock:
-                self._held[root.ctypes.data] = held
+                self._held[address] = held
         if self._copies is not None:
             with self._lock:
-                self._locked[root.ctypes.data] = block
+                self._locked[address] = block
         return root[:num_bytes].view(dtype).reshape(shape)
 
     def page_locked(self, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -89,16 +91,18 @@ class BufferPool:
         whole: torch.Tensor = block.tensor.view(tensor.dtype)
         return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
-    def take_back(self, address: int) -> None:
-        """Ends the lease of an array at once, whoever still holds it: what it shows from now on is undefined.
+    def take_back(self, addresses: Iterable[int]) -> None:
+        """Ends the lease of arrays at once, whoever still holds them: what they show from now on is undefined.
 
         Args:
-            address: of the array's first byte; of any other address nothing happens. Only pools that are `strict` know.
+            addresses: of the arrays' first bytes; of any other address nothing happens. Only pools that are `strict` know.
         """
         with self._lock:
-            held = self._held.pop(address, None)
-        if held is not None:
-            held()
+            # All of them before any comes back: another thread could lease it, under the same address.
+            ended = [self._held.pop(address, None) for address in addresses]
+        for held in ended:
+            if held is not None:
+                held()
 
     def close(self) -> None:
         """Frees what is idle and keeps nothing that comes back later."""
@@ -128,13 +132,13 @@ class BufferPool:
             self.num_new += 1
         return _Block(capacity, self._copies)
 
-    def _give_back(self, block: _Block) -> None:
+    def _give_back(self, block: _Block, address: int) -> None:
         # Runs wherever the last reference dies, also inside this pool's own methods: hence the re-entrant lock.
         with self._device():
             block.release()
         with self._lock:
-            if self._copies is not None:
-                self._locked.pop(block.tensor.data_ptr(), None)
+            self._held.pop(address, None)
+            self._locked.pop(address, None)
             self.leased_bytes -= block.capacity
             if self.idle_bytes + block.capacity <= self._max_idle_bytes:
                 self._idle[block.capacity].append(block)

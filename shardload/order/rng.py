@@ -33,14 +33,15 @@ def batch_rng(seed: int, epoch: int, cursor: int, rank: int) -> np.random.Genera
 
 
 def stand_in_ids(seed: int, epoch: int, sample_id: int, num_samples: int, count: int) -> list[int]:
-    """Returns the samples to be tried in the place of one that cannot be used, in turn: any but itself.
+    """Returns different samples to be tried in the place of one that cannot be used, in turn: any but itself.
 
     They depend on nothing else, so that a resume and any number of ranks find the same; and they are drawn, not neighbours,
     since damage lies in patches.
     """
     text = f"shardload stand-in {seed} {epoch} {sample_id}"
-    drawn = _philox(hashlib.blake2b(text.encode(), digest_size=16).digest()).integers(0, num_samples, count)
-    return [i for i in drawn.tolist() if i != sample_id]
+    rng = _philox(hashlib.blake2b(text.encode(), digest_size=16).digest())
+    drawn = rng.choice(num_samples - 1, min(count, num_samples - 1), replace=False)
+    return [i + (i >= sample_id) for i in drawn.tolist()]
 
 
 def _philox(key: bytes) -> np.random.Generator:

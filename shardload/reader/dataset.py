@@ -347,8 +347,8 @@ def apply_transform(
         batch: the samples.
         ids: what they were asked for by, which keys the generators; None where there are none.
         before: called before each sample with seed, epoch and sample id.
-        recover: called with place and error where the transform fails or returns None; its result is taken. None to raise
-            the error, and to let None pass to whoever collates.
+        recover: called with place and error where a value cannot be decoded or the transform fails or returns None; its
+            result is taken. None to raise the error, and to let None pass to whoever collates.
 
     Raises:
         TypeError: fillers cannot be told from samples, as the transform returns no dicts.
@@ -360,20 +360,29 @@ def apply_transform(
     for slot, (epoch, sample_id) in enumerate(zip(epochs, batch.sample_ids.tolist(), strict=True)):
         if before is not None and ids is not None:
             before(ids.seed, epoch, sample_id)
+        rng = {"rng": sample_rng(ids.seed, epoch, sample_id)} if ids is not None and keyed else {}
         try:
-            rng = {"rng": sample_rng(ids.seed, epoch, sample_id)} if ids is not None and keyed else {}
-            made = transform(batch[slot], **rng)
-            if made is None and recover is not None:
-                raise ValueError("the transform returned None")
+            samples.append(_result(transform, batch, slot, rng, may_be_none=recover is None))
         except Exception as error:
-            error.add_note(f"in the transform of sample {sample_id} of {batch.location}")
             if recover is None:
                 raise
-            made = recover(slot, error)
-        samples.append(made)
+            samples.append(recover(slot, error))
     if ids is None or ids.num_valid is None:
         return samples
     return [_flagged(sample, slot < ids.num_valid) for slot, sample in enumerate(samples)]
+
+
+def _result(transform: Transform, batch: SampleBatch, slot: int, rng: Mapping[str, Any], may_be_none: bool) -> Any:
+    # Outside: a value that cannot be decoded names its sample, and is not the transform's fault.
+    sample = batch[slot]
+    try:
+        made = transform(sample, **rng)
+        if made is None and not may_be_none:
+            raise ValueError("the transform returned None")
+    except Exception as error:
+        error.add_note(f"in the transform of sample {batch.sample_ids[slot]} of {batch.location}")
+        raise
+    return made
 
 
 def _flagged(sample: Any, valid: bool) -> dict[str, Any]:

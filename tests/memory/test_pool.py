@@ -127,3 +127,56 @@ def test_locked_memory_waits_for_the_copies_of_its_stream():
         del array
     stream.synchronize()
     assert [(int(copy.min()), int(copy.max())) for copy in copies] == [(mark, mark) for mark in range(50)]
+
+
+def test_what_is_taken_back_is_leased_again_while_somebody_holds_it():
+    pool = BufferPool(1 << 20, strict=True)
+    array = pool.lease((4, 8), INT32)
+    array[:] = 1
+    tensor, where = torch.from_numpy(array), address(array)
+    pool.take_back([where, where, 12345])
+    assert (pool.leased_bytes, pool.idle_bytes) == (0, 4096)
+    pool.take_back([where])
+    assert (pool.leased_bytes, pool.idle_bytes) == (0, 4096)
+    other = pool.lease((4, 8), INT32)
+    assert address(other) == where
+    other[:] = 2
+    assert bool((tensor == 2).all())
+    # The end of the old holder is not the end of the new one's lease.
+    del array, tensor
+    gc.collect()
+    assert (pool.leased_bytes, pool.idle_bytes) == (4096, 0)
+    del other
+    gc.collect()
+    assert (pool.leased_bytes, pool.idle_bytes) == (0, 4096)
+
+
+def test_memory_outlives_its_taking_back_where_the_pool_keeps_none():
+    pool = BufferPool(0, strict=True)
+    array = pool.lease((1 << 20,), np.dtype(np.uint8))
+    array[:] = 7
+    pool.take_back([address(array)])
+    assert (pool.leased_bytes, pool.idle_bytes) == (0, 0)
+    gc.collect()
+    new = [pool.lease((1 << 20,), np.dtype(np.uint8)) for _ in range(4)]
+    for other in new:
+        other[:] = 9
+    assert bool((array == 7).all())
+
+
+def test_a_pool_that_is_not_strict_takes_nothing_back():
+    pool = BufferPool(1 << 20)
+    array = pool.lease((4, 8), INT32)
+    pool.take_back([address(array)])
+    assert (pool.leased_bytes, pool.idle_bytes) == (4096, 0)
+
+
+def test_a_strict_pool_forgets_what_has_died():
+    pool = BufferPool(8192, strict=True)
+    kept = [pool.lease((4096,), np.dtype(np.uint8)) for _ in range(5)]
+    assert len(pool._held) == 5
+    pool.take_back([address(kept[0])])
+    kept.clear()
+    gc.collect()
+    assert not pool._held
+    assert (pool.leased_bytes, pool.idle_bytes) == (0, 8192)

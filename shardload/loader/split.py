@@ -1,0 +1,83 @@
+"""How a loader's order is split: among which ranks, and with which end of an epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardload.loader.ranks import RankChoice, Ranks, announce
+from shardload.order.cursor import Partition, Tail
+
+
+class Split:
+    """Batch size, ranks and tail of one loader."""
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        shuffle: bool,
+        choice: RankChoice,
+        tail: Tail | None,
+        drop_last: bool | None,
+    ) -> None:
+        """Describes the split.
+
+        Args:
+            num_samples: samples in the dataset.
+            batch_size: samples a batch and rank.
+            shuffle: whether the order is a permutation, on which the default tail depends.
+            choice: what the program said of its ranks.
+            tail: what becomes of the end of an epoch; None for what `drop_last` says, or the default.
+            drop_last: torch's word: True is `drop`, False is `short` with one replica and `pad` with several.
+
+        Raises:
+            ValueError: both tail and drop_last are given, or there is no batch.
+        """
+        if tail is not None and drop_last is not None:
+            raise ValueError(f"tail={tail!r} and drop_last={drop_last!r} say the same thing twice: leave one out")
+        self._num_samples = num_samples
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._choice = choice
+        self._fixed: Ranks | None = None
+        # `torch` for drop_last=False, which depends on the number of ranks.
+        self._tail: str | None = tail if drop_last is None else "drop" if drop_last else "torch"
+        self.partition().check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Meshes and groups stay with the process that made them.
+        return self.__dict__ | {"_fixed": None, "_choice": self._choice.settled()}
+
+    def ranks(self) -> Ranks:
+        """Returns this process's place, which may change until `fix_rank`."""
+        return self._fixed or self._choice.resolve()
+
+    def fix_rank(self) -> int:
+        """Returns the rank, which stays from now on, and tells once where it comes from."""
+        if self._fixed is None:
+            self._fixed = self.ranks()
+            announce(self._fixed)
+        if self._fixed.rank is None:
+            raise ValueError(
+                "this loader was given num_replicas without rank: it tells lengths and states, but no batches"
+            )
+        return self._fixed.rank
+
+    def partition(self) -> Partition:
+        """Returns how the epoch is cut into batches and split over the ranks.
+
+        Raises:
+            ValueError: the tail must be named.
+        """
+        num_replicas, tail = self.ranks().num_replicas, self._tail
+        if tail is None and self._shuffle:
+            tail = "drop"
+        elif tail is None and num_replicas > 1:
+            raise ValueError(
+                f"with {num_replicas} replicas and shuffle=False the tail must be named: 'drop' leaves samples out, 'short' gives "
+                "ranks batches of different sizes, 'pad' repeats samples, 'mask' flags such repeats, 'carry' opens the next epoch "
+                "with what is left"
+            )
+        elif tail in (None, "torch"):
+            tail = "pad" if num_replicas > 1 else "short"
+        return Partition(self._num_samples, self._batch_size, num_replicas, tail)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ Batch = dict[str, Any]
 # torch has hardly an operator for these, so they are delivered as int64.
 WIDENED = frozenset({"uint16", "uint32", "uint64"})
 _INT64 = np.dtype(np.int64)
+_STRINGS = {bytes, str}
 
 
 def collate(samples: SampleBatch | Sequence[Any]) -> Any:
@@ -109,6 +110,8 @@ def batch_bytes(batch: Any) -> int:
     if isinstance(batch, Mapping):
         return sum(batch_bytes(value) for value in batch.values())
     if isinstance(batch, list | tuple):
+        if set(map(type, batch)) <= _STRINGS:
+            return sum(map(len, batch))
         return sum(batch_bytes(value) for value in batch)
     return 0
 

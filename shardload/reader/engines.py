@@ -29,7 +29,7 @@ MAX_GAP_BYTES = 4096
 """Ranges this near each other are read together: the copy is cheaper than another call."""
 MAX_READ_BYTES = 1 << 20
 
-_LOOK_EVERY = 16
+_ASK_EVERY, _LOOK_EVERY = 4, 16
 _MIN_RESIDENCY = 0.9
 """Of shards less in memory the next read would wait for the device, with the interpreter's lock held."""
 _BUSY_SECONDS = 1e-3
@@ -184,9 +184,11 @@ class MapEngine:
         """Returns the bytes of each range, copied once: new byte strings are filled before anyone else sees them."""
         _keep_freed_memory()
         if self._idle_and_in_memory(ranges.shard_ids):
-            slices = self._mapped.slices(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
-            if slices is not None and self._whole(ranges.shard_ids):
-                return slices
+            views = self._mapped.views(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
+            if views is not None:
+                values = list(map(bytes, views))
+                if self._whole(ranges.shard_ids):
+                    return values
         sizes = ranges.lengths.tolist()
         made = [_new_bytes(None, size) for size in sizes]
         if self._copied(ranges, [(_address(data), size) for data, size in zip(made, sizes, strict=True) if size]):
@@ -195,6 +197,12 @@ class MapEngine:
 
     def read_joined(self, ranges: Ranges) -> bytes:
         """Returns the bytes of all ranges, copied once as by `read_bytes`."""
+        if len(ranges) and self._idle_and_in_memory(ranges.shard_ids):
+            views = self._mapped.views(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
+            if views is not None:
+                joined = b"".join(views)
+                if self._whole(ranges.shard_ids):
+                    return joined
         size = int(ranges.lengths.sum())
         made: bytes = _new_bytes(None, size)
         if self._copied(ranges, [(_address(made), size)] if size else []):
@@ -218,10 +226,10 @@ class MapEngine:
         if not self._map(shard_ids):
             return False
         absent = shard_ids[self._mapped.residency[shard_ids] < _MIN_RESIDENCY]
-        if not self._num_looks % _LOOK_EVERY:
+        if not self._num_looks % _ASK_EVERY:
             self._busy = interpreter_busy()
-            if len(absent):
-                self._mapped.look(int(absent[0]))
+        if len(absent) and not self._num_looks % _LOOK_EVERY:
+            self._mapped.look(int(absent[0]))
         self._num_looks += 1
         return not len(absent) and not self._busy
 

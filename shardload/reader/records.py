@@ -87,7 +87,7 @@ class RecordReader:
 
     def ranges(self, samples: Located) -> Ranges:
         """Returns where the records of samples lie, in the order of their ids."""
-        samples = samples[np.argsort(samples.sample_ids, kind="stable")]
+        samples = samples[np.argsort(samples.sample_ids)]
         found = []
         for records, slots in self._by_layout(samples):
             part = samples[slots]
@@ -112,7 +112,7 @@ class RecordReader:
             FormatError: a record is damaged; names shard, bytes and sample.
             StorageError: a file cannot be read.
         """
-        order = np.argsort(samples.sample_ids, kind="stable")
+        order = np.argsort(samples.sample_ids)
         copied: dict[int, list[bytes]] = {}
         for records, slots in self._by_layout(samples[order]):
             mine = [place for place in wanted if place < len(records.fields)]
@@ -124,7 +124,8 @@ class RecordReader:
                 part = slots[first:last]
                 found = self._read_piece(samples[part], records, places[first:last], mine)
                 if len(part) == len(samples) and len(mine) == len(wanted):
-                    back = np.argsort(part)
+                    back = np.empty_like(part)
+                    back[part] = np.arange(len(part))
                     return [values[back] for values in found]
                 # What was read for them is to be as large as one piece, not as all.
                 for place, values in zip(mine, found, strict=True):

@@ -57,8 +57,11 @@ class ByteStrings(Sequence[bytes]):
 
     def tolist(self) -> list[bytes]:
         """Returns all values."""
-        pieces = self._pieces
-        spans = zip(self._which.tolist(), self._starts.tolist(), self._stops.tolist(), strict=True)
+        pieces, starts, stops = self._pieces, self._starts.tolist(), self._stops.tolist()
+        if len(pieces) == 1:
+            piece = pieces[0]
+            return [piece[start:stop] for start, stop in zip(starts, stops, strict=True)]
+        spans = zip(self._which.tolist(), starts, stops, strict=True)
         return [pieces[i][start:stop] for i, start, stop in spans]
 
     def texts(self) -> list[str]:
@@ -67,6 +70,4 @@ class ByteStrings(Sequence[bytes]):
         Raises:
             UnicodeDecodeError: one is no UTF-8.
         """
-        pieces = self._pieces
-        spans = zip(self._which.tolist(), self._starts.tolist(), self._stops.tolist(), strict=True)
-        return [pieces[i][start:stop].decode() for i, start, stop in spans]
+        return [value.decode() for value in self.tolist()]

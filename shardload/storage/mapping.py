@@ -158,6 +158,18 @@ class MappedFiles:
             first = last
         return True
 
+    def words(self, starts: Int64) -> NDArray[np.uint64] | None:
+        """Returns the eight bytes at each mapped address: uint64 of shape (starts,).
+
+        What fails comes as for `gather`; None if an address is not a multiple of eight, or faults are not caught.
+        """
+        places, rest = np.divmod(starts - self._start, 8)
+        if rest.any() or not catches_faults():
+            return None
+        # By take, which lets other threads run: a page may have to come from the device.
+        words: NDArray[np.uint64] = np.take(self._view(8).reshape(-1).view(np.uint64), places)
+        return words
+
     def views(self, starts: Int64, lengths: Int64) -> list[memoryview] | None:
         """Returns ranges of mapped addresses, to be copied at once: for pages that are in memory.
 

@@ -29,7 +29,7 @@ from shardload.quantities import as_integer, parse_bytes
 from shardload.reader import ShardDataset
 from shardload.telemetry import LoaderStats
 
-MIN_DEFAULT_BATCHES, MAX_DEFAULT_BATCHES = 4, 16
+MIN_DEFAULT_BATCHES, MAX_DEFAULT_BATCHES = 2, 16
 DEFAULT_BYTES = 16 << 20
 """Finished batches that wait unless told otherwise: about so many bytes, within these numbers."""
 DEFAULT_PREFETCH_BYTES = "256MiB"

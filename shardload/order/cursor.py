@@ -130,14 +130,18 @@ def rank_batches(partition: Partition, rank: int, cursor: int, order: Callable[[
     """
     # The first window is small so that the first batch does not wait for ids it does not need.
     window = 1
+    size, stride = partition.batch_size, partition.num_replicas
     while (left := partition.num_batches(cursor)) > 0:
-        batches, cursors = [], []
-        for _ in range(min(window, left)):
-            batches.append(partition.positions(cursor, rank))
+        num_full = min(window, left, (partition.num_samples - cursor) // partition.global_batch)
+        if num_full:
+            # Full batches follow each other without a gap: one range holds the positions of all.
+            positions = np.arange(num_full * size, dtype=np.int64) * stride + (cursor + rank)
+            ids = order(positions).reshape(num_full, size)
+            for mine, sample_ids in zip(positions.reshape(num_full, size), ids, strict=True):
+                cursor = partition.advance(cursor)
+                yield RankBatch(cursor, mine, sample_ids, size)
+        else:
+            last, num_valid = partition.positions(cursor, rank)
             cursor = partition.advance(cursor)
-            cursors.append(cursor)
-        sample_ids = order(np.concatenate([positions for positions, _ in batches]))
-        edges = np.cumsum([len(positions) for positions, _ in batches])[:-1]
-        for after, (positions, num_valid), ids in zip(cursors, batches, np.split(sample_ids, edges), strict=True):
-            yield RankBatch(after, positions, ids, num_valid)
-        window = max(1, WINDOW_POSITIONS // partition.batch_size)
+            yield RankBatch(cursor, last, order(last), num_valid)
+        window = max(1, WINDOW_POSITIONS // size)

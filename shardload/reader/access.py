@@ -129,6 +129,10 @@ class Access:
         Of row tables that are read by page only the pages are announced: to know the records they would have to be read
         here and now, which is what hints are to spare the caller.
         """
+        if self._fits:
+            sample_ids = sample_ids[self._hinted.missing(sample_ids)]
+            if not len(sample_ids):
+                return
         if self._rows is None:
             for reads in plan_by_shard(sample_ids, self._first):
                 self.shard(reads.shard_id).will_need_rows(reads.local_ids)

@@ -76,7 +76,8 @@ def rows_match(rows: NDArray[np.uint8], sums: UInt32) -> bool:
     num_rows, row_bytes = rows.shape
     if num_rows == 0:
         return True
-    matrix = _fold_matrix(num_rows, row_bytes)
+    # What carries a sum to the end depends on the rows behind it only: one matrix serves all buffers up to its own size.
+    matrix = _fold_matrix(1 << (num_rows - 1).bit_length(), row_bytes)[-num_rows:]
     picked = np.where(sums[:, None] & _BITS, matrix, np.uint32(0))
     return int(np.bitwise_xor.reduce(picked, axis=None)) == int(extend(0, rows.reshape(-1)))
 

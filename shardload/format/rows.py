@@ -90,26 +90,33 @@ def valid_mask(rows: NDArray[Any], schema: Schema, field: Field) -> NDArray[np.b
 
 
 def stream_spans(
-    rows: NDArray[Any], field: Field, num_items: int, local_ids: NDArray[np.int64]
+    rows: NDArray[Any],
+    field: Field,
+    num_items: int | NDArray[np.int64],
+    ids: NDArray[np.int64],
+    shard_ids: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns the first and the last + 1 of samples' items of a stream field: int64 of shape (samples,) each.
 
     Args:
         rows: the samples' packed rows.
         field: the field.
-        num_items: items of the stream.
-        local_ids: the samples' numbers in the shard, not falling; one may stand twice.
+        num_items: items of the stream, one for all or one a row.
+        ids: the samples' numbers, in their shard or in the dataset; they do not fall, and one may stand twice.
+        shard_ids: the shards of the samples; None if all are of one.
 
     Raises:
         FormatError: items lie outside the stream, or overlap; `sample_id` is the row's place among the given ones. Were
             they let overlap, a small shard could ask for any amount of memory.
     """
     starts, counts = rows[start_column(field)], rows[count_column(field)].astype(np.uint64)
+    limits = np.asarray(num_items).astype(np.uint64)
     # In this order nothing wraps: no count is added to a start that is not below 2^48 items.
-    good = starts <= np.uint64(num_items)
+    good = starts <= limits
     stops = np.where(good, starts, np.uint64(0)) + counts
-    good &= stops <= np.uint64(num_items)
-    good[1:] &= (starts[1:] >= stops[:-1]) | (local_ids[1:] == local_ids[:-1])
+    good &= stops <= limits
+    apart = (starts[1:] >= stops[:-1]) | (ids[1:] == ids[:-1])
+    good[1:] &= apart if shard_ids is None else apart | (shard_ids[1:] != shard_ids[:-1])
     if not good.all():
         bad = int(np.argmin(good))
         raise FormatError(

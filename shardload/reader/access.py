@@ -32,6 +32,7 @@ from shardload.reader.records import RecordReader
 from shardload.reader.rows import RowCache
 from shardload.reader.shard import ShardReader
 from shardload.reader.snapshot import Snapshot
+from shardload.reader.streams import StreamReader
 from shardload.reader.strings import ByteStrings
 from shardload.reader.wide import WideReader
 from shardload.storage import LocalStorage
@@ -67,16 +68,15 @@ class Access:
         self._hinted = CheckedBlocks()
         self.engine = choose_engine(engine, location, self._files, table, self._fits)
         """What reads the bytes of samples."""
-        self._facts = ShardFacts(schema, len(table))
+        self._facts = ShardFacts(schema, table)
         self._verify = verify = resolve_verify(verify, manifest.num_bytes)
         checked = {number: CheckedBlocks() for number in [*range(len(schema)), layout.NO_FIELD]}
         shared = self._facts, self.engine
         self._records = RecordReader(schema, *shared, checked[layout.NO_FIELD], verify, _codec_of(self._shards))
-        numbers = {field.name: schema.number(field.name) for field in schema.wide_fields}
-        self._wide = {
-            field.name: WideReader(field, numbers[field.name], *shared, checked[numbers[field.name]], verify)
-            for field in schema.wide_fields
-        }
+        numbers = {field: schema.number(field.name) for field in (*schema.wide_fields, *schema.stream_fields)}
+        described = {field: (field, n, *shared, checked[n], verify) for field, n in numbers.items()}
+        self._wide = {field.name: WideReader(*described[field]) for field in schema.wide_fields}
+        self._streams = {field.name: StreamReader(*described[field]) for field in schema.stream_fields}
 
     def read_batch(self, sample_ids: Int64, buffers: Buffers, fields: Sequence[Field]) -> SampleBatch:
         """Returns the given fields of a batch; fixed fields go into their buffer where there is one."""
@@ -107,7 +107,7 @@ class Access:
                 column = records[self._schema.record_fields.index(field)]
                 values = [self._joined(field, column[part], samples.sample_ids[part]) for part in parts]
             elif field.streamed:
-                values = [self._read_stream(samples[part], field) for part in parts]
+                values = list(self._streams[field.name].read(samples, sizes))
             else:
                 values = [
                     lent[field.name] if field.name in lent else np.empty((size, *field.shape), dtype=field.dtype)
@@ -141,10 +141,6 @@ class Access:
             return
         samples = self._locate(sample_ids)
         self._hint(samples, fields)
-        for field in fields:
-            if field.streamed:
-                for reads in plan_by_shard(sample_ids, self._first):
-                    self.shard(reads.shard_id).will_need_items(field, reads.local_ids)
 
     def check_rows(self, shard_id: int, start: int, stop: int) -> None:
         """Checks that what the packed rows of a half-open range of a shard's samples say can be.
@@ -270,6 +266,7 @@ class Access:
         if not len(samples):
             return
         ranges = [self._wide[field.name].ranges(samples) for field in fields if field.wide]
+        ranges += [self._streams[field.name].ranges(samples) for field in fields if field.streamed]
         if any(field.in_record for field in fields):
             ranges.append(self._records.ranges(samples))
         # A file system may refuse hints, which is no reason not to read.
@@ -286,24 +283,6 @@ class Access:
             sample_id = int(sample_ids[error.sample_id or 0])
             message = f"{self.location}: {error.message} (sample {sample_id})"
             raise FormatError(message, dataset=self.location, sample_id=sample_id) from None
-
-    def _read_stream(self, samples: Located, field: Field) -> Ragged:
-        """Returns a batch's items of a stream field."""
-        rows = samples.rows
-        counts = rows[count_column(field)].astype(np.int64)
-        plan = list(plan_by_shard(samples.sample_ids, self._first))
-        # The spans are checked before memory is taken for what they add up to.
-        for reads in plan:
-            self.shard(reads.shard_id).check_spans(field, rows[reads.slots], reads.local_ids)
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        values = np.empty((int(offsets[-1]), *field.shape), dtype=field.dtype)
-        out, places = values.reshape(-1).view(np.uint8), offsets[:-1] * field.num_bytes
-        for reads in plan:
-            shard = self.shard(reads.shard_id)
-            if shard.has(field):
-                shard.read_stream(field, rows[reads.slots], reads.local_ids, places[reads.slots], out, self._verify)
-        return Ragged(values, offsets)
 
     def shard(self, shard_id: int) -> ShardReader:
         """Returns the reader of a shard, opened and checked at the first call."""

@@ -1,4 +1,4 @@
-"""One shard: its head checked at the first use, its rows and streams on request."""
+"""One shard: its head checked at the first use, its rows on request."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.codecs import Codec
-from shardload.errors import ChecksumError, FormatError
+from shardload.errors import FormatError
 from shardload.format import layout
 from shardload.format.manifest import Manifest
 from shardload.format.rows import row_layout, stream_spans, widen_rows
 from shardload.format.schema import Field, Schema
 from shardload.format.shard import Expected
 from shardload.format.table import ShardEntry
-from shardload.reader.checks import Verify
 from shardload.reader.codecs import Codecs
 from shardload.reader.files import OpenFiles, read_head
 from shardload.reader.rows import RowCache, RowTable
 from shardload.reader.sections import ShardSections
-from shardload.reader.streams import StreamReader
 from shardload.storage import FileReader
 
 Int64 = NDArray[np.int64]
@@ -67,7 +65,6 @@ class ShardReader:
         self._codecs = codecs
         self._files = files
         self._cache = cache
-        self._streams: dict[str, StreamReader] = {}
         self._identity = (entry.generation, entry.unit, entry.part)
         self.head = read_head(files.get(shard_id, entry), self._expected(), self._identity)
         # Not `self.file`: a cycle would keep files open until the next garbage collection.
@@ -90,66 +87,20 @@ class ShardReader:
         rows = self._table.take(self.file(), local_ids)
         return rows if self.schema is self._whole_schema else widen_rows(rows, self.schema, self._whole_schema)
 
-    def has(self, field: Field) -> bool:
-        """Tells whether the shard's generation has a field."""
-        return field.name in self.schema
-
     def will_need_rows(self, local_ids: Int64) -> None:
         """Tells the operating system that the pages of some rows will be read soon. `local_ids` do not fall."""
         self._table.will_need(self.file(), local_ids)
 
-    def will_need_items(self, field: Field, local_ids: Int64) -> None:
-        """Tells the operating system that items of a stream field will be read soon. `local_ids` do not fall."""
-        if self.has(field):
-            self._stream(field).will_need(self.file(), *self._spans(field, self.rows(local_ids), local_ids))
-
-    def check_spans(self, field: Field, rows: NDArray[Any], local_ids: Int64) -> None:
-        """Refuses items of a stream field that cannot be where samples' rows say. `local_ids` do not fall."""
-        if self.has(field):
-            self._spans(field, rows, local_ids)
-
-    def read_stream(
-        self, field: Field, rows: NDArray[Any], local_ids: Int64, places: Int64, out: NDArray[np.uint8], verify: Verify
-    ) -> None:
-        """Copies samples' items of a stream field into their places; checksums are compared if due.
-
-        Args:
-            field: the field.
-            rows: the samples' packed rows.
-            local_ids: not falling.
-            places: where in `out` each sample's bytes go.
-            out: uint8 of shape (bytes,), C-contiguous; belongs to the caller.
-            verify: whether checksums are compared; not `auto`.
-
-        Raises:
-            FormatError: a block is damaged, or rows and stream do not agree; names shard, bytes and a sample.
-        """
-        starts, stops = self._spans(field, rows, local_ids)
-        try:
-            self._stream(field).read(self.file(), starts, stops, places, out, verify)
-        except ChecksumError as error:
-            section = self.head.section(layout.SECTION_STREAM, self.schema.number(field.name))
-            hit = stops * field.num_bytes > (error.start or 0) - section.start
-            error.sample_id = self._first_sample_id + int(local_ids[np.argmax(hit)])
-            error.message += f" (sample {error.sample_id})"
-            raise
-
-    def _stream(self, field: Field) -> StreamReader:
-        stream = self._streams.get(field.name)
-        if stream is None:
-            number = self.schema.number(field.name)
-            kinds = layout.SECTION_STREAM, layout.SECTION_SUMS
-            data, sums = (self.head.section(kind, number) for kind in kinds)
-            stream = StreamReader(field, data, sums, self._identity, self._shard_id, self._cache)
-            self._streams[field.name] = stream
-        return stream
-
     def _spans(self, field: Field, rows: NDArray[Any], local_ids: Int64) -> tuple[Int64, Int64]:
         """Returns the first and the last + 1 of samples' items, checked against the stream and each other."""
         try:
-            return stream_spans(rows, field, self._stream(field).num_items, local_ids)
+            return stream_spans(rows, field, self._num_items(field), local_ids)
         except FormatError as error:
             raise self._damaged(FormatError, error.message, local_ids[error.sample_id or 0 :]) from None
+
+    def _num_items(self, field: Field) -> int:
+        section = self.head.section(layout.SECTION_STREAM, self.schema.number(field.name))
+        return section.num_bytes // section.item_bytes
 
     def check_streams(self, local_ids: Int64) -> None:
         """Checks that the items of consecutive samples follow each other.
@@ -160,7 +111,7 @@ class ShardReader:
         start, stop, rows = int(local_ids[0]), int(local_ids[-1]) + 1, self._table.take(self.file(), local_ids)
         for field in self.schema.stream_fields:
             starts, stops = self._spans(field, rows, local_ids)
-            last = self._stream(field).num_items if stop == self.entry.num_samples else stops[-1]
+            last = self._num_items(field) if stop == self.entry.num_samples else stops[-1]
             if (starts[1:] != stops[:-1]).any() or (start == 0 and starts[0] != 0) or stops[-1] != last:
                 detail = f"the items of field {field.name!r} do not follow each other"
                 raise self._damaged(FormatError, detail, local_ids)

@@ -55,7 +55,9 @@ class ShardloadError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         facts = {name: getattr(self, name) for name in ("dataset", "shard", "start", "stop", "sample_id")}
-        return _rebuild, (type(self), self.message, facts)
+        # The notes as well: in a process of the loader they say where it came from.
+        notes = getattr(self, "__notes__", None)
+        return _rebuild, (type(self), self.message, facts), notes and {"__notes__": notes}
 
 
 def _rebuild(kind: type[ShardloadError], message: str, facts: dict[str, Any]) -> ShardloadError:

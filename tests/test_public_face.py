@@ -53,12 +53,15 @@ def test_what_needs_no_torch_loads_none(code):
 def test_errors_survive_pickling_with_their_facts(name):
     kind = getattr(shardload, name)
     error = kind("what happened", dataset="/d", shard="s", start=1, stop=2, sample_id=3)
+    assert vars(pickle.loads(pickle.dumps(error))) == vars(error)
+    error.add_note("where it came from")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
     assert str(copy) == "what happened"
     assert vars(copy) == vars(error)
     assert copy.start == 1
     assert copy.sample_id == 3
+    assert copy.__notes__ == ["where it came from"]
 
 
 def test_errors_are_also_what_python_would_raise():

@@ -261,10 +261,12 @@ class Iteration:
         if most is None:
             most = int(max(_FAULTS_FREE, _MAX_FAULT_SHARE * self._num_samples))
         if self._num_faults > most:
+            last = delivery.faults[-1]
             raise FaultLimitError(
                 f"{self._num_faults:,} of {self._num_samples:,} samples of this iteration could not be used, and at most "
-                f"{most:,} may be (max_faults=); the last one: sample {delivery.faults[-1].sample_id}: "
-                f"{delivery.faults[-1].cause}"
+                f"{most:,} may be (max_faults=); the last one: sample {last.sample_id}: {last.cause}",
+                dataset=course.dataset.location,
+                sample_id=last.sample_id,
             )
 
     def _end(self, reason: BaseException) -> None:

@@ -251,7 +251,7 @@ class ShardLoader:
         Args:
             group: as for `check_ranks`.
             sample_ids: the ids of the batches trained on, as `with_ids` gives them, one array a batch; None for those that
-                this loader has delivered.
+                this loader has delivered. Stand-ins (`on_error`) count as the samples whose place they have, masked or not.
 
         Raises:
             StateMismatchError: something else was trained on; says what it looks like. All processes raise it.

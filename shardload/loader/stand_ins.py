@@ -24,7 +24,7 @@ READ_FAULTS = (FormatError, StorageError)
 _T = TypeVar("_T")
 _TRIES = 8
 """Stand-ins tried for a sample: with one sample in twenty bad, all fail once in 2e10 faults; with all bad, at once."""
-_NOT_OF_A_SAMPLE = (MemoryError, torch.OutOfMemoryError, LoaderClosedError)
+_NOT_OF_A_SAMPLE = (MemoryError, torch.cuda.OutOfMemoryError, LoaderClosedError)
 """What ends the run whoever raises it: the next sample would fare no better."""
 
 

@@ -183,7 +183,7 @@ def test_processes_find_the_same(damaged: Path) -> None:
     assert drawn[:COUNT] == drawn[COUNT:]
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_nothing_else_changes(damaged: Path, data: st.DataObject) -> None:
     """Places, states, numbers of batches and fillers are those of a run without faults, from any place, for any rank."""
@@ -238,6 +238,39 @@ def test_nothing_else_changes(damaged: Path, data: st.DataObject) -> None:
         trained.clear()
     assert loader.stats().num_faults == count and loader.stats().num_samples == plain.stats().num_samples
     assert loader.stats().leased_bytes == 0
+
+
+@pytest.mark.parametrize("transform", [None, refuses])
+def test_what_an_epoch_leaves_is_replaced_as_of_its_own_epoch(damaged: Path, transform: Any) -> None:
+    """The first samples of a batch may belong to the epoch before, which keys their stand-ins."""
+    refused = REFUSED if transform else frozenset()
+    found = 0
+    for seed in range(12):
+        loaders = [make(write_once(damaged), on_error="raise", seed=seed, tail="carry", prefetch_batches=0)]
+        loaders.append(make(damaged, transform=transform, seed=seed, tail="carry", prefetch_batches=0))
+        wanted, given = ([batch for _ in range(2) for batch in loader][8] for loader in loaders)
+        assert wanted["_epoch"].tolist() == [0] * 4 + [1] * 3 == given["_epoch"].tolist()
+        pairs = list(zip(wanted["_sample_id"].tolist(), wanted["_epoch"].tolist(), strict=True))
+        assert given["_sample_id"].tolist() == [replaced(i, epoch, BAD, refused, seed) for i, epoch in pairs]
+        found += sum(i in BAD for i, epoch in pairs if epoch == 0)
+    assert found
+
+
+@pytest.mark.parametrize("policy", ["substitute", "mask"])
+def test_fillers_are_no_faults(damaged: Path, policy: str, caplog: pytest.LogCaptureFixture) -> None:
+    """So that the faults of all ranks are as many as there are bad samples."""
+    counts = []
+    for world, batch_size in ((1, 50), (3, 19)):
+        caplog.clear()
+        loaders = [make(damaged, num_replicas=world, rank=rank, batch_size=batch_size, tail="mask", on_error=policy)
+                   for rank in range(world)]  # fmt: skip
+        batches = [batch for loader in loaders for batch in loader]
+        counts.append(sum(loader.stats().num_faults for loader in loaders))
+        assert len(caplog.records) == counts[-1]
+        valid, ids = (torch.cat([batch[name] for batch in batches]) for name in ("_valid", "_sample_id"))
+        assert len(ids) in (100, 114) and (ids == -1).sum() == len(ids) - COUNT
+        assert valid.sum() == COUNT - (len(BAD) if policy == "mask" else 0) and not valid[ids == -1].any()
+    assert counts == [len(BAD)] * 2
 
 
 def cut(path: Path) -> None:
@@ -400,9 +433,10 @@ def test_a_dead_disk_ends_the_run_at_once(damaged: Path, name: str, options: dic
 def test_a_dataset_of_one_sample(tmp_path: Path) -> None:
     path = write(tmp_path / "one", 1)
     flip(path, b"text of 000")
-    with pytest.raises(shardload.ChecksumError, match="sample 0") as caught:
-        list(make(path, batch_size=1))
-    assert "there is no other sample in the dataset" in caught.value.__notes__[-1]
+    for options in ({}, {"num_processes": 1}):
+        with pytest.raises(shardload.ChecksumError, match="sample 0") as caught:
+            list(make(path, batch_size=1, **options))
+        assert "there is no other sample in the dataset" in caught.value.__notes__[0]
 
 
 def test_of_two_samples_the_other_one_always_stands_in(tmp_path: Path) -> None:
@@ -433,11 +467,14 @@ def test_one_fault_too_many_ends_the_run(damaged: Path, most: int) -> None:
     for options in ({}, {"num_processes": 1})[: 1 + (most == 1)]:
         loader = make(damaged, batch_size=1, max_faults=most, **options)
         batches, delivered, states = iter(loader), [], [loader.state_dict()]
-        with pytest.raises(shardload.FaultLimitError, match=f"at most {most} may be .max_faults=.*ChecksumError"):
+        with pytest.raises(
+            shardload.FaultLimitError, match=f"at most {most} may be .max_faults=.*ChecksumError"
+        ) as caught:
             for batch in batches:
                 delivered.append(batch["_sample_id"])
                 states.append(loader.state_dict())
         assert loader.stats().num_faults == most
+        assert caught.value.dataset == str(damaged) and caught.value.sample_id in BAD
         # The batch that was too much was not delivered, and a new iteration begins to count anew.
         assert loader.state_dict() == states[-1] == loader.state_at(len(delivered))
         with pytest.raises(shardload.LoaderClosedError):
@@ -461,7 +498,9 @@ def test_the_limit_unless_told_otherwise(numbers: Path, monkeypatch: pytest.Monk
         list(make(numbers, transform=refusing(11)))
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError, torch.OutOfMemoryError, shardload.LoaderClosedError])
+@pytest.mark.parametrize(
+    "kind", [KeyboardInterrupt, MemoryError, torch.cuda.OutOfMemoryError, shardload.LoaderClosedError]
+)
 @pytest.mark.parametrize("place", ["sample", "stand-in"])
 def test_what_is_not_about_a_sample_is_never_swallowed(numbers: Path, kind: type[BaseException], place: str) -> None:
     calls: list[int] = []

@@ -21,7 +21,9 @@ from transforms import SampleError, refuses
 import shardload
 from shardload.format import layout
 from shardload.loader import iteration
+from shardload.loader.stand_ins import made_whole
 from shardload.order.rng import stand_in_ids
+from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
 
 COUNT = 60
@@ -365,6 +367,29 @@ def test_bytes_that_are_no_value(
     assert not any("transform" in note.partition("\n")[0] for note in getattr(caught.value, "__notes__", ()))
     with make(path, fields=["number"], on_error="raise", **options) as loader:
         assert len(list(loader)) == 2
+
+
+@given(st.integers(1, 300), st.data())
+def test_few_faults_are_found_by_few_reads(count: int, data: st.DataObject) -> None:
+    """The same faults as by asking for each sample by itself."""
+    bad = data.draw(st.frozensets(st.integers(0, count - 1), max_size=3))
+    num_before, calls = data.draw(st.integers(0, count)), []
+
+    def read(ids: SampleIds) -> list[tuple[int, int]]:
+        calls.append(len(ids))
+        if bad & set(ids):
+            raise shardload.FormatError("bad")
+        return list(zip(ids, ids.epochs, strict=True))
+
+    made, ids, faults = made_whole(SampleIds(range(count), 3, 5, num_before), 1000, read)
+    epochs = [4] * num_before + [5] * (count - num_before)
+    assert made == [
+        (next(c for c in stand_in_ids(3, epoch, i, 1000, 8) if c not in bad) if i in bad else i, epoch)
+        for i, epoch in enumerate(epochs)
+    ]
+    assert [(fault.slot, fault.sample_id, fault.epoch) for fault in faults] == [(i, i, epochs[i]) for i in sorted(bad)]
+    assert ids == [i for i, _ in made]
+    assert len(calls) <= 3 + 22 * len(bad) and sum(calls) <= count * (3 + 3 * len(bad)) + 30
 
 
 def test_a_fault_is_told_once_with_its_first_cause(damaged: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,9 @@ The arms of a line run one after the other in each repeat; its ratio is the medi
 arms next to each other, with the middle half beside it. Where an arm's middle half is wider than 15 % of its median, or
 there were fewer than 5 repeats, the line is no claim. A line of one arm is a figure with a limit of its own; it is no
 claim where its middle half is wider than 15 % of the figure, or of the limit where that is more. A line without a limit
-is there for comparison.
+is there for comparison. --plot draws the lines that have a limit, and needs the extra `bench`.
+
+All that is made is removed at the end. P8 takes 11 GB of disk meanwhile and wants them in memory, the others up to 3 GB.
 """
 
 from __future__ import annotations

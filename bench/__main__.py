@@ -1,12 +1,15 @@
 """Measures shardload against what the machine can do and what a user would write.
 
 Run: python -m bench [--cases P1,P3] [--cache warm,cold] [--repeats N] [--scale X] [--folder DIR] [--json]
+     [--read FILE.json ...] [--plot FILE.svg]
 
 The arms of a line run one after the other in each repeat; its ratio is the median over the repeats of the ratio of the two
 arms next to each other, with the middle half beside it. Where an arm's middle half is wider than 15 % of its median, or
 there were fewer than 5 repeats, the line is no claim. A line of one arm is a figure with a limit of its own; it is no
 claim where its middle half is wider than 15 % of the figure, or of the limit where that is more. A line without a limit
-is there for comparison.
+is there for comparison. --plot draws the lines that have a limit, and needs the extra `bench`.
+
+All that is made is removed at the end. P8 takes 11 GB of disk meanwhile and wants them in memory, the others up to 3 GB.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import json
 import math
 import os
 import platform
+import signal
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -27,6 +32,7 @@ import numpy as np
 
 from bench.case import UNITS, Case, Line
 from bench.cases import CASES
+from bench.plot import draw, load_pyplot
 
 CLAIM_SPREAD = 0.15
 LEAST_REPEATS = 5
@@ -107,6 +113,10 @@ def options_given() -> argparse.Namespace:
         "--folder", type=Path, help="where datasets are made; the folder for temporary files unless given"
     )
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--read", type=Path, nargs="+", help="show what earlier runs printed with --json; measure nothing"
+    )
+    parser.add_argument("--plot", type=Path, help="draw the lines that have a limit; needs shardload[bench]")
     options = parser.parse_args()
     options.cases, options.cache = options.cases.split(","), options.cache.split(",")
     if unknown := (set(options.cases) - set(CASES)) | (set(options.cache) - set(CACHES)):
@@ -116,13 +126,13 @@ def options_given() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    options = options_given()
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures the cases asked for; prints each line when it is there unless all are to be JSON."""
     packages = {name: version(name) for name in ("shardload", "torch", "numpy")}
     facts = {"python": platform.python_version(), **packages, "cores": os.cpu_count(), "repeats": options.repeats}
-    lines = []
+    lines: list[dict[str, Any]] = []
     if not options.json:
-        print(", ".join(f"{name} {value}" for name, value in facts.items()))
+        print(text_of(facts))
     for name in options.cases:
         if ("cold" if CASES[name].cold else "warm") not in options.cache:
             continue
@@ -130,10 +140,37 @@ def main() -> None:
             lines.append(line)
             if not options.json:
                 print(text(line), flush=True)
+    return {"facts": facts, "cases": {name: CASES[name].what for name in options.cases}, "lines": lines}
+
+
+def read(paths: list[Path], as_json: bool) -> dict[str, Any]:
+    """Returns what runs have printed, as one; of their facts those of the first."""
+    runs = [json.loads(path.read_text()) for path in paths]
+    found = {"facts": runs[0]["facts"], "cases": {}, "lines": []}
+    for run in runs:
+        found["cases"] |= run["cases"]
+        found["lines"] += run["lines"]
+        if not as_json:
+            print("\n".join([text_of(run["facts"]), *map(text, run["lines"])]))
+    return found
+
+
+def text_of(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def main() -> None:
+    options = options_given()
+    # Else a run that is ended leaves gigabytes behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if options.plot:
+        # Before hours are spent on what cannot be drawn.
+        load_pyplot()
+    found = read(options.read, options.json) if options.read else measured(options)
     if options.json:
-        print(
-            json.dumps({"facts": facts, "cases": {n: CASES[n].what for n in options.cases}, "lines": lines}, indent=1)
-        )
+        print(json.dumps(found, indent=1))
+    if options.plot:
+        draw(found["lines"], found["facts"], options.plot)
 
 
 if __name__ == "__main__":

@@ -59,14 +59,27 @@ def tokens(folder: Path, num_samples: int, num_shards: int | None = None) -> Wor
 
 def images(folder: Path, num_samples: int) -> Workload:
     """Byte strings of the sizes of photographs (log-normal, mean 110 KB), incompressible; the first 8 bytes are the number."""
-    rng, path, raw = np.random.default_rng(1), folder / "images", folder / "images.bin"
+    rng = np.random.default_rng(1)
     lengths = np.maximum(1000, rng.lognormal(np.log(110_000) - 0.125, 0.5, num_samples)).astype(np.int64)
+    return _byte_strings(folder, lengths, rng, BATCH_JPEG)
+
+
+def records(folder: Path, num_samples: int, mean: float, deviation: float, batch_size: int) -> Workload:
+    """Byte strings of about one size (normal), incompressible; the first 8 bytes are the number."""
+    folder.mkdir()
+    rng = np.random.default_rng(9)
+    lengths = np.maximum(1000, rng.normal(mean, deviation, num_samples)).astype(np.int64)
+    return _byte_strings(folder, lengths, rng, batch_size)
+
+
+def _byte_strings(folder: Path, lengths: np.ndarray, rng: np.random.Generator, batch_size: int) -> Workload:
+    path, raw = folder / "images", folder / "images.bin"
     with shardload.ShardWriter(path, {"image": "bytes"}, shard_size="64MiB") as writer, open(raw, "wb") as file:
         for number, length in enumerate(lengths.tolist()):
             data = number.to_bytes(8, "little") + rng.bytes(length - 8)
             writer.write({"image": data})
             file.write(data)
-    return Workload(path, raw, np.cumsum(lengths) - lengths, lengths, "image", BATCH_JPEG)
+    return Workload(path, raw, np.cumsum(lengths) - lengths, lengths, "image", batch_size)
 
 
 def source_text(order_seed: int = 0) -> list[str]:

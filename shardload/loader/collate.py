@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ Batch = dict[str, Any]
 # torch has hardly an operator for these, so they are delivered as int64.
 _WIDENED = {"uint16", "uint32", "uint64"}
 _INT64 = np.dtype(np.int64)
+
+_COUNTED = {bytes, str, type(None)}
+_NUM_BYTES = operator.attrgetter("nbytes")
 
 
 def collate(samples: SampleBatch | Sequence[Any]) -> Any:
@@ -101,6 +105,12 @@ def batch_bytes(batch: Any) -> int:
     if isinstance(batch, Mapping):
         return sum(batch_bytes(value) for value in batch.values())
     if isinstance(batch, list | tuple):
+        # Most lists hold very many of one kind, which are counted without a call for each.
+        kinds = set(map(type, batch))
+        if kinds <= _COUNTED:
+            return sum(map(len, filter(None, batch)))
+        if kinds == {torch.Tensor}:
+            return sum(map(_NUM_BYTES, batch))
         return sum(batch_bytes(value) for value in batch)
     return 0
 

@@ -188,19 +188,25 @@ class BatchMaker:
             yield batch, samples.popleft()
 
     def _announced(self, ids: Iterator[RankBatch], after: Iterator[RankBatch]) -> Iterator[RankBatch]:
-        """Yields the batches after those that follow have been announced to the storage."""
+        """Yields the batches after those that follow have been announced to the storage.
+
+        Row tables that are read by page have their pages announced a window before the records that they tell of.
+        """
         size = self._ahead.hinted_batches
         if not size:
             yield from ids
             return
         waiting: collections.deque[RankBatch] = collections.deque()
+        (own, coming), rows_announced = _window(ids, after, size), False
         while True:
             if len(waiting) <= size // 2:
-                more = list(itertools.islice(ids, size))
-                waiting.extend(more)
-                coming = more if len(more) == size else more + list(itertools.islice(after, size - len(more)))
-                if coming:
-                    self._dataset.will_need(np.concatenate([batch.sample_ids for batch in coming]), self._recipe.fields)
+                waiting.extend(own)
+                if len(coming):
+                    self._dataset.will_need(coming, self._recipe.fields, rows_announced=rows_announced)
+                own, coming = _window(ids, after, size)
+                if len(coming):
+                    self._dataset.will_need_rows(coming)
+                    rows_announced = True
             if not waiting:
                 return
             yield waiting.popleft()
@@ -276,6 +282,13 @@ class BatchMaker:
         if not takes_rng(transform):
             return transform(batch)
         return transform(batch, rng=batch_rng(self._seed, epoch, ids.cursor, self._rank))
+
+
+def _window(ids: Iterator[RankBatch], after: Iterator[RankBatch], size: int) -> tuple[list[RankBatch], Int64]:
+    """Returns so many batches as far as there are, and the samples of them and of those after them that fill the window."""
+    own = list(itertools.islice(ids, size))
+    coming = own + list(itertools.islice(after, size - len(own)))
+    return own, np.concatenate([np.empty(0, dtype=np.int64), *(batch.sample_ids for batch in coming)])
 
 
 def collated(

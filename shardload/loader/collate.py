@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ Batch = dict[str, Any]
 # torch has hardly an operator for these, so they are delivered as int64.
 WIDENED = frozenset({"uint16", "uint32", "uint64"})
 _INT64 = np.dtype(np.int64)
-_STRINGS = {bytes, str}
+_COUNTED = {bytes, str, type(None)}
+_NUM_BYTES = operator.attrgetter("nbytes")
 
 
 def collate(samples: SampleBatch | Sequence[Any]) -> Any:
@@ -110,8 +112,12 @@ def batch_bytes(batch: Any) -> int:
     if isinstance(batch, Mapping):
         return sum(batch_bytes(value) for value in batch.values())
     if isinstance(batch, list | tuple):
-        if set(map(type, batch)) <= _STRINGS:
-            return sum(map(len, batch))
+        # Most lists hold very many of one kind, which are counted without a call for each.
+        kinds = set(map(type, batch))
+        if kinds <= _COUNTED:
+            return sum(map(len, filter(None, batch)))
+        if kinds == {torch.Tensor}:
+            return sum(map(_NUM_BYTES, batch))
         return sum(batch_bytes(value) for value in batch)
     return 0
 

@@ -24,7 +24,7 @@ from shardload.planner import plan_by_shard
 from shardload.reader.batch import Column, SampleBatch, typed_values
 from shardload.reader.checks import CheckedBlocks, Verify, fits_in_memory, resolve_verify
 from shardload.reader.codecs import Codecs
-from shardload.reader.engines import EngineName, choose_engine
+from shardload.reader.engines import EngineName, Ranges, choose_engine
 from shardload.reader.facts import ShardFacts
 from shardload.reader.files import OpenFiles
 from shardload.reader.located import Located
@@ -123,24 +123,39 @@ class Access:
                 batch[field.name] = Column(field, value, None if valid is None else valid[part])
         return [SampleBatch(ids, batch, self.location) for ids, batch in zip(batches, columns, strict=True)]
 
-    def will_need(self, sample_ids: Int64, fields: Sequence[Field]) -> None:
+    def will_need(self, sample_ids: Int64, fields: Sequence[Field], rows_announced: bool) -> None:
         """Tells the operating system which bytes coming batches will read.
 
-        Of row tables that are read by page only the pages are announced: to know the records they would have to be read
-        here and now, which is what hints are to spare the caller.
+        Args:
+            sample_ids: the samples.
+            fields: the fields that will be read.
+            rows_announced: whether `will_need_rows` was told of them a while ago. Of row tables that are read by page others
+                have only their pages announced, and values in wide columns: to know the records, the rows would have to be read
+                here and now, which is what hints are to spare the caller.
         """
         if self._fits:
             sample_ids = sample_ids[self._hinted.missing(sample_ids)]
             if not len(sample_ids):
                 return
-        if self._rows is None:
-            for reads in plan_by_shard(sample_ids, self._first):
-                self.shard(reads.shard_id).will_need_rows(reads.local_ids)
-            samples = self._located(sample_ids, self._shard_ids(sample_ids), np.empty(len(sample_ids)))
-            self._hint(samples, [field for field in fields if field.wide])
+        if self._rows is not None or rows_announced:
+            self._hint(self._locate(sample_ids), fields)
             return
-        samples = self._locate(sample_ids)
-        self._hint(samples, fields)
+        self.will_need_rows(sample_ids)
+        samples = self._located(sample_ids, self._shard_ids(sample_ids), np.empty(len(sample_ids)))
+        self._announce(samples, [field for field in fields if field.wide])
+
+    def will_need_rows(self, sample_ids: Int64) -> None:
+        """Tells the operating system which pages of row tables will be read; none where the tables are held whole."""
+        if self._rows is not None:
+            return
+        found = [
+            (reads.shard_id, start, length)
+            for reads in plan_by_shard(sample_ids, self._first)
+            for start, length in self.shard(reads.shard_id).row_ranges(reads.local_ids)
+        ]
+        if found:
+            with contextlib.suppress(OSError):
+                self.engine.will_need(Ranges(*np.array(found, dtype=np.int64).T))
 
     def check_rows(self, shard_id: int, start: int, stop: int) -> None:
         """Checks that what the packed rows of a half-open range of a shard's samples say can be.
@@ -263,8 +278,10 @@ class Access:
         if self._fits:
             samples = samples[self._hinted.missing(samples.sample_ids)]
             self._hinted.add(samples.sample_ids)
-        if not len(samples):
-            return
+        if len(samples):
+            self._announce(samples, fields)
+
+    def _announce(self, samples: Located, fields: Sequence[Field]) -> None:
         ranges = [self._wide[field.name].ranges(samples) for field in fields if field.wide]
         ranges += [self._streams[field.name].ranges(samples) for field in fields if field.streamed]
         if any(field.in_record for field in fields):

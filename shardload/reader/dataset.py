@@ -211,7 +211,9 @@ class ShardDataset:
         """Returns several batches as of `read_batch`, by reads that are planned over all of them."""
         return self._process_access().read_batches(batches, buffers, fields)
 
-    def will_need(self, sample_ids: Int64, fields: Sequence[Field] | None = None) -> None:
+    def will_need(
+        self, sample_ids: Int64, fields: Sequence[Field] | None = None, *, rows_announced: bool = False
+    ) -> None:
         """Tells the operating system that samples will be read soon, so that it can fetch them meanwhile.
 
         A file that cannot be read is passed over here: the read itself tells, with the place.
@@ -219,10 +221,21 @@ class ShardDataset:
         Args:
             sample_ids: int64 of shape (samples,), each in [0, len).
             fields: fields that will be read; None for those the dataset was opened with.
+            rows_announced: whether `will_need_rows` was told of them a while ago. If not, records and streams are left out
+                where row tables are read by page, since their place is not known.
         """
         # OSError: a file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(ShardloadError, OSError):
-            self._process_access().will_need(sample_ids, self.field_list if fields is None else fields)
+            fields = self.field_list if fields is None else fields
+            self._process_access().will_need(sample_ids, fields, rows_announced)
+
+    def will_need_rows(self, sample_ids: Int64) -> None:
+        """Tells the operating system that samples will be announced by `will_need` a while later.
+
+        That is for row tables too large to be held whole, which are read by page; otherwise there is nothing to tell.
+        """
+        with contextlib.suppress(ShardloadError, OSError):
+            self._process_access().will_need_rows(sample_ids)
 
     @property
     def engine_name(self) -> str:

@@ -97,14 +97,20 @@ class RowTable:
             rows[start:stop] = self._page(file, int(page))[local_ids[start:stop] - page * per_page]
         return rows
 
-    def will_need(self, file: FileReader, local_ids: NDArray[np.int64]) -> None:
-        """Tells the operating system that the pages of some samples will be read soon. `local_ids` do not fall."""
+    def ranges(self, local_ids: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Returns start and length of what has yet to be read of the file for the rows of some samples, page by page.
+
+        Args:
+            local_ids: not falling.
+        """
+        found = []
         if self._digests is None:
-            file.will_need(self._pages.start, self._pages.stop - self._pages.start)
+            found.append((self._pages.start, self._pages.stop - self._pages.start))
         for page in np.unique(local_ids // self._rows.rows_per_page).tolist():
             if self._cache.get((self._shard_id, page)) is None:
                 start, stop = self._rows.page_bounds(page, self._num_samples)
-                file.will_need(self._section.start + start, stop - start)
+                found.append((self._section.start + start, stop - start))
+        return found
 
     def _page(self, file: FileReader, page: int) -> NDArray[Any]:
         key = (self._shard_id, page)

@@ -87,9 +87,9 @@ class ShardReader:
         rows = self._table.take(self.file(), local_ids)
         return rows if self.schema is self._whole_schema else widen_rows(rows, self.schema, self._whole_schema)
 
-    def will_need_rows(self, local_ids: Int64) -> None:
-        """Tells the operating system that the pages of some rows will be read soon. `local_ids` do not fall."""
-        self._table.will_need(self.file(), local_ids)
+    def row_ranges(self, local_ids: Int64) -> list[tuple[int, int]]:
+        """Returns start and length of the pages that are to be read for some rows. `local_ids` do not fall."""
+        return self._table.ranges(local_ids)
 
     def _spans(self, field: Field, rows: NDArray[Any], local_ids: Int64) -> tuple[Int64, Int64]:
         """Returns the first and the last + 1 of samples' items, checked against the stream and each other."""

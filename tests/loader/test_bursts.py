@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from samples import mixed_sample, write_mixed
 
 import shardload
+from shardload.loader import batches
 from shardload.loader.batches import plan_ahead
-from shardload.reader import ShardDataset
+from shardload.reader import ShardDataset, access
 from shardload.reader.access import Access
+from shardload.reader.records import RecordReader
+from shardload.reader.shard import ShardReader
 
 WAYS = [(0, 0), (1, 0), (8, 0), (8, 1), (3, 3), (16, 2)]
 """prefetch_batches and num_threads."""
@@ -96,7 +99,7 @@ def test_one_slow_sample_does_not_stop_reading_ahead(mixed: Path, monkeypatch: p
 
 def test_what_comes_is_announced_once_also_of_the_next_epoch(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     announced: list[list[int]] = []
-    monkeypatch.setattr(ShardDataset, "will_need", lambda self, ids, fields=None: announced.append(ids.tolist()))
+    monkeypatch.setattr(ShardDataset, "will_need", lambda self, ids, fields=None, **_: announced.append(ids.tolist()))
     loader = make(mixed, 50, (4, 1))
     epochs = [[i for batch in loader for i in batch["_sample_id"].tolist()] for _ in range(2)]
     flat = [i for ids in announced for i in ids]
@@ -150,3 +153,50 @@ def test_no_thread_is_left(mixed: Path, way: tuple[int, int]) -> None:
         if thread.name.startswith("shardload"):
             thread.join(10)
             assert not thread.is_alive()
+
+
+def test_rows_by_page_are_announced_a_window_before_the_records(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are hinted though their places stand in pages that are not held: those were asked for a window earlier."""
+    monkeypatch.setattr(access, "INDEX_BUDGET_BYTES", 1000)
+    monkeypatch.setattr(access, "fits_in_memory", lambda num_bytes: False)
+    monkeypatch.setattr(batches, "_HINTED_BATCHES", 4)
+    told: list[tuple[str, list[int]]] = []
+    hinted: list[set[int]] = []
+    will_need, will_need_rows, ranges = Access.will_need, Access.will_need_rows, RecordReader.ranges
+    in_hint = threading.local()
+
+    def note_records(self: Access, ids: Any, *rest: Any) -> None:
+        told.append(("records", ids.tolist()))
+        hinted.append(set())
+        in_hint.now = True
+        will_need(self, ids, *rest)
+        in_hint.now = False
+
+    def note_rows(self: Access, ids: Any) -> None:
+        told.append(("rows", ids.tolist()))
+        will_need_rows(self, ids)
+
+    def note_ranges(self: RecordReader, samples: Any) -> Any:
+        if getattr(in_hint, "now", False):
+            hinted[-1] |= set(samples.sample_ids.tolist())
+        return ranges(self, samples)
+
+    monkeypatch.setattr(Access, "will_need", note_records)
+    monkeypatch.setattr(Access, "will_need_rows", note_rows)
+    monkeypatch.setattr(RecordReader, "ranges", note_ranges)
+    epoch = [plain(batch) for batch in make(mixed, 10, (4, 1))]
+    assert str(epoch) == str([plain(batch) for batch in make(mixed, 10, (0, 0))])
+    windows = [ids for name, ids in told if name == "records"]
+    assert [i for ids in windows for i in ids][:500] == [i for batch in epoch for i in batch["_sample_id"]]
+    assert all(len(ids) == 40 for ids in windows[:12])
+    # Before the first one there is nothing to wait for: its pages are all that can be told.
+    wanted = [("records", windows[0]), ("rows", windows[0])]
+    for ids in windows[1:]:
+        wanted += [("rows", ids), ("records", ids)]
+    assert told[: len(wanted)] == wanted and not [ids for _, ids in told[len(wanted) :] if ids in windows]
+    assert hinted == [set(), *map(set, windows[1:])]
+
+
+def test_rows_that_are_held_are_not_announced(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ShardReader, "row_ranges", lambda self, ids: pytest.fail("pages were announced"))
+    assert len(list(make(mixed, 10, (4, 1)))) == 50

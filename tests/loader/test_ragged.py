@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 import shardload
 from shardload.loader import ShardLoader
+from shardload.loader.collate import batch_bytes
 
 SCHEMA: dict[str, Any] = {
     "tokens": "uint16[*]",
@@ -198,3 +199,20 @@ def test_one_of_everything(tmp_path: Path) -> None:
                     np.testing.assert_array_equal(value.to(torch.float64).numpy(), np.asarray(expected, np.float64))
                 else:
                     assert not value.any()
+
+
+def test_the_bytes_of_a_batch_are_counted_whatever_it_holds() -> None:
+    numbers = torch.zeros(3, 5, dtype=torch.int16)
+    cases: list[tuple[Any, int]] = [
+        ([], 0),
+        (["ab", "", "cde"], 5),
+        ([b"ab", None, b"c"], 3),
+        (["a", b"bc", 7, None], 3),
+        ([numbers, numbers[0]], 40),
+        ([numbers, None, np.zeros(2), "ab"], 48),
+        ({"a": numbers, "b": ["x"] * 9, "c": [["y"], [b"zz", numbers]], "d": ({"e": "four"},)}, 30 + 9 + 33 + 4),
+        (3, 0),
+    ]
+    for batch, num_bytes in cases:
+        assert batch_bytes(batch) == num_bytes
+        assert batch_bytes(tuple(batch) if isinstance(batch, list) else batch) == num_bytes

@@ -26,8 +26,8 @@ from shardload.order.rng import batch_rng
 from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
 from shardload.reader.batch import VALID, SampleBatch
-from shardload.reader.dataset import apply_transform, takes_rng
 from shardload.reader.decode import Lease, decoded
+from shardload.reader.transform import apply_transform, takes_rng
 
 Int64 = NDArray[np.int64]
 

@@ -12,8 +12,8 @@ from shardload.codecs.images import ImageDecode
 from shardload.format.schema import Field
 from shardload.loader.stand_ins import OnError
 from shardload.reader import ShardDataset
-from shardload.reader.dataset import takes_rng
 from shardload.reader.decode import check_decoders
+from shardload.reader.transform import takes_rng
 
 
 @dataclass(frozen=True)

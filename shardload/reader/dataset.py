@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, get_args
 
@@ -21,18 +19,17 @@ from shardload.format.manifest import Manifest, Metadata
 from shardload.format.schema import Field, Schema
 from shardload.format.statistics import FieldStatistics
 from shardload.format.table import ShardTable
-from shardload.order.rng import sample_rng
 from shardload.order.sample_ids import SampleIds
 from shardload.reader.access import Access, Buffers
-from shardload.reader.batch import VALID, SampleBatch
+from shardload.reader.batch import SampleBatch
 from shardload.reader.checks import Verify
 from shardload.reader.decode import check_decoders, decoded
 from shardload.reader.engines import EngineName, check_engine
 from shardload.reader.snapshot import Snapshot, read_snapshot
+from shardload.reader.transform import Transform, apply_transform, takes_rng
 from shardload.storage import LocalStorage
 
 Int64 = NDArray[np.int64]
-Transform = Callable[..., Any]
 
 
 def open_dataset(
@@ -324,84 +321,3 @@ class ShardDataset:
         if access is None or access.process_id != os.getpid():
             access = self._access = Access(self.location, self._snapshot, self.verify, self.engine)
         return access
-
-
-def takes_rng(transform: Transform) -> bool:
-    """Tells whether a transform has a parameter named `rng` that nobody has bound yet (`functools.partial`)."""
-    try:
-        parameters = inspect.signature(transform).parameters
-        return "rng" in parameters and not _binds_rng(transform)
-    except (TypeError, ValueError):
-        return False
-
-
-def _binds_rng(transform: Any) -> bool:
-    """Tells whether a partial gives `rng`: a signature keeps what was bound by name, as a default."""
-    while True:
-        transform = inspect.unwrap(transform, stop=lambda inner: isinstance(inner, functools.partial))
-        if not isinstance(transform, functools.partial):
-            return False
-        if "rng" in transform.keywords:
-            return True
-        transform = transform.func
-
-
-def apply_transform(
-    transform: Transform,
-    batch: SampleBatch,
-    ids: SampleIds | None,
-    before: Callable[[int, int, int], None] | None = None,
-    recover: Callable[[int, Exception], Any] | None = None,
-) -> list[Any]:
-    """Returns what a transform makes of each sample of a batch.
-
-    Args:
-        transform: called with each sample, and with its generator if it takes one.
-        batch: the samples.
-        ids: what they were asked for by, which keys the generators; None where there are none.
-        before: called before each sample with seed, epoch and sample id.
-        recover: called with place and error where a value cannot be decoded or the transform fails or returns None; its
-            result is taken. None to raise the error, and to let None pass to whoever collates.
-
-    Raises:
-        TypeError: fillers cannot be told from samples, as the transform returns no dicts.
-        BaseException: whatever the transform raises, with a note that names the sample.
-    """
-    keyed = ids is not None and takes_rng(transform)
-    epochs = [0] * len(batch) if ids is None else ids.epochs
-    samples = []
-    for slot, (epoch, sample_id) in enumerate(zip(epochs, batch.sample_ids.tolist(), strict=True)):
-        if before is not None and ids is not None:
-            before(ids.seed, epoch, sample_id)
-        rng = {"rng": sample_rng(ids.seed, epoch, sample_id)} if ids is not None and keyed else {}
-        try:
-            samples.append(_result(transform, batch, slot, rng, may_be_none=recover is None))
-        except Exception as error:
-            if recover is None:
-                raise
-            samples.append(recover(slot, error))
-    if ids is None or ids.num_valid is None:
-        return samples
-    return [_flagged(sample, slot < ids.num_valid) for slot, sample in enumerate(samples)]
-
-
-def _result(transform: Transform, batch: SampleBatch, slot: int, rng: Mapping[str, Any], may_be_none: bool) -> Any:
-    # Outside: a value that cannot be decoded names its sample, and is not the transform's fault.
-    sample = batch[slot]
-    try:
-        made = transform(sample, **rng)
-        if made is None and not may_be_none:
-            raise ValueError("the transform returned None")
-    except Exception as error:
-        error.add_note(f"in the transform of sample {batch.sample_ids[slot]} of {batch.location}")
-        raise
-    return made
-
-
-def _flagged(sample: Any, valid: bool) -> dict[str, Any]:
-    """Returns a sample that says whether it is one or a filler."""
-    if not isinstance(sample, dict):
-        raise TypeError(
-            f"tail='mask' adds {VALID!r} to samples that are dicts, but the transform returned a {type(sample).__name__}"
-        )
-    return {**sample, VALID: valid}

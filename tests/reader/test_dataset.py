@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import shardload
 from shardload.format.layout import SECTION_ROWS, SECTION_WIDE
-from shardload.reader.dataset import takes_rng
+from shardload.reader.transform import takes_rng
 from shardload.storage import FileReader, MappedFiles
 
 

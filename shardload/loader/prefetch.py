@@ -14,7 +14,7 @@ from shardload.errors import LoaderClosedError
 Item = TypeVar("Item")
 
 _CHECK_SECONDS = 5.0
-_JOIN_SECONDS = 2.0
+_JOIN_SECONDS = 10.0
 
 
 class Prefetcher(Generic[Item]):

@@ -124,7 +124,8 @@ class RecordReader:
                 part = slots[first:last]
                 found = self._read_piece(samples[part], records, places[first:last], mine)
                 if len(part) == len(samples) and len(mine) == len(wanted):
-                    back = np.argsort(part)
+                    back = np.empty_like(part)
+                    back[part] = np.arange(len(part))
                     return [values[back] for values in found]
                 # What was read for them is to be as large as one piece, not as all.
                 for place, values in zip(mine, found, strict=True):
@@ -165,6 +166,8 @@ class RecordReader:
     def _by_layout(self, samples: Located) -> list[tuple[RecordLayout, Int64]]:
         """Returns the samples that have records, by the layout of their generation."""
         counts = self._facts.num_record_fields[samples.shard_ids]
+        if len(counts) and counts[0] > 0 and (counts == counts[0]).all():
+            return [(self._layouts[int(counts[0])], np.arange(len(counts)))]
         return [(self._layouts[n], np.flatnonzero(counts == n)) for n in np.unique(counts).tolist() if n]
 
     def _read_piece(

@@ -166,6 +166,8 @@ class RecordReader:
     def _by_layout(self, samples: Located) -> list[tuple[RecordLayout, Int64]]:
         """Returns the samples that have records, by the layout of their generation."""
         counts = self._facts.num_record_fields[samples.shard_ids]
+        if len(counts) and counts[0] > 0 and (counts == counts[0]).all():
+            return [(self._layouts[int(counts[0])], np.arange(len(counts)))]
         return [(self._layouts[n], np.flatnonzero(counts == n)) for n in np.unique(counts).tolist() if n]
 
     def _read_piece(

@@ -156,17 +156,27 @@ class BatchMaker:
                 yield from self._one_by_one(burst, functools.partial(self._read_together, burst, epoch), epoch)
             return
         threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read")
+        reads: collections.deque[tuple[list[RankBatch], Future[list[Read]]]] = collections.deque()
+
+        def fill() -> None:
+            while len(reads) <= num_threads and (burst := next(bursts, None)):
+                reads.append((burst, threads.submit(self._read_together, burst, epoch)))
+
         try:
-            reads: collections.deque[tuple[list[RankBatch], Future[list[Read]]]] = collections.deque()
-            for burst in itertools.chain(bursts, [[]] * num_threads):
-                if burst:
-                    reads.append((burst, threads.submit(self._read_together, burst, epoch)))
-                if reads and (not burst or len(reads) > num_threads):
-                    read, future = reads.popleft()
-                    taken = future.result
-                    del future
-                    yield from self._one_by_one(read, taken, epoch)
-                    del taken
+            # The first batch is what somebody waits for: nothing takes the interpreter from it until it has been read, and
+            # what follows it is planned beside it. Threads that take turns at many short calls wait 5 ms for each turn.
+            for first in itertools.islice(bursts, 1):
+                samples = self._read_together(first, epoch)
+                filling = threads.submit(fill)
+                yield first[0], samples.pop()
+                filling.result()
+            while reads:
+                read, future = reads.popleft()
+                taken = future.result
+                del future
+                yield from self._one_by_one(read, taken, epoch)
+                del taken
+                fill()
         finally:
             threads.shutdown(cancel_futures=True)
 
@@ -196,14 +206,18 @@ class BatchMaker:
         if not size:
             yield from ids
             return
+        # The first batch is read at once, and windows grow: others do not come at the price of the first ones.
+        yield from itertools.islice(ids, 1)
         waiting: collections.deque[RankBatch] = collections.deque()
-        (own, coming), rows_announced = _window(ids, after, size), False
+        window = min(2, size)
+        (own, coming), rows_announced = _window(ids, after, window), False
         while True:
-            if len(waiting) <= size // 2:
+            if len(waiting) <= window // 2:
                 waiting.extend(own)
                 if len(coming):
                     self._dataset.will_need(coming, self._recipe.fields, rows_announced=rows_announced)
-                own, coming = _window(ids, after, size)
+                window = min(2 * window, size)
+                own, coming = _window(ids, after, window)
                 if len(coming):
                     self._dataset.will_need_rows(coming)
                     rows_announced = True

@@ -182,7 +182,9 @@ class FirstBatches:
         loader = shardload.ShardLoader(dataset, BATCH_SIZE, shuffle=True, seed=seed, with_ids=True)
         if resumed:
             loader.load_state_dict(state)
-        batch = next(iter(loader))
+        # Kept until the clock has stopped: what ends with it, threads that read ahead, is not the first batch.
+        batches = iter(loader)
+        batch = next(batches)
         seconds = time.perf_counter() - start
         loader.close()
         self._check(batch, seed, position if resumed else 0)

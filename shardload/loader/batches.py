@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -158,8 +159,10 @@ class BatchMaker:
         threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read")
         reads: collections.deque[tuple[list[RankBatch], Future[list[Read]]]] = collections.deque()
 
+        closing = threading.Event()
+
         def fill() -> None:
-            while len(reads) <= num_threads and (burst := next(bursts, None)):
+            while len(reads) <= num_threads and not closing.is_set() and (burst := next(bursts, None)):
                 reads.append((burst, threads.submit(self._read_together, burst, epoch)))
 
         try:
@@ -178,6 +181,7 @@ class BatchMaker:
                 del taken
                 fill()
         finally:
+            closing.set()
             threads.shutdown(cancel_futures=True)
 
     def _one_by_one(

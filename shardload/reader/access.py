@@ -264,10 +264,13 @@ class Access:
     def _load(self, shard_id: int) -> None:
         """Brings the rows of a shard into the store."""
         shard = self.shard(shard_id)
-        rows = shard.rows(np.arange(shard.entry.num_samples))
         assert self._rows is not None
-        if shard.schema is not self._schema:
-            self._rows[self._first[shard_id] : self._first[shard_id + 1]] = rows
+        if shard.schema is self._schema:
+            shard.load_rows()
+        else:
+            self._rows[self._first[shard_id] : self._first[shard_id + 1]] = shard.rows(
+                np.arange(shard.entry.num_samples)
+            )
         self._ready[shard_id] = True
 
     def _hint(self, samples: Located, fields: Sequence[Field]) -> None:

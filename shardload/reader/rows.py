@@ -85,10 +85,7 @@ class RowTable:
         """
         per_page = self._rows.rows_per_page
         if self._store is not None:
-            if not self._loaded:
-                # Of two threads both may read; they write the same.
-                self._read(file, 0, self._rows.num_pages(self._num_samples), self._store)
-                self._loaded = True
+            self.load(file)
             return self._store[local_ids]
         rows = np.empty(len(local_ids), dtype=self._rows.dtype)
         pages = local_ids // per_page
@@ -96,6 +93,17 @@ class RowTable:
             start, stop = np.searchsorted(pages, [page, page + 1])
             rows[start:stop] = self._page(file, int(page))[local_ids[start:stop] - page * per_page]
         return rows
+
+    def load(self, file: FileReader) -> None:
+        """Fills the store, if there is one and it is not full yet.
+
+        Raises:
+            ChecksumError: a page does not have its digest.
+        """
+        if self._store is not None and not self._loaded:
+            # Of two threads both may read; they write the same.
+            self._read(file, 0, self._rows.num_pages(self._num_samples), self._store)
+            self._loaded = True
 
     def ranges(self, local_ids: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Returns start and length of what has yet to be read of the file for the rows of some samples, page by page.

@@ -82,6 +82,10 @@ class ShardReader:
         items = entry.num_items[:streams]
         return Expected(self.schema, entry.num_samples, entry.num_bytes, entry.head_digest, items, self._dictionary)
 
+    def load_rows(self) -> None:
+        """Brings all rows into the store that was given for them."""
+        self._table.load(self.file())
+
     def rows(self, local_ids: Int64) -> NDArray[Any]:
         """Returns packed rows of the dataset's schema, checked. `local_ids` do not fall."""
         rows = self._table.take(self.file(), local_ids)

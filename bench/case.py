@@ -130,9 +130,20 @@ def timed_tokens(batches: Iterable[torch.Tensor], expected: int) -> float:
     return seconds / expected
 
 
-def c_gather(work: Workload, order: np.ndarray) -> float:
-    """Copies the samples of batches from the mapped file into one buffer that is used again; returns seconds a sample."""
-    source = np.memmap(work.raw, dtype=np.uint8, mode="r")
+def mapped(work: Workload) -> np.ndarray:
+    """Returns the raw file mapped: uint8 of shape (bytes,)."""
+    return np.memmap(work.raw, dtype=np.uint8, mode="r")
+
+
+def c_gather(work: Workload, order: np.ndarray, source: np.ndarray | None = None) -> float:
+    """Copies the samples of batches from the mapped file into one buffer that is used again; returns seconds a sample.
+
+    Args:
+        work: whose samples.
+        order: their numbers.
+        source: the file as of `mapped`, used before, as a loader's is in later epochs; None to map it anew, as for a first one.
+    """
+    source = mapped(work) if source is None else source
     out = np.ones(int(np.sort(work.lengths)[-work.batch_size :].sum()), dtype=np.uint8)
     start = time.perf_counter()
     for first in range(0, len(order), work.batch_size):

@@ -35,7 +35,7 @@ def plain_map(work: Workload) -> dict[str, Arm]:
 
     def run() -> float:
         order = rng.permutation(len(work))[:part]
-        return cold(work, lambda: timed_tokens(hand_written(work, Rows, order), part))
+        return cold(work, lambda: timed_tokens(hand_written(Rows(work), work.batch_size, order), part))
 
     return {"map-style": run}
 

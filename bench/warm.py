@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import shardload
-from bench.case import Arm, Case, Line, c_gather, facts_of, loader_of, one_core, timed, timed_tokens
+from bench.case import Arm, Case, Line, c_gather, facts_of, loader_of, mapped, one_core, timed, timed_tokens
 from bench.workloads import TOKENS, Workload, images, text, tokens
 
 
@@ -37,11 +37,11 @@ class GatheredRows(Rows):
         return np.take(self.rows, indices, axis=0)
 
 
-def hand_written(work: Workload, kind: type[Rows], order: np.ndarray | None = None) -> Iterable[torch.Tensor]:
+def hand_written(rows: Rows, batch_size: int, order: np.ndarray | None = None) -> Iterable[torch.Tensor]:
     options: dict[str, Any] = {"shuffle": True} if order is None else {"sampler": order.tolist()}
-    if kind is GatheredRows:
+    if isinstance(rows, GatheredRows):
         options["collate_fn"] = torch.from_numpy
-    return DataLoader(kind(work), work.batch_size, **options)
+    return DataLoader(rows, batch_size, **options)
 
 
 def p1(folder: Path, scale: float) -> Iterator[Line]:
@@ -55,9 +55,11 @@ def p1(folder: Path, scale: float) -> Iterator[Line]:
             batches = loader_of(work, verify="once") if loader is None else loader
             return timed_tokens((batch["tokens"] for batch in batches), len(work))
 
-    def limit() -> float:
+    source = mapped(work)
+
+    def limit(source: np.ndarray | None = source) -> float:
         with one_core():
-            return c_gather(work, order)
+            return c_gather(work, order, source)
 
     for _ in range(2):
         run(later), run(off), limit()
@@ -65,21 +67,22 @@ def p1(folder: Path, scale: float) -> Iterator[Line]:
     once, unchecked = facts_of(work, verify="once", **cores), facts_of(work, verify="off", **cores)
     yield Line("later epochs", {"loader": lambda: run(later), "C gather": limit}, True, facts=once)
     yield Line("verify off", {"loader": lambda: run(off), "C gather": limit}, True, facts=unchecked)
-    yield Line("first epoch", {"loader": run, "C gather": limit}, True, facts=once)
+    yield Line("first epoch", {"loader": run, "C gather": lambda: limit(None)}, True, facts=once)
 
 
 def beside_c(work: Workload, limit_name: str, less_is_better: bool) -> Iterator[Line]:
     """Yields later epochs, unchecked ones and the first beside the gather in C."""
-    order = np.random.default_rng(3).permutation(len(work))
+    order, source = np.random.default_rng(3).permutation(len(work)), mapped(work)
     later, off = loader_of(work, verify="once"), loader_of(work, verify="off")
     for _ in range(2):
-        timed(work, later), timed(work, off), c_gather(work, order)
-    limit: dict[str, Arm] = {limit_name: lambda: c_gather(work, order)}
+        timed(work, later), timed(work, off), c_gather(work, order, source)
+    limit: dict[str, Arm] = {limit_name: lambda: c_gather(work, order, source)}
     once, unchecked = facts_of(work, verify="once"), facts_of(work, verify="off")
     yield Line("later epochs", {"loader": lambda: timed(work, later)} | limit, less_is_better, facts=once)
     yield Line("verify off", {"loader": lambda: timed(work, off)} | limit, less_is_better, facts=unchecked)
     first: Arm = lambda: timed(work, loader_of(work, verify="once"))  # noqa: E731
-    yield Line("first epoch", {"loader": first} | limit, less_is_better, facts=once)
+    anew: dict[str, Arm] = {limit_name: lambda: c_gather(work, order)}
+    yield Line("first epoch", {"loader": first} | anew, less_is_better, facts=once)
 
 
 def p2(folder: Path, scale: float) -> Iterator[Line]:
@@ -96,14 +99,16 @@ def p5(folder: Path, scale: float) -> Iterator[Line]:
     dataset = shardload.open(work.dataset)
     sampler = shardload.ShardSampler(dataset).batch_sampler(work.batch_size)
     ours = DataLoader(dataset, batch_sampler=sampler, collate_fn=shardload.collate)
-    gathered: dict[str, Arm] = {"gather": lambda: timed_tokens(hand_written(work, GatheredRows), len(work))}
+    # Mapped once, as the loader's files are.
+    rows, taken = Rows(work), GatheredRows(work)
+    gathered: dict[str, Arm] = {"gather": lambda: timed_tokens(hand_written(taken, work.batch_size), len(work))}
     first: Arm = lambda: timed_tokens((batch["tokens"] for batch in loader), len(work))  # noqa: E731
     second: Arm = lambda: timed_tokens((batch["tokens"] for batch in ours), len(work))  # noqa: E731
     for arm in (first, second, gathered["gather"]):
         arm()
     yield Line("path 2", {"loader": first} | gathered, False, facts=facts_of(work))
     yield Line("path 1", {"sampler": second} | gathered, False, facts=facts_of(work, threads="num_workers=0"))
-    styled: Arm = lambda: timed_tokens(hand_written(work, Rows), len(work))  # noqa: E731
+    styled: Arm = lambda: timed_tokens(hand_written(rows, work.batch_size), len(work))  # noqa: E731
     yield Line("path 2 to map-style", {"loader": first, "map-style": styled}, False, facts=facts_of(work))
 
 
@@ -148,7 +153,7 @@ def p19(folder: Path, scale: float) -> Iterator[Line]:
         ("jpeg", images, 3_000, (1.6, 1.2)),
     ):
         work = make(folder, int(count * scale))
-        order = np.random.default_rng(5).permutation(len(work))
+        order, source = np.random.default_rng(5).permutation(len(work)), mapped(work)
         for verify in ("once", "off"):
             loader = loader_of(work, verify=verify)
             also: dict[str, list[float]] = {"loader us": [], "memcpy us": []}
@@ -156,8 +161,8 @@ def p19(folder: Path, scale: float) -> Iterator[Line]:
             def run(work: Workload = work, loader: shardload.ShardLoader = loader, also: Any = also) -> float:
                 return cpu_cost(work, lambda: timed(work, loader), also["loader us"])
 
-            def limit(work: Workload = work, order: np.ndarray = order, also: Any = also) -> float:
-                return cpu_cost(work, lambda: c_gather(work, order), also["memcpy us"])
+            def limit(work: Workload = work, order: Any = order, source: Any = source, also: Any = also) -> float:
+                return cpu_cost(work, lambda: c_gather(work, order, source), also["memcpy us"])
 
             for _ in range(2):
                 run(), limit()

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from shardload.errors import FaultLimitError, LoaderClosedError
+from shardload.loader.ahead import Ahead, plan_ahead
 from shardload.loader.audit import Delivered
-from shardload.loader.batches import Ahead, BatchMaker, Delivery, plan_ahead
+from shardload.loader.batches import BatchMaker, Delivery
 from shardload.loader.collate import WIDENED, take_back, to_device
 from shardload.loader.prefetch import Prefetcher
 from shardload.loader.processes import ProcessPool
@@ -35,6 +36,8 @@ DEFAULT_BYTES = 16 << 20
 DEFAULT_PREFETCH_BYTES = "256MiB"
 
 _KEPT_BATCHES_WARNING = 64
+_SMALL_BYTES = 4096
+"""Of smaller samples the making of a byte string costs as much as its bytes."""
 _FAULTS_FREE, _MAX_FAULT_SHARE = 100, 0.05
 
 _log = logging.getLogger("shardload")
@@ -143,7 +146,9 @@ def make_course(
     """
     cuda = device is not None and device.type == "cuda"
     manifest = dataset.manifest
-    batch_bytes = batch_size * manifest.num_bytes / max(1, manifest.num_samples)
+    sample_bytes = manifest.num_bytes / max(1, manifest.num_samples)
+    batch_bytes = batch_size * sample_bytes
+    strings = sample_bytes < _SMALL_BYTES and any(field.in_record and field.codec == "none" for field in recipe.fields)
     if prefetch_batches is None:
         prefetch_batches = int(
             min(MAX_DEFAULT_BATCHES, max(MIN_DEFAULT_BATCHES, DEFAULT_BYTES // max(batch_bytes, 1.0)))
@@ -159,7 +164,7 @@ def make_course(
         pinned=cuda if pin_memory is None else pin_memory,
         prefetch_batches=num_batches,
         prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
-        ahead=plan_ahead(batch_bytes, num_batches, threads),
+        ahead=plan_ahead(batch_bytes, num_batches, threads, strings=strings and not recipe.decode),
         num_processes=as_integer(num_processes, "num_processes"),
         max_faults=None if max_faults is None else as_integer(max_faults, "max_faults"),
         reuse=reuse,

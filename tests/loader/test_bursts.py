@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from samples import mixed_sample, write_mixed
 
 import shardload
-from shardload.loader import batches
-from shardload.loader.batches import plan_ahead
+from shardload.loader import ahead
+from shardload.loader.ahead import plan_ahead
 from shardload.reader import ShardDataset, access
 from shardload.reader.access import Access
 from shardload.reader.records import RecordReader
@@ -131,6 +131,10 @@ def test_how_far_ahead(batch_bytes: float, prefetch_batches: int, num_threads: i
     assert ahead.burst_batches == 1 or ahead.burst_batches * batch_bytes <= 8 << 20
     assert 2 <= ahead.hinted_batches <= 16
     assert ahead.num_threads == num_threads or (num_threads is None and 0 <= ahead.num_threads <= 4)
+    strings = plan_ahead(batch_bytes, prefetch_batches, num_threads, strings=True)
+    assert strings.num_threads == num_threads or (
+        num_threads is None and strings.num_threads == min(1, ahead.num_threads)
+    )
 
 
 def test_threads_that_cannot_be(mixed: Path) -> None:
@@ -160,7 +164,7 @@ def test_rows_by_page_are_announced_a_window_before_the_records(mixed: Path, mon
     """Records are hinted though their places stand in pages that are not held: those were asked for a window earlier."""
     monkeypatch.setattr(access, "INDEX_BUDGET_BYTES", 1000)
     monkeypatch.setattr(access, "fits_in_memory", lambda num_bytes: False)
-    monkeypatch.setattr(batches, "_HINTED_BATCHES", 4)
+    monkeypatch.setattr(ahead, "_HINTED_BATCHES", 4)
     told: list[tuple[str, list[int]]] = []
     hinted: list[set[int]] = []
     will_need, will_need_rows, ranges = Access.will_need, Access.will_need_rows, RecordReader.ranges

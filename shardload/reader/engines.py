@@ -29,7 +29,8 @@ MAX_GAP_BYTES = 4096
 """Ranges this near each other are read together: the copy is cheaper than another call."""
 MAX_READ_BYTES = 1 << 20
 
-_ASK_EVERY, _LOOK_EVERY = 4, 16
+_ASK_SECONDS = 0.02
+"""Neither the interpreter nor the memory is looked at more often: the question takes up to 0.1 ms."""
 _MIN_RESIDENCY = 0.9
 """Of shards less in memory the next read would wait for the device, with the interpreter's lock held."""
 _BUSY_SECONDS = 1e-3
@@ -168,7 +169,7 @@ class MapEngine:
         self._reads = ReadEngine(files, table)
         self._stays = stays
         self._looked = np.zeros(len(table), dtype=np.bool_)
-        self._num_looks = 0
+        self._asked = 0.0
         self._busy = False
 
     def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
@@ -227,11 +228,12 @@ class MapEngine:
         if not self._map(shard_ids):
             return False
         absent = shard_ids[self._mapped.residency[shard_ids] < _MIN_RESIDENCY]
-        if not self._num_looks % _ASK_EVERY:
+        now = time.monotonic()
+        if now - self._asked > _ASK_SECONDS:
+            self._asked = now
             self._busy = interpreter_busy()
-        if len(absent) and not self._num_looks % _LOOK_EVERY:
-            self._mapped.look(int(absent[0]))
-        self._num_looks += 1
+            if len(absent):
+                self._mapped.look(int(absent[0]))
         return not len(absent) and not self._busy
 
     def _map(self, shard_ids: Int64) -> bool:

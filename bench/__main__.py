@@ -1,10 +1,12 @@
 """Measures shardload against what the machine can do and what a user would write.
 
 Run: python -m bench [--cases P1,P3] [--cache warm,cold] [--repeats N] [--scale X] [--folder DIR] [--json]
+                     [--peers PYTHON]
 
 The arms of a line run one after the other in each repeat; its ratio is the median over the repeats of the ratio of the two
 arms next to each other, with the middle half beside it. Where an arm's middle half is wider than 15 % of its median, the
-line is no claim.
+line is no claim. P4 compares with other loaders, each in a process of its own; those that need more than shardload does are
+looked for by --peers, a Python that has what bench/peers.txt lists.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import case_p4
 from bench.cases import CASES, Arm
 
 CLAIM_SPREAD = 0.15
@@ -51,18 +54,26 @@ def measure(arms: dict[str, Arm], less_is_better: bool, repeats: int) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES)}")
+    known = {**{case.name: case.what for case in CASES.values()}, "P4": case_p4.WHAT}
+    parser.add_argument("--cases", default=",".join(known), help=f"of {', '.join(known)}")
     parser.add_argument("--cache", default="warm,cold", help="warm, cold or both")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="times the usual number of samples")
     parser.add_argument(
         "--folder", type=Path, help="where datasets are made; the folder for temporary files unless given"
     )
+    parser.add_argument(
+        "--peers",
+        action="append",
+        default=[],
+        metavar="PYTHON",
+        help="has the peers of P4 (bench/peers.txt); may be repeated",
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     names, caches = options.cases.split(","), options.cache.split(",")
-    if unknown := (set(names) - set(CASES)) | (set(caches) - {"warm", "cold"}):
-        parser.error(f"there is no {', '.join(sorted(unknown))}; cases: {', '.join(CASES)}; caches: warm, cold")
+    if unknown := (set(names) - set(known)) | (set(caches) - {"warm", "cold"}):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; cases: {', '.join(known)}; caches: warm, cold")
     if options.repeats < 1 or options.scale <= 0:
         parser.error("--repeats and --scale must be above 0")
     packages = {name: version(name) for name in ("shardload", "torch", "numpy")}
@@ -71,6 +82,14 @@ def main() -> None:
     if not options.json:
         print(", ".join(f"{name} {value}" for name, value in facts.items()))
     for name in names:
+        if name == "P4":
+            if "warm" in caches:
+                with tempfile.TemporaryDirectory(prefix="shardload-bench-", dir=options.folder) as folder:
+                    for found in case_p4.p4(Path(folder), options.scale, options.repeats, options.peers):
+                        lines.append(found)
+                        if not options.json:
+                            print(case_p4.text(found, text), flush=True)
+            continue
         case = CASES[name]
         if ("cold" if case.cold else "warm") not in caches:
             continue
@@ -82,7 +101,7 @@ def main() -> None:
                 if not options.json:
                     print(text(found))
     if options.json:
-        print(json.dumps({"facts": facts, "cases": {n: CASES[n].what for n in names}, "lines": lines}, indent=1))
+        print(json.dumps({"facts": facts, "cases": {n: known[n] for n in names}, "lines": lines}, indent=1))
 
 
 def text(line: dict[str, Any]) -> str:

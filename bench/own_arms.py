@@ -196,13 +196,9 @@ class WebDataset(Arm):
         from webdataset import ShardWriter
 
         os.mkdir(target)
-        with ShardWriter(f"{target}/%06d.tar", maxsize=self._tar_bytes(samples), verbose=0) as writer:
+        with ShardWriter(f"{target}/%06d.tar", maxsize=samples.shard_bytes(), verbose=0) as writer:
             for number, frame in enumerate(samples.frames()):
                 writer.write({"__key__": f"{number:09d}", "bin": frame})
-
-    def _tar_bytes(self, samples: Samples) -> int:
-        """Returns the size of a tar: as everywhere, but so small that there are 8 to shuffle and to share out."""
-        return min(SHARD_BYTES, samples.raw.stat().st_size // 8)
 
     def loader(self, samples: Samples, target: str, workers: int) -> Iterable[Any]:  # noqa: D102
         import webdataset

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import BatchSampler, Dataset, RandomSampler
 
 from bench.own_arms import listed, stacked, torch_loader
-from bench.peer_form import SHARD_BYTES, TOKENS, Arm, Samples
+from bench.peer_form import TOKENS, Arm, Samples
 
 
 def spawned(workers: int) -> dict[str, Any]:
@@ -35,7 +35,9 @@ class MosaicStreaming(Arm):
 
         columns = {"value": f"ndarray:int32:{TOKENS}" if samples.kind == "tokens" else "bytes"}
         compression = None if samples.level is None else f"zstd:{samples.level}"
-        with MDSWriter(out=target, columns=columns, compression=compression, size_limit=SHARD_BYTES) as writer:
+        with MDSWriter(
+            out=target, columns=columns, compression=compression, size_limit=samples.shard_bytes()
+        ) as writer:
             for value in samples.values():
                 writer.write({"value": value})
 
@@ -77,6 +79,11 @@ class Column:
         return torch.from_numpy(np.stack(values)) if self._tokens else values
 
 
+def owned(values: list[Any]) -> list[bytes]:
+    """Collates what may be views into a map, which workers cannot send."""
+    return list(map(bytes, values))
+
+
 class LitData(Arm):
     """StreamingDataset under StreamingDataLoader; tokens by the TokensLoader."""
 
@@ -94,7 +101,7 @@ class LitData(Arm):
             settings = {"compression": f"zstd:{samples.level}", "compression_level": "sample"}
         if samples.kind == "tokens":
             settings["item_loader"] = TokensLoader(block_size=TOKENS)
-        writer = BinaryWriter(target, chunk_bytes=SHARD_BYTES, **settings)
+        writer = BinaryWriter(target, chunk_bytes=samples.shard_bytes(), **settings)
         for number, value in enumerate(samples.values()):
             writer.add_item(number, torch.from_numpy(value) if samples.kind == "tokens" else value)
         writer.done()
@@ -105,7 +112,7 @@ class LitData(Arm):
 
         tokens = samples.kind == "tokens"
         dataset = StreamingDataset(target, shuffle=True, item_loader=TokensLoader(TOKENS) if tokens else None)
-        options: dict[str, Any] = {} if tokens else {"collate_fn": listed}
+        options: dict[str, Any] = {} if tokens else {"collate_fn": owned}
         options |= {"num_workers": workers, "persistent_workers": workers > 0}
         return StreamingDataLoader(dataset, batch_size=samples.batch_size, **options)
 

@@ -41,6 +41,10 @@ class Samples:
     def batch_size(self) -> int:  # noqa: D102
         return BATCH_SIZES[self.kind]
 
+    def shard_bytes(self) -> int:
+        """Size of a shard where peers share shards out to workers: as everywhere, but so small that there are 8."""
+        return min(SHARD_BYTES, self.raw.stat().st_size // 8)
+
     def bounds(self) -> np.ndarray:
         """Where samples start and the last one stops, int64[num_samples + 1]."""
         return np.concatenate([[0], np.cumsum(np.load(self.folder / "lengths.npy"))]).astype(np.int64)

@@ -109,6 +109,8 @@ class Process:
         """Waits for the next answer."""
         stdout: IO[str] = self._process.stdout  # type: ignore[assignment]
         if not select.select([stdout], [], [], ANSWER_SECONDS)[0]:
+            # It must not go on beside the others.
+            self.kill()
             raise ArmError(f"it gave no answer within {ANSWER_SECONDS} s")
         line = stdout.readline()
         if not line:
@@ -132,10 +134,14 @@ class Process:
         self._process.stdin.close()  # type: ignore[union-attr]
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(20)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.kill()
         self._process.wait()
         self._process.stdout.close()  # type: ignore[union-attr]
+
+    def kill(self) -> None:
+        """Ends at once whatever of the process and its workers is left."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 @dataclass
@@ -242,7 +248,10 @@ class Bench:
     def run(self, repeats: int) -> None:
         """Prepares all arms, and reads all in turn."""
         for name, arm in ARMS.items():
-            if (self._samples.level is None) if "zstandard" in name else (self._samples.level and not arm.zstd):
+            if self._samples.level is None and arm.only_zstd:
+                continue
+            if self._samples.level is not None and not arm.zstd:
+                self.missing[name] = "it has no zstd of its own"
                 continue
             for workers in arm.settings:
                 try:

@@ -226,6 +226,7 @@ class WebDatasetByHand(WebDataset):
 
     by_hand = True
     zstd = "a frame a member"
+    only_zstd = True
 
 
 ARMS: dict[str, Arm] = {

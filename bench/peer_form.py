@@ -101,6 +101,8 @@ class Arm:
     """Arms of one form share what is written."""
     zstd = ""
     """How zstd text is kept; empty if there is no way."""
+    only_zstd = False
+    """Whether it is there for nothing else."""
 
     def write(self, samples: Samples, target: str) -> None:
         """Writes all samples into a new folder `target`."""

@@ -117,11 +117,22 @@ class LitData(Arm):
         return StreamingDataLoader(dataset, batch_size=samples.batch_size, **options)
 
 
+class PlainColumn:
+    """Takes the column of a batch: an array, which becomes a tensor without a copy, or a list of bytes."""
+
+    def __init__(self, tokens: bool) -> None:
+        self._tokens = tokens
+
+    def __call__(self, batch: dict[str, Any]) -> Any:  # noqa: D102
+        return torch.from_numpy(batch["value"]) if self._tokens else batch["value"]
+
+
 class HuggingFace(Arm):
     """datasets, memory-mapped Arrow; a BatchSampler, so that one batch is one query."""
 
     module = "datasets"
     form = "arrow"
+    collate: Any = PlainColumn
 
     def write(self, samples: Samples, target: str) -> None:  # noqa: D102
         import datasets
@@ -132,10 +143,14 @@ class HuggingFace(Arm):
     def loader(self, samples: Samples, target: str, workers: int) -> Iterable[Any]:  # noqa: D102
         import datasets
 
-        dataset = datasets.load_from_disk(target).with_format("arrow")
+        dataset = self.formatted(datasets.load_from_disk(target), samples)
         batches = BatchSampler(RandomSampler(dataset), samples.batch_size, drop_last=False)
-        collate = ArrowColumn(samples.kind == "tokens")
+        collate = self.collate(samples.kind == "tokens")
         return torch_loader(dataset, samples, workers, sampler=batches, batch_size=None, collate_fn=collate)
+
+    def formatted(self, dataset: Any, samples: Samples) -> Any:
+        """Returns the dataset in its fastest format for a kind: its torch format stacks a tensor a sample."""
+        return dataset.with_format("numpy", dtype=np.int32) if samples.kind == "tokens" else dataset
 
 
 class ArrowColumn:
@@ -150,6 +165,16 @@ class ArrowColumn:
             return column.to_pylist()
         column = column.combine_chunks() if hasattr(column, "combine_chunks") else column
         return torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, TOKENS))
+
+
+class HuggingFaceArrow(HuggingFace):
+    """The same with its Arrow format, whose tables a user turns into tensors."""
+
+    by_hand = True
+    collate = ArrowColumn
+
+    def formatted(self, dataset: Any, samples: Samples) -> Any:  # noqa: D102
+        return dataset.with_format("arrow")
 
 
 class LanceRows(Dataset[Any]):
@@ -269,6 +294,7 @@ ARMS: dict[str, Arm] = {
     "MosaicML streaming": MosaicStreaming(),
     "litData": LitData(),
     "datasets": HuggingFace(),
+    "datasets, Arrow": HuggingFaceArrow(),
     "Lance": Lance(),
     "grain + ArrayRecord": Grain(),
     "ArrayRecord + DataLoader": ArrayRecord(),

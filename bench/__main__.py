@@ -1,13 +1,16 @@
 """Measures shardload against what the machine can do and what a user would write.
 
 Run: python -m bench [--cases P1,P3] [--cache warm,cold] [--repeats N] [--scale X] [--folder DIR] [--json]
-     [--read FILE.json ...] [--plot FILE.svg]
+     [--peers PYTHON ...] [--read FILE.json ...] [--plot FILE.svg]
 
 The arms of a line run one after the other in each repeat; its ratio is the median over the repeats of the ratio of the two
-arms next to each other, with the middle half beside it. Where an arm's middle half is wider than 15 % of its median, or
-there were fewer than 5 repeats, the line is no claim. A line of one arm is a figure with a limit of its own; it is no
+arms next to each other, with the middle half beside it. Where the middle half of either is wider than 15 % of its median,
+or there were fewer than 5 repeats, the line is no claim. A line of one arm is a figure with a limit of its own; it is no
 claim where its middle half is wider than 15 % of the figure, or of the limit where that is more. A line without a limit
 is there for comparison. --plot draws the lines that have a limit, and needs the extra `bench`.
+
+P4 compares with the best of the packaged loaders that are there, each in a process of its own. They are looked for in the
+Pythons that --peers names, which have what bench/peers.txt lists, then in this one; which are missing is said.
 
 All that is made is removed at the end. P8 takes 11 GB of disk meanwhile and wants them in memory, the others up to 3 GB.
 """
@@ -30,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.case import UNITS, Case, Line
+from bench.case import NONE, UNITS, ArmError, Case, Line
 from bench.cases import CASES
 from bench.plot import draw, load_pyplot
 
@@ -42,21 +45,41 @@ CACHES = {
 }
 
 
-def measure(line: Line, limits: tuple[float, float], repeats: int) -> dict[str, Any]:
-    """Returns the figures of one line."""
+def run_arms(line: Line, repeats: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Returns the figures of each arm in the line's unit, and why arms are missing."""
     runs: dict[str, list[float]] = {name: [] for name in line.arms}
+    missing = dict(line.facts.get("missing", {}))
     for figures in line.also.values():
         figures.clear()
     for _ in range(repeats):
-        for name, arm in line.arms.items():
-            runs[name].append(arm() * UNITS[line.unit])
+        for name in list(runs):
+            try:
+                runs[name].append(line.arms[name]() * UNITS[line.unit])
+            except ArmError as error:
+                if name == next(iter(line.arms)):
+                    raise
+                del runs[name]
+                missing[name] = str(error)
+    return runs, missing
+
+
+def measure(line: Line, limits: tuple[float, float], repeats: int) -> dict[str, Any]:
+    """Returns the figures of one line."""
+    runs, missing = run_arms(line, repeats)
     medians = {name: statistics.median(figures) for name, figures in runs.items()}
-    scales = dict(medians)
-    first, *last = (np.array(figures) for figures in runs.values())
-    if last:
-        found = first / last[0] if line.less_is_better else last[0] / first
+    first, *others = runs
+    facts = line.facts | ({"missing": missing} if missing else {})
+    if line.best_of is not None:
+        best = min((name for name in line.best_of if name in runs), key=lambda name: medians[name], default=None)
+        facts |= {"best": best}
+        limits = NONE if best is None else limits
+        others = others if best is None else [best]
+    scales, ours = dict(medians), np.array(runs[first])
+    if others:
+        theirs = np.array(runs[others[0]])
+        found = ours / theirs if line.less_is_better else theirs / ours
     else:
-        found, limits = first, (limits[0] * UNITS[line.unit], limits[1] * UNITS[line.unit])
+        found, limits = ours, (limits[0] * UNITS[line.unit], limits[1] * UNITS[line.unit])
         # What is far below its limit need not be steady on its own scale.
         scales = {name: max(median, 0.0 if math.isnan(limits[0]) else limits[0]) for name, median in medians.items()}
     widths = {name: float(np.subtract(*np.quantile(figures, [0.75, 0.25]))) for name, figures in runs.items()}
@@ -64,7 +87,7 @@ def measure(line: Line, limits: tuple[float, float], repeats: int) -> dict[str, 
     low, middle, high = (float(q) for q in np.quantile(found, [0.25, 0.5, 0.75]))
     wanted = [None if math.isnan(limit) else limit for limit in limits]
     return {
-        "figure": "ratio" if last else line.unit,
+        "figure": "ratio" if others else line.unit,
         "value": round(middle, 4),
         "middle_half": [round(low, 4), round(high, 4)],
         "limit": "at most" if line.less_is_better else "at least",
@@ -73,9 +96,10 @@ def measure(line: Line, limits: tuple[float, float], repeats: int) -> dict[str, 
         "unit": line.unit,
         "arms": {name: round(median, 3) for name, median in medians.items()},
         "spread": {name: round(spread, 3) for name, spread in spreads.items()},
-        "claim": max(spreads.values()) <= CLAIM_SPREAD and repeats >= LEAST_REPEATS,
+        # Of arms that are only shown the ratio does not depend.
+        "claim": max(spreads[name] for name in [first, *others[:1]]) <= CLAIM_SPREAD and repeats >= LEAST_REPEATS,
         "also": {name: round(statistics.median(figures), 3) for name, figures in line.also.items() if figures},
-        "facts": line.facts,
+        "facts": facts,
     }
 
 
@@ -87,19 +111,27 @@ def text(line: dict[str, Any]) -> str:
     wanted = "" if limit is None else f"; {line['limit']} {limit:g}, aim {line['aim']:g}"
     words = [f"{line['case']:4s} {line['line']:24s} {line['value']:.2f}{unit} ({low:.2f}-{high:.2f}{wanted})"]
     arms = (f"{name} {line['arms'][name]:.2f} {line['unit']} (+-{line['spread'][name]:.0%})" for name in line["arms"])
-    words += [", ".join(arms)]
-    words += [", ".join(f"{name} {figure:g}" for name, figure in line["also"].items())]
-    words += [] if line["claim"] else ["no claim"]
-    return "  ".join(word for word in words if word)
+    also = ", ".join(f"{name} {figure:g}" for name, figure in line["also"].items())
+    claim = "" if line["claim"] else "no claim"
+    below = [f"MISSING {name}: {why}" for name, why in line["facts"].get("missing", {}).items()]
+    if "best" in line["facts"]:
+        by_arm = line["facts"].get("by_arm", {})
+        rows = zip(line["arms"], arms, strict=True)
+        below = [", ".join([arm, *(f"{k} {v}" for k, v in by_arm.get(name, {}).items())]) for name, arm in rows] + below
+        words += [f"{next(iter(line['arms']))} beside {line['facts']['best'] or 'no packaged peer'}", claim]
+        below += [also]
+    else:
+        words += [", ".join(arms), also, claim]
+    return "\n     ".join(part for part in ["  ".join(word for word in words if word), *below] if part)
 
 
-def lines_of(case: Case, repeats: int, scale: float, parent: Path | None) -> Iterator[dict[str, Any]]:
+def lines_of(case: Case, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measures a case in a folder of its own."""
     cache = "cold" if case.cold else "warm"
-    with tempfile.TemporaryDirectory(prefix="shardload-bench-", dir=parent) as folder:
-        for made in case.make(Path(folder), scale):
+    with tempfile.TemporaryDirectory(prefix="shardload-bench-", dir=options.folder) as folder:
+        for made in case.make(Path(folder), options.scale, *([options.peers] if case.peers else [])):
             line = Line(*made)
-            found = measure(line, line.limits or (case.at_least, case.aim), repeats)
+            found = measure(line, line.limits or (case.at_least, case.aim), options.repeats)
             yield {"case": case.name, "line": line.name} | found | {"cache": CACHES[cache]}
 
 
@@ -111,6 +143,13 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="times the usual number of samples")
     parser.add_argument(
         "--folder", type=Path, help="where datasets are made; the folder for temporary files unless given"
+    )
+    parser.add_argument(
+        "--peers",
+        action="append",
+        default=[],
+        metavar="PYTHON",
+        help="has the other loaders of P4 (bench/peers.txt); may be repeated",
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
@@ -136,7 +175,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     for name in options.cases:
         if ("cold" if CASES[name].cold else "warm") not in options.cache:
             continue
-        for line in lines_of(CASES[name], options.repeats, options.scale, options.folder):
+        for line in lines_of(CASES[name], options):
             lines.append(line)
             if not options.json:
                 print(text(line), flush=True)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,11 @@ from bench.workloads import Workload
 
 Arm = Callable[[], float]
 """Runs once, checks what came, and returns a figure: seconds a sample unless the line has another unit."""
+
+
+class ArmError(Exception):
+    """An arm cannot be measured; the text says why. A line goes on without it, unless it is the line's first."""
+
 
 NONE = (float("nan"), float("nan"))
 """The limits of a line that is only there for comparison."""
@@ -39,7 +43,11 @@ class Line(NamedTuple):
     also: dict[str, list[float]] = {}  # noqa: RUF012 - a NamedTuple's default, which nobody changes
     """Further figures that arms note as they run."""
     facts: dict[str, Any] = {}  # noqa: RUF012
-    """What the figures hold for: order, samples, batch, threads, verify."""
+    """What the figures hold for: order, samples, batch, threads, verify. `missing` are arms that could not be measured and
+    why, `by_arm` what holds for one arm only."""
+    best_of: tuple[str, ...] | None = None
+    """Of these the arm with the least median is what the first is compared with, instead of the second; without any the
+    limits do not count."""
 
 
 UNITS = {"us": 1e6, "ms": 1e3, "%": 100.0, "MB": 1e-6, "s/GB": 1.0, "ns": 1e9}
@@ -55,8 +63,10 @@ class Case:
     cold: bool
     at_least: float
     aim: float
-    make: Callable[[Path, float], Iterable[tuple[Any, ...]]]
-    """(folder, scale) -> its lines, each a `Line` or the values of its first fields."""
+    make: Callable[..., Iterable[tuple[Any, ...]]]
+    """(folder, scale), and with `peers` their Pythons -> its lines, each a `Line` or the values of its first fields."""
+    peers: bool = False
+    """Whether it compares with other loaders, which have Pythons of their own."""
 
 
 @contextmanager

@@ -285,6 +285,8 @@ def main() -> None:
     os.sched_setaffinity(0, {int(core)})
     arm = ARMS[name]
     try:
+        if arm.module == "streaming":
+            importlib.import_module("torchvision_gap").close()
         importlib.import_module(arm.module)
     except Exception as error:
         # Not only ImportError: an incomplete installation raises anything.

@@ -58,6 +58,16 @@ def test_a_figure_far_below_its_limit_need_not_be_steady():
     assert not measure(line, (0.01, 0.001), 6)["claim"]
 
 
+def test_the_first_arm_is_compared_with_the_best_of_those_named():
+    arms = {"ours": arm(2.0), "second": arm(9.0), "slow": arm(8.0), "fast": arm(6.0), "shown": arm(1.0, 5.0)}
+    found = measure(Line("some", arms, False, best_of=("slow", "fast")), (2.0, 5.0), 6)
+    # What is only shown need not be steady.
+    assert (found["value"], found["facts"]["best"], found["at_least"], found["claim"]) == (3.0, "fast", 2.0, True)
+    assert list(found["arms"]) == list(arms)
+    unsteady = measure(Line("some", arms | {"fast": arm(6.0, 4.0)}, False, best_of=("slow", "fast")), (2.0, 5.0), 6)
+    assert not unsteady["claim"]
+
+
 def test_a_line_for_comparison_shows_no_limit():
     found = measure(Line("some", {"ours": arm(3.0), "other": arm(1.0)}, True), NONE, 5)
     assert found["at_most"] is None and "at most" not in shown(found)

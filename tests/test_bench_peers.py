@@ -39,8 +39,6 @@ def test_an_arm_delivers_every_sample(name, stored, tmp_path):
 
 def test_another_byte_or_a_sample_twice_is_noticed(stored):
     samples, expected = stored
-    if samples.level is not None:
-        pytest.skip("the same samples as raw text")
     batch = list(samples.values())
     if samples.kind == "tokens":
         import torch

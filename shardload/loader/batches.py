@@ -6,9 +6,8 @@ import collections
 import contextlib
 import functools
 import itertools
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from shardload.errors import FormatError, ShardloadError
+from shardload.loader.ahead import Ahead
+from shardload.loader.aside import Aside
 from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
+from shardload.loader.reader_process import Asked
 from shardload.loader.recipe import BatchRecipe
 from shardload.loader.stand_ins import READ_FAULTS, Fault, joined, made_whole, refuse, stand_in
 from shardload.memory import BufferPool
@@ -27,6 +29,7 @@ from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
 from shardload.reader.batch import VALID, SampleBatch
 from shardload.reader.decode import Lease, decoded
+from shardload.reader.serve import Hint, announce
 from shardload.reader.transform import apply_transform, takes_rng
 
 Int64 = NDArray[np.int64]
@@ -56,52 +59,18 @@ class Read:
     faults: tuple[Fault, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """How far reads go ahead of batches."""
-
-    burst_batches: int
-    """Batches that are read together."""
-    hinted_batches: int
-    """Batches that are announced to the storage at a time; 0 for none."""
-    num_threads: int = 0
-    """Threads that read bursts while batches are made of earlier ones; 0: one thread does both."""
-
-
-_BURST_BYTES = 8 << 20
-_MAX_BURST_BATCHES = 8
-_HINTED_BATCHES = 16
-_HINTED_BYTES = 64 << 20
-_MAX_DEFAULT_THREADS = 4
-
-
-def plan_ahead(batch_bytes: float, prefetch_batches: int, num_threads: int | None) -> Ahead:
-    """Returns how far reads go ahead for batches of about so many bytes.
-
-    A burst of small batches shares the costs of a read, one of large batches would only come later. What is announced keeps
-    the device's queue full; it is held by the page cache, not by the process.
-
-    Args:
-        batch_bytes: bytes of a batch as stored.
-        prefetch_batches: finished batches that may wait; 0 where each is read when it is asked for.
-        num_threads: threads that read; None for as many as there are cores for this process, but 4.
-    """
-    if prefetch_batches == 0:
-        return Ahead(1, 0)
-    if num_threads is None:
-        # On a single core a thread of its own only adds the switching.
-        cores = len(os.sched_getaffinity(0))
-        num_threads = min(_MAX_DEFAULT_THREADS, cores) if cores > 1 else 0
-    burst = int(min(prefetch_batches, _MAX_BURST_BATCHES, max(1, _BURST_BYTES // max(batch_bytes, 1.0))))
-    hinted = int(min(_HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0))))
-    return Ahead(burst, hinted, num_threads)
-
-
 class BatchMaker:
     """Reads and collates batches. Runs in the prefetch thread."""
 
     def __init__(
-        self, dataset: ShardDataset, recipe: BatchRecipe, pool: BufferPool, seed: int, rank: int, ahead: Ahead
+        self,
+        dataset: ShardDataset,
+        recipe: BatchRecipe,
+        pool: BufferPool,
+        seed: int,
+        rank: int,
+        ahead: Ahead,
+        aside: Aside | None = None,
     ) -> None:
         """Describes the batches.
 
@@ -112,8 +81,11 @@ class BatchMaker:
             seed: seed of the order.
             rank: the replica's rank.
             ahead: how many batches are read together and announced.
+            aside: who may read in place of this process; None for nobody.
         """
         self._ahead = ahead
+        self._aside = aside
+        self._hints: list[Hint] = []
         self._dataset = dataset
         self._recipe = recipe
         self._pool = pool
@@ -150,25 +122,38 @@ class BatchMaker:
 
     def _samples(self, bursts: Iterator[list[RankBatch]], epoch: int) -> Generator[tuple[RankBatch, Read]]:
         """Yields the batches with their samples, in order, whoever reads them."""
+        aside = self._aside if self._aside is not None and self._aside.claim() else None
         num_threads = self._ahead.num_threads
-        if not num_threads:
-            for burst in bursts:
-                yield from self._one_by_one(burst, functools.partial(self._read_together, burst, epoch), epoch)
-            return
-        threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read")
+        depth = num_threads if aside is None else max(1, num_threads)
+        threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read") if num_threads else None
         try:
-            reads: collections.deque[tuple[list[RankBatch], Future[list[Read]]]] = collections.deque()
-            for burst in itertools.chain(bursts, [[]] * num_threads):
+            reads: collections.deque[tuple[list[RankBatch], Callable[[], list[Read]]]] = collections.deque()
+            for burst in itertools.chain(bursts, [[]] * depth):
                 if burst:
-                    reads.append((burst, threads.submit(self._read_together, burst, epoch)))
-                if reads and (not burst or len(reads) > num_threads):
-                    read, future = reads.popleft()
-                    taken = future.result
-                    del future
-                    yield from self._one_by_one(read, taken, epoch)
-                    del taken
+                    reads.append((burst, self._begun(burst, epoch, aside, threads)))
+                if reads and (not burst or len(reads) > depth):
+                    yield from self._one_by_one(*reads.popleft(), epoch)
         finally:
-            threads.shutdown(cancel_futures=True)
+            if threads is not None:
+                threads.shutdown(cancel_futures=True)
+            if aside is not None:
+                aside.release()
+
+    def _begun(
+        self, burst: list[RankBatch], epoch: int, aside: Aside | None, threads: ThreadPoolExecutor | None
+    ) -> Callable[[], list[Read]]:
+        """Has a burst read, and returns what gives its batches once."""
+        hints, self._hints = self._hints, []
+        asked = None if aside is None else aside.ask(burst, (self._seed, epoch), hints)
+        if aside is not None and asked is not None:
+            return functools.partial(self._taken, aside, asked, burst, epoch)
+        announce(self._dataset, self._recipe.fields, hints)
+        read = functools.partial(self._read_together, burst, epoch)
+        return read if threads is None else threads.submit(read).result
+
+    def _taken(self, aside: Aside, asked: Asked, burst: list[RankBatch], epoch: int) -> list[Read]:
+        batches = aside.take(asked)
+        return self._read_together(burst, epoch) if batches is None else [Read(samples) for samples in batches]
 
     def _one_by_one(
         self, burst: list[RankBatch], read: Callable[[], list[Read]], epoch: int
@@ -188,7 +173,7 @@ class BatchMaker:
             yield batch, samples.popleft()
 
     def _announced(self, ids: Iterator[RankBatch], after: Iterator[RankBatch]) -> Iterator[RankBatch]:
-        """Yields the batches after those that follow have been announced to the storage.
+        """Yields the batches; those that follow are announced to the storage by who reads the next burst.
 
         Row tables that are read by page have their pages announced a window before the records that they tell of.
         """
@@ -201,11 +186,11 @@ class BatchMaker:
         while True:
             if len(waiting) <= size // 2:
                 waiting.extend(own)
-                if len(coming):
-                    self._dataset.will_need(coming, self._recipe.fields, rows_announced=rows_announced)
+                if coming:
+                    self._hints.append(Hint(False, coming, rows_announced))
                 own, coming = _window(ids, after, size)
-                if len(coming):
-                    self._dataset.will_need_rows(coming)
+                if coming:
+                    self._hints.append(Hint(True, coming, False))
                     rows_announced = True
             if not waiting:
                 return
@@ -284,11 +269,11 @@ class BatchMaker:
         return transform(batch, rng=batch_rng(self._seed, epoch, ids.cursor, self._rank))
 
 
-def _window(ids: Iterator[RankBatch], after: Iterator[RankBatch], size: int) -> tuple[list[RankBatch], Int64]:
+def _window(ids: Iterator[RankBatch], after: Iterator[RankBatch], size: int) -> tuple[list[RankBatch], list[Int64]]:
     """Returns so many batches as far as there are, and the samples of them and of those after them that fill the window."""
     own = list(itertools.islice(ids, size))
     coming = own + list(itertools.islice(after, size - len(own)))
-    return own, np.concatenate([np.empty(0, dtype=np.int64), *(batch.sample_ids for batch in coming)])
+    return own, [batch.sample_ids for batch in coming]
 
 
 def collated(

@@ -125,7 +125,7 @@ DECODE = {"image": shardload.ImageDecode(16, crop="random", flip=0.5)}
         ("everything", {"shuffle": False, "batch_size": 100}),
         ("any_types", {"dtypes": dict.fromkeys(UNSIGNED, torch.uint64)}),
         ("any_types", {"transform": as_it_is, "collate_fn": as_list}),
-        ("images", {"decode": DECODE, "tail": "carry"}),
+        ("images", {"decode": DECODE, "tail": "carry", "batch_size": 6}),
         ("images", {"decode": DECODE, "transform": as_it_is, "collate_fn": as_list}),
         ("images", {"decode": {"image": shardload.ImageDecode()}}),
         ("images", {"decode": {"image": shardload.ImageDecode(8, crop=None)}, "on_error": "substitute"}),
@@ -187,6 +187,20 @@ def test_kept_batches_stay_as_they_were(everything: Path) -> None:
     gc.collect()
     assert [flat(batch) for batch in kept] == were
     assert len({tensor["label"].data_ptr() for tensor in kept}) == len(kept)
+
+
+def test_an_iteration_that_was_left(mixed: Path) -> None:
+    """What it had asked for is waited for, and its memory and its answers are not those of the next one."""
+    loader = make(mixed, True, batch_size=8, with_ids=True)
+    expected = make(mixed, False, batch_size=8, with_ids=True)
+    for epoch in range(12):
+        loader.set_epoch(epoch)
+        expected.set_epoch(epoch)
+        for number, (batch, other) in enumerate(zip(loader, expected, strict=True)):
+            assert flat(batch) == flat(other)
+            if number == epoch:
+                break
+    assert loader.stats().num_helper_batches >= 12
 
 
 def test_memory_is_used_again_and_given_back(numbers: Path) -> None:
@@ -614,6 +628,12 @@ def test_a_process_alone(numbers: Path) -> None:
         assert process.take(bad) is None
         process.ask([ids], (0, 0), [0], ())
         process.settle()
+        # Answers to what nobody wanted any more are not taken for those to what is asked now.
+        for n in range(20):
+            asked = process.ask([ids + n], (0, 0), [0], ())
+            batches = process.take(asked)
+            assert batches is not None and batches[0].columns["number"].values.tolist() == (ids + n).tolist()
+            del asked, batches
         assert process.pool.leased_bytes <= 3 * 4096
     finally:
         process.close()

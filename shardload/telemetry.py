@@ -29,6 +29,8 @@ class LoaderStats:
     """Buffers that were used before."""
     leased_bytes: int = 0
     """Bytes of buffers that are being filled, waiting, or held by the training loop now."""
+    num_helper_batches: int = 0
+    """Batches that a helper process has read, because the training loop kept the interpreter to itself."""
 
     device: str = ""
     """The CUDA device that batches are copied to, with its index; empty for others, and before the first `iter`."""

@@ -8,7 +8,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from shardload.errors import FormatError, ShardloadError
 from shardload.loader.ahead import Ahead
+from shardload.loader.aside import Aside
 from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
+from shardload.loader.reader_process import Asked
 from shardload.loader.recipe import BatchRecipe
 from shardload.loader.stand_ins import READ_FAULTS, Fault, joined, made_whole, refuse, stand_in
 from shardload.memory import BufferPool
@@ -28,6 +30,7 @@ from shardload.order.sample_ids import SampleIds
 from shardload.reader import ShardDataset
 from shardload.reader.batch import VALID, SampleBatch
 from shardload.reader.decode import Lease, decoded
+from shardload.reader.serve import Hint, announce
 from shardload.reader.transform import apply_transform, takes_rng
 
 Int64 = NDArray[np.int64]
@@ -61,7 +64,14 @@ class BatchMaker:
     """Reads and collates batches. Runs in the prefetch thread."""
 
     def __init__(
-        self, dataset: ShardDataset, recipe: BatchRecipe, pool: BufferPool, seed: int, rank: int, ahead: Ahead
+        self,
+        dataset: ShardDataset,
+        recipe: BatchRecipe,
+        pool: BufferPool,
+        seed: int,
+        rank: int,
+        ahead: Ahead,
+        aside: Aside | None = None,
     ) -> None:
         """Describes the batches.
 
@@ -72,8 +82,11 @@ class BatchMaker:
             seed: seed of the order.
             rank: the replica's rank.
             ahead: how many batches are read together and announced.
+            aside: who may read in place of this process; None for nobody.
         """
         self._ahead = ahead
+        self._aside = aside
+        self._hints: list[Hint] = []
         self._dataset = dataset
         self._recipe = recipe
         self._pool = pool
@@ -110,38 +123,50 @@ class BatchMaker:
 
     def _samples(self, bursts: Iterator[list[RankBatch]], epoch: int) -> Generator[tuple[RankBatch, Read]]:
         """Yields the batches with their samples, in order, whoever reads them."""
+        aside = self._aside if self._aside is not None and self._aside.claim() else None
         num_threads = self._ahead.num_threads
-        if not num_threads:
-            for burst in bursts:
-                yield from self._one_by_one(burst, functools.partial(self._read_together, burst, epoch), epoch)
-            return
-        threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read")
-        reads: collections.deque[tuple[list[RankBatch], Future[list[Read]]]] = collections.deque()
-
+        depth = num_threads if aside is None else max(1, num_threads)
+        threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read") if num_threads else None
+        reads: collections.deque[tuple[list[RankBatch], Callable[[], list[Read]]]] = collections.deque()
         closing = threading.Event()
 
         def fill() -> None:
-            while len(reads) <= num_threads and not closing.is_set() and (burst := next(bursts, None)):
-                reads.append((burst, threads.submit(self._read_together, burst, epoch)))
+            while len(reads) <= depth and not closing.is_set() and (burst := next(bursts, None)):
+                reads.append((burst, self._begun(burst, epoch, aside, threads)))
 
         try:
             # The first batch is what somebody waits for: nothing takes the interpreter from it until it has been read, and
             # what follows it is planned beside it. Threads that take turns at many short calls wait 5 ms for each turn.
             for first in itertools.islice(bursts, 1):
-                samples = self._read_together(first, epoch)
-                filling = threads.submit(fill)
+                samples = self._begun(first, epoch, aside, None)()
+                filled = fill if threads is None else threads.submit(fill).result
                 yield first[0], samples.pop()
-                filling.result()
+                filled()
             while reads:
-                read, future = reads.popleft()
-                taken = future.result
-                del future
-                yield from self._one_by_one(read, taken, epoch)
-                del taken
+                yield from self._one_by_one(*reads.popleft(), epoch)
                 fill()
         finally:
             closing.set()
-            threads.shutdown(cancel_futures=True)
+            if threads is not None:
+                threads.shutdown(cancel_futures=True)
+            if aside is not None:
+                aside.release()
+
+    def _begun(
+        self, burst: list[RankBatch], epoch: int, aside: Aside | None, threads: ThreadPoolExecutor | None
+    ) -> Callable[[], list[Read]]:
+        """Has a burst read, and returns what gives its batches once."""
+        hints, self._hints = self._hints, []
+        asked = None if aside is None else aside.ask(burst, (self._seed, epoch), hints)
+        if aside is not None and asked is not None:
+            return functools.partial(self._taken, aside, asked, burst, epoch)
+        announce(self._dataset, self._recipe.fields, hints)
+        read = functools.partial(self._read_together, burst, epoch)
+        return read if threads is None else threads.submit(read).result
+
+    def _taken(self, aside: Aside, asked: Asked, burst: list[RankBatch], epoch: int) -> list[Read]:
+        batches = aside.take(asked)
+        return self._read_together(burst, epoch) if batches is None else [Read(samples) for samples in batches]
 
     def _one_by_one(
         self, burst: list[RankBatch], read: Callable[[], list[Read]], epoch: int
@@ -161,7 +186,7 @@ class BatchMaker:
             yield batch, samples.popleft()
 
     def _announced(self, ids: Iterator[RankBatch], after: Iterator[RankBatch]) -> Iterator[RankBatch]:
-        """Yields the batches after those that follow have been announced to the storage.
+        """Yields the batches; those that follow are announced to the storage by who reads the next burst.
 
         Row tables that are read by page have their pages announced a window before the records that they tell of.
         """
@@ -177,12 +202,12 @@ class BatchMaker:
         while True:
             if len(waiting) <= window // 2:
                 waiting.extend(own)
-                if len(coming):
-                    self._dataset.will_need(coming, self._recipe.fields, rows_announced=rows_announced)
+                if coming:
+                    self._hints.append(Hint(False, coming, rows_announced))
                 window = min(2 * window, size)
                 own, coming = _window(ids, after, window)
-                if len(coming):
-                    self._dataset.will_need_rows(coming)
+                if coming:
+                    self._hints.append(Hint(True, coming, False))
                     rows_announced = True
             if not waiting:
                 return
@@ -261,11 +286,11 @@ class BatchMaker:
         return transform(batch, rng=batch_rng(self._seed, epoch, ids.cursor, self._rank))
 
 
-def _window(ids: Iterator[RankBatch], after: Iterator[RankBatch], size: int) -> tuple[list[RankBatch], Int64]:
+def _window(ids: Iterator[RankBatch], after: Iterator[RankBatch], size: int) -> tuple[list[RankBatch], list[Int64]]:
     """Returns so many batches as far as there are, and the samples of them and of those after them that fill the window."""
     own = list(itertools.islice(ids, size))
     coming = own + list(itertools.islice(after, size - len(own)))
-    return own, np.concatenate([np.empty(0, dtype=np.int64), *(batch.sample_ids for batch in coming)])
+    return own, [batch.sample_ids for batch in coming]
 
 
 def collated(

@@ -16,6 +16,7 @@ import torch
 
 from shardload.errors import FaultLimitError, LoaderClosedError
 from shardload.loader.ahead import Ahead, plan_ahead
+from shardload.loader.aside import Aside
 from shardload.loader.audit import Delivered
 from shardload.loader.batches import BatchMaker, Delivery
 from shardload.loader.collate import WIDENED, take_back, to_device
@@ -38,6 +39,7 @@ DEFAULT_PREFETCH_BYTES = "256MiB"
 _KEPT_BATCHES_WARNING = 64
 _SMALL_BYTES = 4096
 """Of smaller samples the making of a byte string costs as much as its bytes."""
+_LONG_SAMPLE_BYTES = 16 << 10
 _FAULTS_FREE, _MAX_FAULT_SHARE = 100, 0.05
 
 _log = logging.getLogger("shardload")
@@ -73,6 +75,10 @@ class Course:
     """Made for the first iteration."""
     transfer: CudaTransfer | None = None
     """What copies batches to a CUDA device; made for the first iteration."""
+    helper: bool | None = None
+    """Whether a child process reads: beside a busy training thread if None."""
+    aside: Aside | None = None
+    """That process, once there is one; made for the first iteration."""
     pinning: Pinning | None = None
     """What makes batches in host memory page-locked; made for the first iteration."""
     warned_kept: bool = False
@@ -104,6 +110,38 @@ class Course:
             self.pool = BufferPool(self.prefetch_bytes * 2, copies=copies, strict=self.takes_back)
         return self.pool
 
+    def beside(self) -> Aside | None:
+        """Returns what may read in place of this process; None where nothing may.
+
+        Not where buffers are page-locked: shared ones are not.
+        """
+        if self.helper is False or self.num_processes or not self.prefetch_batches or self.pinned:
+            return None
+        if self.aside is not None and self.aside.process_id != os.getpid():
+            # That of the process that this one was forked from.
+            self.aside = None
+        if self.aside is None and (self.helper or self._may_help()):
+            settings = max(1, self.ahead.num_threads), self.prefetch_bytes * 2, self.takes_back, bool(self.helper)
+            self.aside = Aside(self.dataset, self.recipe, *settings)
+        return self.aside
+
+    def _may_help(self) -> bool:
+        """Tells whether a helper process could be of use without being asked for.
+
+        Not on one core; and long byte strings are copied by the kernel into their place, without the interpreter's lock, so that
+        a process would only copy them once more.
+        """
+        manifest = self.dataset.manifest
+        plain = any(field.in_record for field in self.recipe.fields) and not self.recipe.decode
+        long = manifest.num_bytes >= _LONG_SAMPLE_BYTES * manifest.num_samples
+        return len(os.sched_getaffinity(0)) > 1 and not (plain and long)
+
+    @property
+    def pools(self) -> list[BufferPool]:
+        """The pools that there are."""
+        process = None if self.aside is None else self.aside.process
+        return [pool for pool in (self.pool, None if process is None else process.pool) if pool is not None]
+
     @property
     def takes_back(self) -> bool:
         """Whether the training loop has a batch's own buffers, to be taken back from it."""
@@ -122,7 +160,7 @@ class Course:
         return batch if self.device is None else to_device(batch, self.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"pool": None, "transfer": None, "pinning": None}
+        return self.__dict__ | {"pool": None, "transfer": None, "pinning": None, "aside": None}
 
 
 def make_course(
@@ -136,6 +174,7 @@ def make_course(
     prefetch_bytes: int | str | None,
     num_threads: int | None,
     num_processes: int,
+    helper: bool | None,
     max_faults: int | None,
     reuse: bool,
 ) -> Course:
@@ -155,17 +194,25 @@ def make_course(
         )
     threads = None if num_threads is None else as_integer(num_threads, "num_threads")
     num_batches = as_integer(prefetch_batches, "prefetch_batches")
+    pinned = cuda if pin_memory is None else pin_memory
+    processes = as_integer(num_processes, "num_processes")
+    if helper and (processes or pinned or not num_batches):
+        raise ValueError(
+            "helper_process=True: a helper process reads ahead into memory that is not page-locked: it does not go with "
+            "num_processes=, page-locked memory (CUDA devices; pin_memory=False) or prefetch_batches=0"
+        )
     size = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
     return Course(
         dataset,
         replace(recipe, narrow=cuda and recipe.own),
         progress,
         device,
-        pinned=cuda if pin_memory is None else pin_memory,
+        pinned=pinned,
         prefetch_batches=num_batches,
         prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
         ahead=plan_ahead(batch_bytes, num_batches, threads, strings=strings and not recipe.decode),
-        num_processes=as_integer(num_processes, "num_processes"),
+        num_processes=processes,
+        helper=helper,
         max_faults=None if max_faults is None else as_integer(max_faults, "max_faults"),
         reuse=reuse,
     )
@@ -219,7 +266,8 @@ class Iteration:
         self._count(delivery, start, time.perf_counter())
         if self._course.takes_back:
             # Only now, so that the last batch of an epoch stays what it is.
-            take_back(self._given, self._pool)
+            for pool in self._course.pools:
+                take_back(self._given, pool)
             self._given = batch
         return batch
 
@@ -232,7 +280,8 @@ class Iteration:
         course, progress = self._course, self._course.progress
         place, self._turn = progress.begin(self._partition), progress.turn
         course.delivered = Delivered()
-        maker = BatchMaker(course.dataset, course.recipe, self._pool, progress.seed, self._rank, course.ahead)
+        aside = course.beside()
+        maker = BatchMaker(course.dataset, course.recipe, self._pool, progress.seed, self._rank, course.ahead, aside)
         ids = rank_batches(self._partition, self._rank, place.position, progress.order(place.epoch))
         after = rank_batches(self._partition, self._rank, 0, progress.order(place.epoch + 1))
         if course.num_processes:
@@ -294,10 +343,11 @@ class Iteration:
             stats.loop_seconds += stop - self._last
         self._last = stop
         usual = delivery.num_bytes * (course.prefetch_batches + _KEPT_BATCHES_WARNING)
-        if self._pool.leased_bytes > usual + 2 * course.prefetch_bytes and not course.warned_kept:
+        held = sum(pool.leased_bytes for pool in course.pools)
+        if held > usual + 2 * course.prefetch_bytes and not course.warned_kept:
             course.warned_kept = True
             warnings.warn(
-                f"batches are being kept: {self._pool.leased_bytes >> 20} MiB are held by the training loop, and every kept batch "
+                f"batches are being kept: {held >> 20} MiB are held by the training loop, and every kept batch "
                 "takes new memory; drop batches you no longer need, or copy the parts you keep",
                 UserWarning,
                 stacklevel=3,

@@ -45,6 +45,8 @@ class ShardLoader:
     opened or started before the first `iter`. Use a loader from one thread.
     """
 
+    _closed = False
+
     def __init__(
         self,
         dataset: ShardDataset,
@@ -73,6 +75,7 @@ class ShardLoader:
         prefetch_bytes: int | str | None = None,
         num_threads: int | None = None,
         num_processes: int = 0,
+        helper_process: bool | None = None,
         reproducible: bool = False,
         on_error: OnError = "raise",
         max_faults: int | None = None,
@@ -124,6 +127,12 @@ class ShardLoader:
                 transforms that draw from those give the same for any number of processes, ranks and resumes. They
                 are spawned, so that transform and collate_fn must be picklable and the program needs its `__main__` guard;
                 batches under way in them come on top of prefetch_bytes.
+            helper_process: whether a child process reads and decodes in place of the threads, into memory that both share, so that
+                a training loop which computes in Python keeps its speed: same order, same batches, and your functions stay in
+                this process. None: from when the training loop is seen to keep the interpreter to itself, until it no longer
+                does; not on a single core, and not for byte strings of 16 KiB and more that are not decoded. Never with
+                num_processes, prefetch_batches=0 or page-locked memory.
+                `stats().num_helper_batches` tells.
             reproducible: refuse a transform, collate_fn or batch_transform that could draw from global generators of this
                 process.
             on_error: what becomes of a sample that cannot be read or decoded, or whose transform fails or returns None:
@@ -145,18 +154,17 @@ class ShardLoader:
         self.dataset = dataset
         self.batch_size = as_integer(batch_size, "batch_size", 1)
         self.device = None if device is None else torch.device(device)
-        choice = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group)
-        self._split = Split(len(dataset), self.batch_size, bool(shuffle), choice, tail, drop_last)
+        ranks = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group)
+        self._split = Split(len(dataset), self.batch_size, bool(shuffle), ranks, tail, drop_last)
         self._epochs = None if epochs is None else as_integer(epochs, "epochs", 1)
         self._progress = Progress(OrderKey(dataset.fingerprint, len(dataset), as_integer(seed, "seed"), bool(shuffle)))
         flags = {"with_ids": with_ids, "with_valid": tail == "mask", "on_error": check_policy(on_error, max_faults)}
         recipe = make_recipe(dataset, fields, decode, transform, batch_transform, collate_fn, dtypes, **flags)
         if reproducible:
             recipe.check_reproducible(num_processes > 0)
-        ahead = (batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes)
-        self._course = make_course(dataset, recipe, self._progress, self.device, *ahead, max_faults, reuse)
+        read = batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes, helper_process
+        self._course = make_course(dataset, recipe, self._progress, self.device, *read, max_faults, reuse)
         self._iteration: weakref.ref[Iteration] | None = None
-        self._closed = False
 
     def __iter__(self) -> Iterator[Any]:
         """Returns an iterator over the remainder of a loaded state, else over the next epoch not yet begun.
@@ -263,18 +271,23 @@ class ShardLoader:
 
     def stats(self) -> LoaderStats:
         """Returns counters and times since the loader was made."""
-        stats, pool = dataclasses.replace(self._course.stats), self._course.pool
-        if pool is not None:
+        stats, course = dataclasses.replace(self._course.stats), self._course
+        if course.pool is not None:
             stats.engine = self.dataset.engine_name
-            stats.num_buffers_new, stats.num_buffers_reused = pool.num_new, pool.num_reused
-            stats.leased_bytes = pool.leased_bytes
+        for pool in course.pools:
+            stats.num_buffers_new += pool.num_new
+            stats.num_buffers_reused += pool.num_reused
+            stats.leased_bytes += pool.leased_bytes
+        stats.num_helper_batches = 0 if course.aside is None else course.aside.num_batches
         return stats
 
     def close(self) -> None:
-        """Ends the prefetch thread and frees idle buffers. Batches that are held stay valid."""
+        """Ends the prefetch thread and a helper process, and frees idle buffers. Batches that are held stay valid."""
         self._close_iteration()
-        if self._course.pool is not None:
-            self._course.pool.close()
+        if self._course.aside is not None:
+            self._course.aside.close()
+        for pool in self._course.pools:
+            pool.close()
         self._closed = True
 
     def __enter__(self) -> Self:

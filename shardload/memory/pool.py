@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.memory.arena import SharedArena
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,7 +32,14 @@ class BufferPool:
     Safe for several threads.
     """
 
-    def __init__(self, max_idle_bytes: int, *, copies: torch.cuda.Stream | None = None, strict: bool = False) -> None:
+    def __init__(
+        self,
+        max_idle_bytes: int,
+        *,
+        copies: torch.cuda.Stream | None = None,
+        strict: bool = False,
+        arena: SharedArena | None = None,
+    ) -> None:
         """Makes an empty pool.
 
         Args:
@@ -38,7 +47,9 @@ class BufferPool:
             copies: lease page-locked memory, from which this stream, and nothing else that is not waited for, copies to its
                 CUDA device. None for plain memory.
             strict: know the leased arrays by their address, so that `take_back` can end a lease.
+            arena: where memory is taken from, so that a child process can fill it; None for this process's own.
         """
+        self._arena = arena
         self._max_idle_bytes = max_idle_bytes
         self._copies = copies
         self._strict = strict
@@ -56,15 +67,23 @@ class BufferPool:
         """Leases that took new memory."""
 
     def lease(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Returns a writable, C-contiguous array with undefined content."""
+        """Returns a writable, C-contiguous array with undefined content.
+
+        Raises:
+            MemoryError: there is none.
+        """
         num_bytes = math.prod(shape) * dtype.itemsize
         capacity = max(_ROUND_BYTES, -(-num_bytes // _ROUND_BYTES) * _ROUND_BYTES)
-        with self._device():
+        if self._copies is None:
             block = self._take(capacity)
+        else:
+            with self._device():
+                block = self._take(capacity)
         # An array made from a buffer is the root of all its views (numpy shortens chains of views only down to it), so
         # its end is the end of the last of them. The block itself stays with the finalizer.
         root = np.frombuffer(block.memory, dtype=np.uint8)
-        address = root.ctypes.data
+        block.lend()
+        address: int = root.__array_interface__["data"][0]
         held = weakref.finalize(root, self._give_back, block, address)
         held.atexit = False
         if self._strict:
@@ -108,8 +127,11 @@ class BufferPool:
         """Frees what is idle and keeps nothing that comes back later."""
         with self._lock:
             self._max_idle_bytes = 0
-            self._idle.clear()
+            idle, self._idle = self._idle, defaultdict(list)
             self.idle_bytes = 0
+        for blocks in idle.values():
+            for block in blocks:
+                block.free()
 
     def _device(self) -> contextlib.AbstractContextManager[Any]:
         """Makes the device of the copies the thread's current one for a while: calls to CUDA make a context on whichever is."""
@@ -129,8 +151,15 @@ class BufferPool:
                     self.idle_bytes -= capacity
                     self.num_reused += 1
                     return idle.pop(i)
+        try:
+            block = _Block(capacity, self._copies, self._arena)
+        except MemoryError:
+            with self._lock:
+                self.leased_bytes -= capacity
+            raise
+        with self._lock:
             self.num_new += 1
-        return _Block(capacity, self._copies)
+        return block
 
     def _give_back(self, block: _Block, address: int) -> None:
         # Runs wherever the last reference dies, also inside this pool's own methods: hence the re-entrant lock.
@@ -140,20 +169,30 @@ class BufferPool:
             self._held.pop(address, None)
             self._locked.pop(address, None)
             self.leased_bytes -= block.capacity
+            if block.forked():
+                return
             if self.idle_bytes + block.capacity <= self._max_idle_bytes:
                 self._idle[block.capacity].append(block)
                 self.idle_bytes += block.capacity
+                return
+        block.free()
 
 
 class _Block:
-    """A piece of memory, page-locked or plain."""
+    """A piece of memory, page-locked, shared or plain."""
 
-    def __init__(self, capacity: int, copies: torch.cuda.Stream | None) -> None:
+    def __init__(self, capacity: int, copies: torch.cuda.Stream | None, arena: SharedArena | None) -> None:
         self.capacity = capacity
         self._released: torch.cuda.Event | None = None
         self._copies = copies
+        self._arena = arena
         self.tensor: Any = None
         """The same memory, where it is page-locked."""
+        if arena is not None:
+            self._start = arena.take(capacity)
+            self._num_forks = 0
+            self.memory = arena.view[self._start : self._start + capacity]
+            return
         if copies is None:
             self.memory = np.empty(capacity, dtype=np.uint8).data
             return
@@ -169,6 +208,20 @@ class _Block:
 
             self._released = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._released.record(self._copies)
+
+    def lend(self) -> None:
+        """Notes that the memory belongs to an array from now on."""
+        if self._arena is not None:
+            self._num_forks = self._arena.num_forks
+
+    def forked(self) -> bool:
+        """Tells whether a forked child may still hold this memory, which is shared with it: then nobody may write to it."""
+        return self._arena is not None and self._arena.num_forks != self._num_forks
+
+    def free(self) -> None:
+        """Gives memory back that no array shares any more."""
+        if self._arena is not None:
+            self._arena.give_back(self._start, self.capacity)
 
     def ready(self) -> bool:
         """Tells whether all copies begun before the release are done."""

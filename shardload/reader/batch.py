@@ -27,8 +27,9 @@ class Column:
     field: Field
     values: NDArray[Any] | Ragged | ByteStrings | list[Any]
     """Fixed fields: array of shape (batch, *field_shape), bool as uint8 and bfloat16 as uint16; ragged ones: all items in
-    one array of the same dtypes; others: bytes a sample. Images that were decoded: an array of shape (batch, 3, height,
-    width), or where they differ in size an array a sample, None where it is missing."""
+    one array of the same dtypes; others: bytes a sample, or a list of texts that are decoded already. Images that were
+    decoded: an array of shape (batch, 3, height, width), or where they differ in size an array a sample, None where it is
+    missing."""
     valid: NDArray[np.bool_] | None = None
     """Which samples have a value, for nullable fields: bool of shape (batch,)."""
 
@@ -37,6 +38,8 @@ class Column:
         if self.valid is not None and not self.valid[slot]:
             return None
         stored = self.values[slot]
+        if isinstance(stored, str):
+            return stored
         if isinstance(stored, bytes):
             return decode_value(self.field, stored)
         value = typed_values(self.field, np.asarray(stored))
@@ -121,7 +124,9 @@ class SampleBatch(Sequence[dict[str, Any]]):
             FormatError: a value is no UTF-8 or no JSON; names dataset, field and sample.
         """
         column = self.columns[name]
-        if isinstance(column.values, list) and column.field.numeric:
+        if isinstance(column.values, list) and (
+            column.field.numeric or isinstance(next(iter(column.values), None), str)
+        ):
             return list(column.values)
         if not isinstance(column.values, list | ByteStrings):
             raise ValueError(f"{name!r} is not a field of bytes, str, json, lists or media: its values are an array")

@@ -19,7 +19,8 @@ from shardload.reader.batch import Column, SampleBatch
 Decoders = Mapping[str, ImageDecode]
 Lease = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
-_PIXEL = np.dtype(np.uint8)
+PIXEL = np.dtype(np.uint8)
+"""What decoded images are made of."""
 _IMAGE_KINDS = ("jpeg", "png")
 
 
@@ -72,7 +73,7 @@ def _decoded_column(
     out: NDArray[Any] | None = None
     if target is not None:
         shape = (len(batch), 3, *target)
-        out = np.empty(shape, _PIXEL) if lease is None else lease(shape, _PIXEL)
+        out = np.empty(shape, PIXEL) if lease is None else lease(shape, PIXEL)
     images: list[Any] = []
     epochs = [0] * len(batch) if ids is None else ids.epochs
     for slot, (sample_id, epoch) in enumerate(zip(batch.sample_ids.tolist(), epochs, strict=True)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import os
 import time
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from shardload.errors import StorageError
 from shardload.format import layout
 from shardload.format.table import ShardTable
+from shardload.memory.byte_strings import bytes_address, keep_freed_memory, new_bytes
 from shardload.planner import merge_ranges
 from shardload.reader.files import OpenFiles
 from shardload.storage import FileReader, MappedFiles
@@ -34,7 +33,6 @@ _ASK_SECONDS = 0.02
 _MIN_RESIDENCY = 0.9
 """Of shards less in memory the next read would wait for the device, with the interpreter's lock held."""
 _BUSY_SECONDS = 1e-3
-_MALLOC_BYTES = (32 << 20) - (64 << 10)
 
 _MAGIC_BYTES = len(layout.FOOTER_MAGIC)
 _MAGIC_WORD = np.frombuffer(layout.FOOTER_MAGIC, dtype=np.uint64)[0]
@@ -184,7 +182,7 @@ class MapEngine:
 
     def read_bytes(self, ranges: Ranges) -> list[bytes]:
         """Returns the bytes of each range, copied once: new byte strings are filled before anyone else sees them."""
-        _keep_freed_memory()
+        keep_freed_memory()
         if self._idle_and_in_memory(ranges.shard_ids):
             views = self._mapped.views(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
             if views is not None:
@@ -192,8 +190,8 @@ class MapEngine:
                 if self._whole(ranges.shard_ids):
                     return values
         sizes = ranges.lengths.tolist()
-        made = [_new_bytes(None, size) for size in sizes]
-        if self._copied(ranges, [(_address(data), size) for data, size in zip(made, sizes, strict=True) if size]):
+        made = [new_bytes(size) for size in sizes]
+        if self._copied(ranges, [(bytes_address(data), size) for data, size in zip(made, sizes, strict=True) if size]):
             return made
         return self._reads.read_bytes(ranges)
 
@@ -206,8 +204,8 @@ class MapEngine:
                 if self._whole(ranges.shard_ids):
                     return joined
         size = int(ranges.lengths.sum())
-        made: bytes = _new_bytes(None, size)
-        if self._copied(ranges, [(_address(made), size)] if size else []):
+        made = new_bytes(size)
+        if self._copied(ranges, [(bytes_address(made), size)] if size else []):
             return made
         return self._reads.read_joined(ranges)
 
@@ -365,21 +363,3 @@ def interpreter_busy() -> bool:
     start = time.perf_counter()
     time.sleep(0)
     return time.perf_counter() - start > _BUSY_SECONDS
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Lets malloc keep what large byte strings free, instead of giving it back and taking new pages for the next batch.
-
-    The C library raises its limits to the size of a block that is freed, up to 32 MiB, as for a program that uses such blocks
-    anyway (mallopt(3), M_MMAP_THRESHOLD). The block here is never touched.
-    """
-    np.empty(_MALLOC_BYTES, dtype=np.uint8)
-
-
-_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
-_new_bytes.restype = ctypes.py_object
-_new_bytes.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t]
-_address = ctypes.pythonapi.PyBytes_AsString
-_address.restype = ctypes.c_void_p
-_address.argtypes = [ctypes.py_object]

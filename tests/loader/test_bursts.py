@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from samples import mixed_sample, write_mixed
 
 import shardload
-from shardload.loader import ahead
 from shardload.loader.ahead import plan_ahead
 from shardload.reader import ShardDataset, access
 from shardload.reader.access import Access
@@ -164,7 +163,7 @@ def test_rows_by_page_are_announced_a_window_before_the_records(mixed: Path, mon
     """Records are hinted though their places stand in pages that are not held: those were asked for a window earlier."""
     monkeypatch.setattr(access, "INDEX_BUDGET_BYTES", 1000)
     monkeypatch.setattr(access, "fits_in_memory", lambda num_bytes: False)
-    monkeypatch.setattr(ahead, "_HINTED_BATCHES", 4)
+    monkeypatch.setattr("shardload.loader.ahead._HINTED_BATCHES", 4)
     told: list[tuple[str, list[int]]] = []
     hinted: list[set[int]] = []
     will_need, will_need_rows, ranges = Access.will_need, Access.will_need_rows, RecordReader.ranges

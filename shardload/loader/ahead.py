@@ -22,10 +22,11 @@ _BURST_BYTES = 8 << 20
 _MAX_BURST_BATCHES = 8
 _HINTED_BATCHES = 16
 _HINTED_BYTES = 64 << 20
-_MAX_DEFAULT_THREADS = 4
+_SMALL_BYTES = 4096
+"""Of smaller samples the making of a byte string costs as much as its bytes."""
 
 
-def plan_ahead(batch_bytes: float, prefetch_batches: int, num_threads: int | None, *, strings: bool = False) -> Ahead:
+def plan_ahead(batch_bytes: float, prefetch_batches: int, num_threads: int | None, most_threads: int = 4) -> Ahead:
     """Returns how far reads go ahead for batches of about so many bytes.
 
     A burst of small batches shares the costs of a read, one of large batches would only come later. What is announced keeps
@@ -34,16 +35,33 @@ def plan_ahead(batch_bytes: float, prefetch_batches: int, num_threads: int | Non
     Args:
         batch_bytes: bytes of a batch as stored.
         prefetch_batches: finished batches that may wait; 0 where each is read when it is asked for.
-        num_threads: threads that read; None for as many as there are cores for this process, but 4.
-        strings: whether samples are mostly made by the interpreter, small byte strings or texts: it makes them one at a time,
-            and threads beside the first would only wait for it.
+        num_threads: threads that read; None for as many as there are cores for this process, but `most_threads`.
+        most_threads: see `useful_threads`.
     """
     if prefetch_batches == 0:
         return Ahead(1, 0)
     if num_threads is None:
         # On a single core a thread of its own only adds the switching.
         cores = len(os.sched_getaffinity(0))
-        num_threads = min(1 if strings else _MAX_DEFAULT_THREADS, cores) if cores > 1 else 0
+        num_threads = min(most_threads, cores) if cores > 1 else 0
     burst = int(min(prefetch_batches, _MAX_BURST_BATCHES, max(1, _BURST_BYTES // max(batch_bytes, 1.0))))
     hinted = int(min(_HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0))))
     return Ahead(burst, hinted, num_threads)
+
+
+def useful_threads(sample_bytes: float, *, plain_strings: bool, in_memory: bool) -> int:
+    """Returns how many threads may read before they only wait for each other.
+
+    Byte strings and texts that are stored as they are come from memory with the interpreter's lock held, by whoever makes the
+    batches as well as by another thread; from a device large ones come faster by several.
+
+    Args:
+        sample_bytes: mean bytes of a sample.
+        plain_strings: whether samples are such strings.
+        in_memory: whether the dataset stays in memory once it was read.
+    """
+    if not plain_strings:
+        return 4
+    if in_memory:
+        return 0
+    return 1 if sample_bytes < _SMALL_BYTES else 4

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +16,7 @@ from shardload.order.cursor import RankBatch
 from shardload.reader import ShardDataset
 from shardload.reader.batch import SampleBatch
 from shardload.reader.decode import PIXEL
+from shardload.reader.engines import interpreter_busy
 from shardload.reader.serve import Hint, Work
 
 Int64 = NDArray[np.int64]
@@ -27,18 +26,6 @@ _ASK_EVERY = 8
 """Bursts between two questions whether the training thread is still busy; each costs five milliseconds where it is."""
 
 _log = logging.getLogger("shardload")
-
-
-def training_thread_busy() -> bool:
-    """Tells whether another thread of this process holds the interpreter for as long as it may.
-
-    A thread that computes in Python gives it up after the switch interval, one that calls into libraries within microseconds. On
-    a machine with more to do than cores this thread may wait as long for a core; then the process uses no processor time.
-    """
-    start, used = time.perf_counter(), time.process_time()
-    time.sleep(0)
-    waited = time.perf_counter() - start
-    return waited > 0.8 * sys.getswitchinterval() and time.process_time() - used > waited / 2
 
 
 def work_of(dataset: ShardDataset, recipe: BatchRecipe, leases: bool) -> Work:
@@ -159,7 +146,7 @@ class Aside:
         self._num_bursts += 1
         if self._helps and self._num_bursts % _ASK_EVERY:
             return True
-        if training_thread_busy() != self._helps:
+        if interpreter_busy() != self._helps:
             self._num_answers += 1
         else:
             self._num_answers = 0

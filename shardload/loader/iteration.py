@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from shardload.errors import FaultLimitError, LoaderClosedError
-from shardload.loader.ahead import Ahead, plan_ahead
+from shardload.loader.ahead import Ahead, plan_ahead, useful_threads
 from shardload.loader.aside import Aside
 from shardload.loader.audit import Delivered
 from shardload.loader.batches import BatchMaker, Delivery
@@ -29,6 +29,7 @@ from shardload.memory import BufferPool
 from shardload.order.cursor import Partition, rank_batches
 from shardload.quantities import as_integer, parse_bytes
 from shardload.reader import ShardDataset
+from shardload.reader.checks import fits_in_memory
 from shardload.telemetry import LoaderStats
 
 MIN_DEFAULT_BATCHES, MAX_DEFAULT_BATCHES = 2, 16
@@ -37,8 +38,6 @@ DEFAULT_BYTES = 16 << 20
 DEFAULT_PREFETCH_BYTES = "256MiB"
 
 _KEPT_BATCHES_WARNING = 64
-_SMALL_BYTES = 4096
-"""Of smaller samples the making of a byte string costs as much as its bytes."""
 _LONG_SAMPLE_BYTES = 16 << 10
 _FAULTS_FREE, _MAX_FAULT_SHARE = 100, 0.05
 
@@ -187,7 +186,8 @@ def make_course(
     manifest = dataset.manifest
     sample_bytes = manifest.num_bytes / max(1, manifest.num_samples)
     batch_bytes = batch_size * sample_bytes
-    strings = sample_bytes < _SMALL_BYTES and any(field.in_record and field.codec == "none" for field in recipe.fields)
+    plain = not recipe.decode and any(field.in_record and field.codec == "none" for field in recipe.fields)
+    useful = useful_threads(sample_bytes, plain_strings=plain, in_memory=fits_in_memory(manifest.num_bytes))
     if prefetch_batches is None:
         prefetch_batches = int(
             min(MAX_DEFAULT_BATCHES, max(MIN_DEFAULT_BATCHES, DEFAULT_BYTES // max(batch_bytes, 1.0)))
@@ -210,7 +210,7 @@ def make_course(
         pinned=pinned,
         prefetch_batches=num_batches,
         prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
-        ahead=plan_ahead(batch_bytes, num_batches, threads, strings=strings and not recipe.decode),
+        ahead=plan_ahead(batch_bytes, num_batches, threads, useful),
         num_processes=processes,
         helper=helper,
         max_faults=None if max_faults is None else as_integer(max_faults, "max_faults"),

@@ -120,8 +120,9 @@ class ShardLoader:
             prefetch_batches: most finished batches that wait; None for 2 to 16, by their size; 0 reads in the training loop's
                 own thread.
             prefetch_bytes: most bytes that wait, 256 MiB unless given; one batch may always wait.
-            num_threads: threads that read while batches are made of what was read before; None for one a core, but 4, and for
-                a single one where samples are small strings; 0: the prefetch thread does both.
+            num_threads: threads that read while batches are made of what was read before; None for one a core, but 4, and
+                fewer where they would only wait for the interpreter (plain strings from memory); 0: the prefetch thread does
+                both.
             num_processes: child processes that read, transform and collate; 0: the prefetch thread does. In them the global
                 generators of Python, numpy and torch are seeded from seed, epoch and sample before each transform, so that
                 transforms that draw from those give the same for any number of processes, ranks and resumes. They

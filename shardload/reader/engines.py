@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,6 @@ _ASK_SECONDS = 0.02
 """Neither the interpreter nor the memory is looked at more often: the question takes up to 0.1 ms."""
 _MIN_RESIDENCY = 0.9
 """Of shards less in memory the next read would wait for the device, with the interpreter's lock held."""
-_BUSY_SECONDS = 1e-3
 
 _MAGIC_BYTES = len(layout.FOOTER_MAGIC)
 _MAGIC_WORD = np.frombuffer(layout.FOOTER_MAGIC, dtype=np.uint64)[0]
@@ -356,10 +356,12 @@ def _pieces(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memory
 
 
 def interpreter_busy() -> bool:
-    """Tells whether another thread holds the interpreter for long: then it should be given up as rarely as can be.
+    """Tells whether another thread of this process holds the interpreter for as long as it may.
 
-    A thread that computes in Python gives it up after five milliseconds, one that calls into libraries within microseconds.
+    A thread that computes in Python gives it up after the switch interval, one that calls into libraries within microseconds. On
+    a machine with more to do than cores this thread may wait as long for a core; then the process uses no processor time.
     """
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     time.sleep(0)
-    return time.perf_counter() - start > _BUSY_SECONDS
+    waited = time.perf_counter() - start
+    return waited > 0.8 * sys.getswitchinterval() and time.process_time() - used > waited / 2

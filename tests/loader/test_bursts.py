@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from samples import mixed_sample, write_mixed
 
 import shardload
-from shardload.loader.ahead import plan_ahead
+from shardload.loader.ahead import plan_ahead, useful_threads
 from shardload.reader import ShardDataset, access
 from shardload.reader.access import Access
 from shardload.reader.records import RecordReader
@@ -130,10 +130,15 @@ def test_how_far_ahead(batch_bytes: float, prefetch_batches: int, num_threads: i
     assert ahead.burst_batches == 1 or ahead.burst_batches * batch_bytes <= 8 << 20
     assert 2 <= ahead.hinted_batches <= 16
     assert ahead.num_threads == num_threads or (num_threads is None and 0 <= ahead.num_threads <= 4)
-    strings = plan_ahead(batch_bytes, prefetch_batches, num_threads, strings=True)
-    assert strings.num_threads == num_threads or (
-        num_threads is None and strings.num_threads == min(1, ahead.num_threads)
-    )
+    few = plan_ahead(batch_bytes, prefetch_batches, num_threads, 1)
+    assert few.num_threads == num_threads or (num_threads is None and few.num_threads == min(1, ahead.num_threads))
+
+
+def test_threads_that_would_only_wait() -> None:
+    assert useful_threads(1000, plain_strings=True, in_memory=True) == 0
+    assert useful_threads(1000, plain_strings=True, in_memory=False) == 1
+    assert useful_threads(100_000, plain_strings=True, in_memory=False) == 4
+    assert useful_threads(1000, plain_strings=False, in_memory=True) == 4
 
 
 def test_threads_that_cannot_be(mixed: Path) -> None:

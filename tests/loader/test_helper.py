@@ -423,7 +423,7 @@ def test_a_busy_training_thread_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
     """By two answers in a row, and an idle one by three; asked each burst, and every eighth once the process reads."""
     aside = aside_module.Aside(None, make_bare(), 2, 0, False, False)  # type: ignore[arg-type]
     answers: list[bool] = []
-    monkeypatch.setattr(aside_module, "training_thread_busy", lambda: answers.pop(0))
+    monkeypatch.setattr(aside_module, "interpreter_busy", lambda: answers.pop(0))
     answers[:] = [False, True, False, True, True]
     assert [aside._wanted() for _ in range(5)] == [False] * 4 + [True] and not answers
     answers[:] = [False, False, True, False, False, False]

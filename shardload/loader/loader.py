@@ -129,7 +129,7 @@ class ShardLoader:
                 are spawned, so that transform and collate_fn must be picklable and the program needs its `__main__` guard;
                 batches under way in them come on top of prefetch_bytes.
             helper_process: whether a child process reads and decodes in place of the threads, into memory that both share, so that
-                a training loop which computes in Python keeps its speed: same order, same batches, and your functions stay in
+                a training loop which computes in Python waits less for batches: same order and batches, and your functions stay in
                 this process. None: from when the training loop is seen to keep the interpreter to itself, until it no longer
                 does; not on a single core, and not for byte strings of 16 KiB and more that are not decoded. Never with
                 num_processes, prefetch_batches=0 or page-locked memory.

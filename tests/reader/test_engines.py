@@ -147,6 +147,47 @@ def test_a_file_cut_under_the_mapping_is_an_error(
     assert (named == 3 * last) if how == "empty" else (named == 0) if how == "end" else (0 < named <= 3 * last)
 
 
+IN_MEMORY = """
+import sys
+import numpy as np
+import shardload
+from shardload.storage import MappedFiles
+path, field, where = sys.argv[1:4]
+calls, real = [], MappedFiles.views
+MappedFiles.views = lambda self, *ranges: calls.append(len(ranges[0])) or real(self, *ranges)
+dataset = shardload.open(path, engine="map", verify="once", fields=[field])
+ids = np.arange(len(dataset))
+whole = [one[field] for one in dataset.__getitems__(ids)]
+# Tells the engine that the shards are in memory; the samples have been checked by now.
+dataset._process_access()._fits = False
+dataset.will_need(ids)
+calls.clear()
+assert [one[field] for one in dataset.__getitems__(ids)] == whole and calls == [len(ids)]
+entry = dataset.table[0]
+with open(f"{path}/{entry.name}", "r+b") as file:
+    file.truncate(entry.num_bytes // 2 + int(where))
+try:
+    dataset.__getitems__(ids)
+except shardload.StorageError as error:
+    assert entry.name in str(error), error
+    print("named", calls)
+"""
+
+
+@pytest.mark.parametrize("where", [0, 100])
+@pytest.mark.parametrize("kind", ["images", "names"])
+def test_a_file_cut_after_it_was_seen_in_memory_is_an_error(
+    tmp_path: Path, kind: str, where: int, program: Callable[..., str]
+) -> None:
+    """Values are then sliced out of the mapped file: none may come as zeros, and no signal may come."""
+    path = tmp_path / "d"
+    rng = np.random.default_rng(2)
+    with shardload.ShardWriter(path, {"value": "bytes"}) as writer:
+        for _ in range(60):
+            writer.write({"value": rng.bytes(40_000 if kind == "images" else 700)})
+    assert program(IN_MEMORY, path, "value", where) == "named [60, 60]\n"
+
+
 @pytest.fixture
 def program() -> Callable[..., str]:
     """Runs a program in a process of its own, which must end by itself."""

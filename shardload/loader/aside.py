@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from shardload.loader.reader_process import Asked, ProcessGoneError, ReaderProcess
 from shardload.loader.recipe import BatchRecipe
 from shardload.order.cursor import RankBatch
-from shardload.reader import ShardDataset
 from shardload.reader.batch import SampleBatch
 from shardload.reader.decode import PIXEL
 from shardload.reader.engines import interpreter_busy
 from shardload.reader.serve import Hint, Work
+from shardload.reader.source import SampleSource
 
 Int64 = NDArray[np.int64]
 
@@ -28,7 +28,7 @@ _ASK_EVERY = 8
 _log = logging.getLogger("shardload")
 
 
-def work_of(dataset: ShardDataset, recipe: BatchRecipe, leases: bool) -> Work:
+def work_of(dataset: SampleSource, recipe: BatchRecipe, leases: bool) -> Work:
     """Returns what a process reads from: without the user's functions, which stay here.
 
     Args:
@@ -36,11 +36,9 @@ def work_of(dataset: ShardDataset, recipe: BatchRecipe, leases: bool) -> Work:
         recipe: what becomes of its samples.
         leases: whether arrays of known size are lent to the process; else it is given none, and their content is copied.
     """
-    bare: ShardDataset = object.__new__(type(dataset))
-    bare.__setstate__(dataset.__getstate__() | {"transform": None, "decode": {}})
     lent = [(f.name, f.dtype, f.shape) for f in recipe.fields if f.fixed]
     lent += [(n, PIXEL, (3, *d.target)) for n, d in recipe.decode.items() if d.target is not None]
-    return Work(bare, recipe.fields, dict(recipe.decode), tuple(lent) if leases else ())
+    return Work(dataset.bare(), recipe.fields, dict(recipe.decode), tuple(lent) if leases else ())
 
 
 class Aside:
@@ -52,7 +50,7 @@ class Aside:
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: SampleSource,
         recipe: BatchRecipe,
         num_ahead: int,
         idle_bytes: int,

@@ -27,10 +27,10 @@ from shardload.memory import BufferPool
 from shardload.order.cursor import RankBatch
 from shardload.order.rng import batch_rng
 from shardload.order.sample_ids import SampleIds
-from shardload.reader import ShardDataset
 from shardload.reader.batch import VALID, SampleBatch
 from shardload.reader.decode import Lease, decoded
 from shardload.reader.serve import Hint, announce
+from shardload.reader.source import SampleSource
 from shardload.reader.transform import apply_transform, takes_rng
 
 Int64 = NDArray[np.int64]
@@ -65,7 +65,7 @@ class BatchMaker:
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: SampleSource,
         recipe: BatchRecipe,
         pool: BufferPool,
         seed: int,
@@ -297,7 +297,7 @@ def collated(
     read: Read,
     recipe: BatchRecipe,
     ids: SampleIds | None,
-    dataset: ShardDataset,
+    dataset: SampleSource,
     lease: Lease | None,
     before: Callable[[int, int, int], None] | None = None,
 ) -> tuple[Any, tuple[Fault, ...]]:
@@ -329,11 +329,11 @@ def _stacked(samples: SampleBatch, recipe: BatchRecipe, lease: Lease | None) -> 
     return collate_columns(samples, recipe.dtypes, lease, recipe.narrow)
 
 
-def _read_for(dataset: ShardDataset, recipe: BatchRecipe, ids: SampleIds) -> SampleBatch:
+def _read_for(dataset: SampleSource, recipe: BatchRecipe, ids: SampleIds) -> SampleBatch:
     return decoded(dataset.read_batch(np.array(ids, dtype=np.int64), {}, recipe.fields), recipe.decode, ids)
 
 
-def _valued(dataset: ShardDataset, recipe: BatchRecipe, ids: SampleIds) -> SampleBatch:
+def _valued(dataset: SampleSource, recipe: BatchRecipe, ids: SampleIds) -> SampleBatch:
     """Returns samples all of whose values were made once."""
     samples = _read_for(dataset, recipe, ids)
     for slot in range(len(samples)):
@@ -346,7 +346,7 @@ def _transformed(
     recipe: BatchRecipe,
     transform: Callable[..., Any],
     ids: SampleIds,
-    dataset: ShardDataset,
+    dataset: SampleSource,
     before: Callable[[int, int, int], None] | None,
 ) -> tuple[Any, tuple[Fault, ...]]:
     epochs = ids.epochs
@@ -371,7 +371,7 @@ def _extended(batch: Any, cause: str, more: dict[str, torch.Tensor]) -> dict[str
     return {**batch, **more}
 
 
-def _ids(ids: RankBatch, faults: tuple[Fault, ...], epoch: int, dataset: ShardDataset) -> dict[str, torch.Tensor]:
+def _ids(ids: RankBatch, faults: tuple[Fault, ...], epoch: int, dataset: SampleSource) -> dict[str, torch.Tensor]:
     """Returns what `with_ids` adds; fillers have -1, so that nobody takes them for samples, and stand-ins their own id."""
     sample_ids, positions = ids.sample_ids.copy(), ids.positions.copy()
     sample_ids[[fault.slot for fault in faults]] = [fault.stand_in for fault in faults]

@@ -28,8 +28,8 @@ from shardload.loader.transfer import CudaTransfer, Pinning, cuda_device
 from shardload.memory import BufferPool
 from shardload.order.cursor import Partition, rank_batches
 from shardload.quantities import as_integer, parse_bytes
-from shardload.reader import ShardDataset
 from shardload.reader.checks import fits_in_memory
+from shardload.reader.source import SampleSource
 from shardload.telemetry import LoaderStats
 
 MIN_DEFAULT_BATCHES, MAX_DEFAULT_BATCHES = 2, 16
@@ -48,7 +48,7 @@ _log = logging.getLogger("shardload")
 class Course:
     """What the iterations of one loader share."""
 
-    dataset: ShardDataset
+    dataset: SampleSource
     recipe: BatchRecipe
     progress: Progress
     device: torch.device | None
@@ -130,9 +130,8 @@ class Course:
         Not on one core; and long byte strings are copied by the kernel into their place, without the interpreter's lock, so that
         a process would only copy them once more.
         """
-        manifest = self.dataset.manifest
         plain = any(field.in_record for field in self.recipe.fields) and not self.recipe.decode
-        long = manifest.num_bytes >= _LONG_SAMPLE_BYTES * manifest.num_samples
+        long = self.dataset.num_bytes >= _LONG_SAMPLE_BYTES * len(self.dataset)
         return len(os.sched_getaffinity(0)) > 1 and not (plain and long)
 
     @property
@@ -163,7 +162,7 @@ class Course:
 
 
 def make_course(
-    dataset: ShardDataset,
+    dataset: SampleSource,
     recipe: BatchRecipe,
     progress: Progress,
     device: torch.device | None,
@@ -183,11 +182,10 @@ def make_course(
         ValueError: a size that cannot be.
     """
     cuda = device is not None and device.type == "cuda"
-    manifest = dataset.manifest
-    sample_bytes = manifest.num_bytes / max(1, manifest.num_samples)
+    sample_bytes = dataset.num_bytes / max(1, len(dataset))
     batch_bytes = batch_size * sample_bytes
     plain = not recipe.decode and any(field.in_record and field.codec == "none" for field in recipe.fields)
-    useful = useful_threads(sample_bytes, plain_strings=plain, in_memory=fits_in_memory(manifest.num_bytes))
+    useful = useful_threads(sample_bytes, plain_strings=plain, in_memory=fits_in_memory(dataset.num_bytes))
     if prefetch_batches is None:
         prefetch_batches = int(
             min(MAX_DEFAULT_BATCHES, max(MIN_DEFAULT_BATCHES, DEFAULT_BYTES // max(batch_bytes, 1.0)))

@@ -20,10 +20,9 @@ from shardload.loader.ranks import RankChoice, one_of
 from shardload.loader.recipe import make_recipe
 from shardload.loader.split import Split
 from shardload.loader.stand_ins import OnError, check_policy
-from shardload.loader.state import OrderKey
 from shardload.order.cursor import Partition, Tail
 from shardload.quantities import as_integer
-from shardload.reader import ShardDataset
+from shardload.reader.source import SampleSource
 from shardload.telemetry import LoaderStats
 
 if TYPE_CHECKING:
@@ -46,10 +45,11 @@ class ShardLoader:
     """
 
     _closed = False
+    _iteration: weakref.ref[Iteration] | None = None
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: SampleSource,
         batch_size: int,
         *,
         shuffle: bool,
@@ -156,16 +156,16 @@ class ShardLoader:
         self.batch_size = as_integer(batch_size, "batch_size", 1)
         self.device = None if device is None else torch.device(device)
         ranks = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group)
-        self._split = Split(len(dataset), self.batch_size, bool(shuffle), ranks, tail, drop_last)
+        orders = dataset.orders(bool(shuffle))
+        self._split = Split(orders.num_positions, self.batch_size, bool(shuffle), ranks, tail, drop_last)
         self._epochs = None if epochs is None else as_integer(epochs, "epochs", 1)
-        self._progress = Progress(OrderKey(dataset.fingerprint, len(dataset), as_integer(seed, "seed"), bool(shuffle)))
+        self._progress = Progress(dataset.fingerprint, as_integer(seed, "seed"), orders)
         flags = {"with_ids": with_ids, "with_valid": tail == "mask", "on_error": check_policy(on_error, max_faults)}
         recipe = make_recipe(dataset, fields, decode, transform, batch_transform, collate_fn, dtypes, **flags)
         if reproducible:
             recipe.check_reproducible(num_processes > 0)
         read = batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes, helper_process
         self._course = make_course(dataset, recipe, self._progress, self.device, *read, max_faults, reuse)
-        self._iteration: weakref.ref[Iteration] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """Returns an iterator over the remainder of a loaded state, else over the next epoch not yet begun.

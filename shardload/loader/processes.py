@@ -27,9 +27,9 @@ from shardload.loader.stand_ins import Fault, made_whole
 from shardload.order.cursor import RankBatch
 from shardload.order.rng import sample_key
 from shardload.order.sample_ids import SampleIds
-from shardload.reader import ShardDataset
 from shardload.reader.batch import SampleBatch
 from shardload.reader.decode import decoded
+from shardload.reader.source import SampleSource
 
 _PR_SET_PDEATHSIG = 1
 
@@ -45,7 +45,7 @@ class _Failed:
 class _Work(Dataset[Any]):
     """What the processes do. Pickled once for each."""
 
-    dataset: ShardDataset
+    dataset: SampleSource
     recipe: BatchRecipe
 
     def __getitems__(self, ids: SampleIds) -> Any:
@@ -70,7 +70,7 @@ class _Work(Dataset[Any]):
 class ProcessPool:
     """Child processes for one iteration; they end with it."""
 
-    def __init__(self, dataset: ShardDataset, recipe: BatchRecipe, num_processes: int, num_ahead: int) -> None:
+    def __init__(self, dataset: SampleSource, recipe: BatchRecipe, num_processes: int, num_ahead: int) -> None:
         """Describes them; they start with the first batch.
 
         Args:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shardload.errors import LoaderClosedError
 from shardload.loader.state import MAX_RESEEDS, OrderKey, Place, decode_state, encode_state
 from shardload.order.cursor import Partition
-from shardload.order.epoch import Order, Reseed, epoch_order, seed_at
+from shardload.order.epoch import EpochOrders, Order, Reseed, seed_at
 from shardload.quantities import as_integer
 
 Int64 = NDArray[np.int64]
@@ -30,11 +30,12 @@ class Progress:
     the epoch before; a state has them under that epoch.
     """
 
-    def __init__(self, key: OrderKey) -> None:
-        self.key = key
+    def __init__(self, fingerprint: str, seed: int, orders: EpochOrders) -> None:
+        self.key = OrderKey(fingerprint, orders.num_positions, seed, orders.name)
+        self._orders = orders
         self.turn = 0
         """Number of iterations begun; each delivers under its own, so that an older one cannot move the place."""
-        self._own_seed = key.seed
+        self._own_seed = seed
         self._reseeds: tuple[Reseed, ...] = ()
         self._place = Place()
         # Where the current epoch was entered, or will be: `state_at` and `len` count from here.
@@ -67,20 +68,17 @@ class Progress:
 
     def order(self, epoch: int) -> Order:
         """Returns the function from positions of an epoch, or below 0 of the one before, to sample ids."""
-        key = self.key
-        if not key.shuffle:
-            return lambda positions: positions % max(1, key.num_samples)
-        current = epoch_order(key.num_samples, key.seed, epoch, self._reseeds, key.recipe)
+        current = self._order_of(epoch)
         if epoch == 0:
             return current
-        before = epoch_order(key.num_samples, key.seed, epoch - 1, self._reseeds, key.recipe)
+        before, num_positions = self._order_of(epoch - 1), self.key.num_samples
 
         def both(positions: Int64) -> Int64:
             early = positions < 0
             if not early.any():
                 return current(positions)
             ids = np.empty_like(positions)
-            ids[early] = before(positions[early] + key.num_samples)
+            ids[early] = before(positions[early] + num_positions)
             ids[~early] = current(positions[~early])
             return ids
 
@@ -207,6 +205,9 @@ class Progress:
         self.key, self._reseeds = replace(self.key, seed=saved.seed), reseeds
         self._loaded = self._place = self._entered = self._next = place
         self._begun = self._live = False
+
+    def _order_of(self, epoch: int) -> Order:
+        return self._orders.order(epoch, self.key.seed, self._reseeds, self.key.recipe)
 
     def _upcoming(self, partition: Partition) -> Place:
         return self._normal(self._next if self._loaded is None else self._loaded, partition)

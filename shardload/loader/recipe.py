@@ -11,8 +11,8 @@ import torch
 from shardload.codecs.images import ImageDecode
 from shardload.format.schema import Field
 from shardload.loader.stand_ins import OnError
-from shardload.reader import ShardDataset
 from shardload.reader.decode import check_decoders
+from shardload.reader.source import SampleSource
 from shardload.reader.transform import takes_rng
 
 
@@ -83,7 +83,7 @@ class BatchRecipe:
 
 
 def make_recipe(
-    dataset: ShardDataset,
+    dataset: SampleSource,
     fields: Sequence[str] | None,
     decode: Mapping[str, ImageDecode] | None,
     transform: Callable[..., Any] | None,

@@ -16,11 +16,10 @@ from shardload.errors import ShardloadError
 from shardload.loader.audit import Delivered, audit_ids
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import RankChoice, announce, one_of
-from shardload.loader.state import OrderKey
 from shardload.order.cursor import Partition, RankBatch, Tail, rank_batches
 from shardload.order.sample_ids import SampleIds, UseWatch
 from shardload.quantities import as_integer
-from shardload.reader import ShardDataset
+from shardload.reader.source import SampleSource
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,11 +36,11 @@ class ShardSampler(DistributedSampler[int]):
     where you can: it announces reads, knows the exact state, and gives transforms their `rng`.
     """
 
-    dataset: ShardDataset  # type: ignore[assignment]
+    dataset: SampleSource  # type: ignore[assignment]
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: SampleSource,
         num_replicas: int | None = None,
         rank: int | None = None,
         shuffle: bool = True,
@@ -78,7 +77,7 @@ class ShardSampler(DistributedSampler[int]):
         self._ranks = ranks
         self._announced = False
         self._thrown_away = False
-        self.progress = Progress(OrderKey(dataset.fingerprint, len(dataset), seed, bool(shuffle)))
+        self.progress = Progress(dataset.fingerprint, seed, dataset.orders(bool(shuffle)))
 
     def batch_sampler(self, batch_size: int, read_ahead: int = 16, *, tail: Tail | None = None) -> ShardBatchSampler:
         """Returns the batches of this order, for `DataLoader(batch_sampler=...)`. They share this sampler's place.

@@ -26,13 +26,13 @@ class OrderKey:
     """What an order is made from; states of other keys are refused."""
 
     fingerprint: str
-    """Fingerprint of the dataset."""
+    """Fingerprint of what samples are read from."""
     num_samples: int
-    """Samples in it."""
+    """Positions of an epoch."""
     seed: int
     """Seed of the permutations, from the first epoch on."""
-    shuffle: bool
-    """Whether the order is a permutation or the order of the dataset."""
+    shuffle: bool | str
+    """Name of the orders: whether they are permutations of all samples, or another way to mix them."""
     recipe: int = RECIPE
     """Version of the permutation."""
 

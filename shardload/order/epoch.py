@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +15,8 @@ from shardload.order.permutation import RECIPE, Permutation
 Int64 = NDArray[np.int64]
 Order = Callable[[Int64], Int64]
 """Positions -> sample ids, both int64 of shape (positions,)."""
+Shuffle = bool
+"""A new permutation of all samples each epoch, or their own order."""
 
 
 class Reseed(NamedTuple):
@@ -72,3 +76,65 @@ def epoch_order(num_samples: int, seed: int, epoch: int, reseeds: Sequence[Resee
         return whole.sample_ids(positions)
 
     return order
+
+
+class EpochOrders(ABC):
+    """Which sample stands at each position of each epoch. A value: equal on all ranks, and it opens nothing."""
+
+    @property
+    @abstractmethod
+    def name(self) -> bool | str:
+        """How states name it, with all that it depends on beside seed and samples; states of another one are refused."""
+
+    @property
+    @abstractmethod
+    def num_positions(self) -> int:
+        """Positions of an epoch."""
+
+    @abstractmethod
+    def order(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Order:
+        """Returns what stands at the positions of an epoch, from 0 to `num_positions`.
+
+        Args:
+            epoch: the epoch.
+            seed: the first seed.
+            reseeds: the seeds that came later, in their order; those of other epochs as well.
+            recipe: version of the permutation.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class InOrder(EpochOrders):
+    """All samples in their own order, in each epoch."""
+
+    num_positions: int
+
+    @property
+    def name(self) -> bool:
+        """False."""
+        return False
+
+    def order(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Order:
+        """Returns the positions themselves."""
+        return lambda positions: positions
+
+
+@dataclass(frozen=True, slots=True)
+class Permuted(EpochOrders):
+    """A permutation of all samples for each epoch."""
+
+    num_positions: int
+
+    @property
+    def name(self) -> bool:
+        """True."""
+        return True
+
+    def order(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Order:
+        """Returns the permutation of an epoch, as of `epoch_order`."""
+        return epoch_order(self.num_positions, seed, epoch, reseeds, recipe)
+
+
+def make_orders(num_samples: int, shuffle: Shuffle) -> EpochOrders:
+    """Returns the orders of so many samples, mixed as it was asked for."""
+    return Permuted(num_samples) if shuffle else InOrder(num_samples)

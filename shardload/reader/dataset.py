@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +17,14 @@ from shardload.format.manifest import Manifest, Metadata
 from shardload.format.schema import Field, Schema
 from shardload.format.statistics import FieldStatistics
 from shardload.format.table import ShardTable
-from shardload.order.sample_ids import SampleIds
 from shardload.reader.access import Access, Buffers
 from shardload.reader.batch import SampleBatch
 from shardload.reader.checks import Verify
-from shardload.reader.decode import check_decoders, decoded
+from shardload.reader.decode import check_decoders
 from shardload.reader.engines import EngineName, check_engine
 from shardload.reader.snapshot import Snapshot, read_snapshot
-from shardload.reader.transform import Transform, apply_transform, takes_rng
+from shardload.reader.source import SampleSource
+from shardload.reader.transform import Transform
 from shardload.storage import LocalStorage
 
 Int64 = NDArray[np.int64]
@@ -73,7 +71,7 @@ def open_dataset(
     return dataset
 
 
-class ShardDataset:
+class ShardDataset(SampleSource):
     """A packed dataset with random access: a map-style dataset for torch's DataLoader.
 
     Made by `shardload.open`. Holds no file open before the first read, then what a process reads through is its own:
@@ -120,37 +118,6 @@ class ShardDataset:
     def __len__(self) -> int:
         return self.manifest.num_samples
 
-    def __getitem__(self, index: int) -> Any:
-        """Returns one sample as a dict (or what the transform makes of it); negative indices count from the end."""
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int] | Int64) -> Sequence[Any]:
-        """Returns the samples of several indices by one planned batch of reads.
-
-        Returns:
-            A sequence that makes each sample's dict when it is asked for; with a transform, the list of its results.
-
-        Raises:
-            IndexError: an index is outside the dataset; names it.
-            FormatError: a sample is damaged.
-            StorageError: a file cannot be read.
-        """
-        ids = indices if isinstance(indices, SampleIds) else None
-        batch = decoded(self.read_batch(self._sample_ids(indices)), self.decode, ids)
-        if self.transform is None:
-            return batch if ids is None or ids.num_valid is None else batch.with_fillers(ids.num_valid)
-        if ids is None and takes_rng(self.transform):
-            raise ValueError(
-                "the transform takes rng=, which is keyed by seed and epoch: take the ids from "
-                "ShardSampler(...).batch_sampler(...), or give the transform to ShardLoader"
-            )
-        return apply_transform(self.transform, batch, ids)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yields all samples in the order of their ids."""
-        for start in range(0, len(self), 256):
-            yield from self.__getitems__(range(start, min(start + 256, len(self))))
-
     @property
     def manifest(self) -> Manifest:
         """The manifest of the version that is open."""
@@ -172,65 +139,32 @@ class ShardDataset:
         return self.manifest.fingerprint
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of all shards."""
+        return self.manifest.num_bytes
+
+    @property
     def metadata(self) -> Metadata:
         """Facts written at packing time, such as `classes`, the names of the labels."""
         return self.manifest.metadata
 
-    @cached_property
-    def field_list(self) -> tuple[Field, ...]:
-        """The fields that are read, in the order of the schema."""
-        if self.fields is None:
-            return self.schema.fields
-        for name in self.fields:
-            if name not in self.schema:
-                raise ValueError(
-                    f"{self.location}: there is no field {name!r}; the fields are {', '.join(self.schema)}"
-                )
-        return tuple(field for field in self.schema.fields if field.name in self.fields)
-
-    def read_batch(
-        self, sample_ids: Int64, buffers: Buffers | None = None, fields: Sequence[Field] | None = None
-    ) -> SampleBatch:
-        """Returns a batch as columns.
-
-        Args:
-            sample_ids: int64 of shape (batch,), each in [0, len).
-            buffers: for fixed fields, arrays to be filled and used: stored dtype, shape (batch, *field_shape),
-                C-contiguous. They belong to the caller; fields without one get new arrays.
-            fields: fields to read; None for those the dataset was opened with.
-        """
-        fields = self.field_list if fields is None else fields
-        return self._process_access().read_batch(sample_ids, buffers or {}, fields)
-
     def read_batches(
         self, batches: Sequence[Int64], buffers: Sequence[Buffers], fields: Sequence[Field]
     ) -> list[SampleBatch]:
-        """Returns several batches as of `read_batch`, by reads that are planned over all of them."""
+        """Returns several batches as columns, by reads that are planned over all of them."""
         return self._process_access().read_batches(batches, buffers, fields)
 
     def will_need(
         self, sample_ids: Int64, fields: Sequence[Field] | None = None, *, rows_announced: bool = False
     ) -> None:
-        """Tells the operating system that samples will be read soon, so that it can fetch them meanwhile.
-
-        A file that cannot be read is passed over here: the read itself tells, with the place.
-
-        Args:
-            sample_ids: int64 of shape (samples,), each in [0, len).
-            fields: fields that will be read; None for those the dataset was opened with.
-            rows_announced: whether `will_need_rows` was told of them a while ago. If not, records and streams are left out
-                where row tables are read by page, since their place is not known.
-        """
+        """Tells the operating system that samples will be read soon."""
         # OSError: a file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(ShardloadError, OSError):
             fields = self.field_list if fields is None else fields
             self._process_access().will_need(sample_ids, fields, rows_announced)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
-        """Tells the operating system that samples will be announced by `will_need` a while later.
-
-        That is for row tables too large to be held whole, which are read by page; otherwise there is nothing to tell.
-        """
+        """Tells the operating system that samples will be announced by `will_need` a while later."""
         with contextlib.suppress(ShardloadError, OSError):
             self._process_access().will_need_rows(sample_ids)
 
@@ -238,6 +172,12 @@ class ShardDataset:
     def engine_name(self) -> str:
         """How this process reads samples: `map` or `pread`."""
         return self._process_access().engine.name
+
+    def bare(self) -> Self:
+        """Returns the same dataset without transform and decoders."""
+        same = object.__new__(type(self))
+        same.__setstate__(self.__getstate__() | {"transform": None, "decode": {}})
+        return same
 
     def column(self, name: str) -> NDArray[Any]:
         """Returns a fixed field of all samples: array of shape (samples, *field_shape); bfloat16 as float32.
@@ -293,19 +233,6 @@ class ShardDataset:
             fixed = ", ".join(field.name for field in self.schema.fields if field.fixed)
             raise ValueError(f"{self.location}: {name!r} is not a fixed field; those are {fixed or 'none'}")
         return field
-
-    def _sample_ids(self, indices: Sequence[int] | Int64) -> Int64:
-        num_samples = len(self)
-        try:
-            ids = np.array([operator.index(index) for index in indices], dtype=np.int64)
-        except TypeError:
-            raise TypeError(f"sample ids are integers, not {indices!r}"[:200]) from None
-        except OverflowError:
-            raise IndexError(f"a sample id in {indices!r} is out of range"[:200]) from None
-        out = (ids < -num_samples) | (ids >= num_samples)
-        if out.any():
-            raise IndexError(f"{self.location}: sample {ids[out][0]} is out of range: there are {num_samples}")
-        return np.where(ids < 0, ids + num_samples, ids)
 
     @property
     def _snapshot(self) -> Snapshot:

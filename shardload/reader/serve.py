@@ -29,8 +29,8 @@ from shardload.memory.byte_strings import keep_freed_memory
 from shardload.order.sample_ids import SampleIds
 from shardload.reader.batch import SampleBatch
 from shardload.reader.crossing import Scratch, Sent, send
-from shardload.reader.dataset import ShardDataset
 from shardload.reader.decode import decoded
+from shardload.reader.source import SampleSource
 
 Int64 = NDArray[np.int64]
 
@@ -45,7 +45,7 @@ _CHECK_MILLISECONDS = 2000
 class Work:
     """What the process reads from. Pickled once."""
 
-    dataset: ShardDataset
+    dataset: SampleSource
     fields: tuple[Field, ...]
     decode: dict[str, ImageDecode]
     lent: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
@@ -53,7 +53,7 @@ class Work:
 
 
 class Hint(NamedTuple):
-    """What is to be announced to the operating system: by `ShardDataset.will_need`, or `will_need_rows`."""
+    """What is to be announced to the operating system: by `SampleSource.will_need`, or `will_need_rows`."""
 
     rows: bool
     """Whether only the pages of row tables."""
@@ -80,7 +80,7 @@ class Request(NamedTuple):
     """Those of `Hint`, with their samples as bytes."""
 
 
-def announce(dataset: ShardDataset, fields: Sequence[Field], hints: Sequence[Hint]) -> None:
+def announce(dataset: SampleSource, fields: Sequence[Field], hints: Sequence[Hint]) -> None:
     """Tells the operating system of samples that will be read soon."""
     for rows, ids, rows_announced in hints:
         if rows:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from shardload.loader import ShardBatchSampler, ShardLoader, ShardSampler, collate, masked_mean, packed, padded
     from shardload.packing import pack
-    from shardload.reader import ShardDataset
+    from shardload.reader import SampleSource, ShardDataset, concat
     from shardload.reader import open_dataset as open
     from shardload.writer import ShardWriter
 
@@ -42,11 +42,13 @@ _ERRORS = (
 )
 _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "ImageDecode": ("shardload.codecs.images", "ImageDecode"),
+    "SampleSource": ("shardload.reader", "SampleSource"),
     "ShardBatchSampler": ("shardload.loader", "ShardBatchSampler"),
     "ShardDataset": ("shardload.reader", "ShardDataset"),
     "ShardLoader": ("shardload.loader", "ShardLoader"),
     "ShardSampler": ("shardload.loader", "ShardSampler"),
     "ShardWriter": ("shardload.writer", "ShardWriter"),
+    "concat": ("shardload.reader", "concat"),
     "collate": ("shardload.loader", "collate"),
     "masked_mean": ("shardload.loader", "masked_mean"),
     "open": ("shardload.reader", "open_dataset"),
@@ -62,6 +64,7 @@ __all__ = [
     "ImageDecode",
     "LoaderClosedError",
     "PackError",
+    "SampleSource",
     "ShardBatchSampler",
     "ShardDataset",
     "ShardLoader",
@@ -73,6 +76,7 @@ __all__ = [
     "UnsupportedVersionError",
     "__version__",
     "collate",
+    "concat",
     "masked_mean",
     "open",
     "pack",

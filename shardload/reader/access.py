@@ -21,7 +21,7 @@ from shardload.format.rows import RAW, STORED, count_column, row_layout, valid_m
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics
 from shardload.planner import plan_by_shard
-from shardload.reader.batch import Column, SampleBatch, typed_values
+from shardload.reader.batch import Column, SampleBatch
 from shardload.reader.checks import CheckedBlocks, Verify, fits_in_memory, resolve_verify
 from shardload.reader.codecs import Codecs
 from shardload.reader.engines import EngineName, Ranges, choose_engine
@@ -42,6 +42,8 @@ Buffers = Mapping[str, NDArray[Any]]
 
 INDEX_BUDGET_BYTES = 256 << 20
 """Row tables are held whole while all of them together fit this; otherwise read by page within it."""
+
+_CHUNK_SAMPLES = 1 << 14
 
 
 class Access:
@@ -168,38 +170,25 @@ class Access:
         self._records.ranges(self._locate(local_ids + self._first[shard_id]))
         self.shard(shard_id).check_streams(local_ids)
 
-    def column(self, field: Field) -> NDArray[Any]:
-        """Returns a fixed field of all samples."""
-        size = self._num_samples()
-        stored = np.empty((size, *field.shape), dtype=field.dtype)
-        valid = np.ones(size, dtype=np.bool_)
-        for start in range(0, size, 1 << 14):
-            ids = np.arange(start, min(start + (1 << 14), size))
-            column = self.read_batch(ids, {field.name: stored[start : ids[-1] + 1]}, [field]).columns[field.name]
-            if column.valid is not None:
-                valid[start : ids[-1] + 1] = column.valid
-        values = typed_values(field, stored)
-        if not field.nullable:
-            return values
-        mask = np.broadcast_to(~valid.reshape(-1, *[1] * len(field.shape)), values.shape)
-        return np.ma.MaskedArray(values, mask=mask)
-
-    def lengths(self, field: Field) -> Int64:
-        """Returns the length of a value in all samples: items of ragged fields, bytes of others in the record."""
-        lengths = np.empty(self._num_samples(), dtype=np.int64)
-        for samples in self._all_samples():
+    def lengths(self, field: Field, ids: Int64) -> Int64:
+        """Returns the length of a value in samples: items of ragged fields, bytes of others in the record."""
+        lengths = np.empty(len(ids), dtype=np.int64)
+        # In the order of their ids: as records lie, which they are checked by.
+        order = np.argsort(ids, kind="stable")
+        for start in range(0, len(ids), _CHUNK_SAMPLES):
+            part = order[start : start + _CHUNK_SAMPLES]
+            samples = self._locate(ids[part])
             if field.in_record:
                 values = self._records.lengths(samples, self._schema.record_fields.index(field))
-                values = values // field.num_bytes if field.ragged else values
+                lengths[part] = values // field.num_bytes if field.ragged else values
             else:
-                values = samples.rows[count_column(field)]
-            lengths[samples.sample_ids[0] : samples.sample_ids[-1] + 1] = values
+                lengths[part] = samples.rows[count_column(field)]
         return lengths
 
     def record_sizes(self) -> tuple[Int64, Int64]:
         """Returns the bytes of each sample, as stored and decompressed."""
         fixed = row_layout(self._schema).dtype.itemsize + sum(field.num_bytes for field in self._schema.wide_fields)
-        sizes = np.full((2, self._num_samples()), fixed, dtype=np.int64)
+        sizes = np.full((2, self.num_samples()), fixed, dtype=np.int64)
         streams = self._schema.stream_fields
         if self._schema.record_fields or streams:
             for samples in self._all_samples():
@@ -229,7 +218,7 @@ class Access:
             total = [a + b for a, b in zip(total, self.shard(shard_id).sections.statistics(), strict=True)]
         return total
 
-    def _num_samples(self) -> int:
+    def num_samples(self) -> int:
         """Returns the number of samples once all shards have borne out the table: memory may then be taken for them."""
         for shard_id in range(len(self._table)):
             self.shard(shard_id)
@@ -237,8 +226,8 @@ class Access:
 
     def _all_samples(self) -> Iterator[Located]:
         """Yields all samples in their order, some thousands at a time."""
-        for start in range(0, int(self._first[-1]), 1 << 14):
-            yield self._locate(np.arange(start, min(start + (1 << 14), int(self._first[-1]))))
+        for start in range(0, int(self._first[-1]), _CHUNK_SAMPLES):
+            yield self._locate(np.arange(start, min(start + _CHUNK_SAMPLES, int(self._first[-1]))))
 
     def _locate(self, sample_ids: Int64) -> Located:
         """Returns where samples are, with their packed rows. Their shards are open then."""

@@ -179,23 +179,11 @@ class ShardDataset(SampleSource):
         same.__setstate__(self.__getstate__() | {"transform": None, "decode": {}})
         return same
 
-    def column(self, name: str) -> NDArray[Any]:
-        """Returns a fixed field of all samples: array of shape (samples, *field_shape); bfloat16 as float32.
-
-        Of a nullable field a masked array, masked where the value is missing. Reads rows or the field's own sections, no
-        records.
-        """
-        return self._process_access().column(self._fixed(name))
-
-    def lengths(self, name: str) -> Int64:
-        """Returns the length of a field's value in all samples, without reading samples: int64 of shape (samples,).
-
-        That is bytes of a bytes, str, json or media field, and items of a ragged one; 0 where a value is missing.
-        """
-        field = self.schema.get(name)
-        if field is None or field.fixed or field.listed:
-            raise ValueError(f"{self.location}: {name!r} is not a field of bytes, str, json or media, and not ragged")
-        return self._process_access().lengths(field)
+    def lengths(self, name: str, sample_ids: Int64 | None = None) -> Int64:
+        """Returns the length of a field's value in samples, without reading samples; see `SampleSource.lengths`."""
+        field = self._lengthy(name)
+        ids = self._all_ids() if sample_ids is None else sample_ids
+        return self._process_access().lengths(field, ids)
 
     def find(self, key: Any) -> int:
         """Returns the id of the sample with a key.
@@ -227,12 +215,9 @@ class ShardDataset(SampleSource):
         """Returns the bytes of each sample as stored and decompressed, all its fields together: int64 of shape (samples,)."""
         return self._process_access().record_sizes()
 
-    def _fixed(self, name: str) -> Field:
-        field = self.schema.get(name)
-        if field is None or not field.fixed:
-            fixed = ", ".join(field.name for field in self.schema.fields if field.fixed)
-            raise ValueError(f"{self.location}: {name!r} is not a fixed field; those are {fixed or 'none'}")
-        return field
+    def _all_ids(self) -> Int64:
+        # Only once all shards have borne out the table memory is taken for what it says.
+        return np.arange(self._process_access().num_samples(), dtype=np.int64)
 
     @property
     def _snapshot(self) -> Snapshot:

@@ -39,6 +39,18 @@ class ByteStrings(Sequence[bytes]):
         lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
         return cls(values, np.arange(len(values)), np.zeros(len(values), dtype=np.int64), lengths)
 
+    @classmethod
+    def joined(cls, parts: Sequence[ByteStrings]) -> ByteStrings:
+        """Returns the values of several, one after the other."""
+        first = np.cumsum([0, *(len(part._pieces) for part in parts)])
+        which = np.concatenate([part._which + shift for part, shift in zip(parts, first[:-1], strict=True)])
+        starts, stops = (np.concatenate([getattr(part, edge) for part in parts]) for edge in ("_starts", "_stops"))
+        return cls([piece for part in parts for piece in part._pieces], which, starts, stops)
+
+    def lengths(self) -> Int64:
+        """Returns the bytes of each: int64 of shape (values,)."""
+        return self._stops - self._starts
+
     def __len__(self) -> int:
         return len(self._starts)
 

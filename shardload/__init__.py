@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UnsupportedVersionError,
     )
     from shardload.loader import ShardBatchSampler, ShardLoader, ShardSampler, collate, masked_mean, packed, padded
+    from shardload.order.blocks import BlockShuffle
     from shardload.packing import pack
     from shardload.reader import SampleSource, ShardDataset, concat
     from shardload.reader import open_dataset as open
@@ -41,6 +42,7 @@ _ERRORS = (
     "UnsupportedVersionError",
 )
 _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
+    "BlockShuffle": ("shardload.order.blocks", "BlockShuffle"),
     "ImageDecode": ("shardload.codecs.images", "ImageDecode"),
     "SampleSource": ("shardload.reader", "SampleSource"),
     "ShardBatchSampler": ("shardload.loader", "ShardBatchSampler"),
@@ -58,6 +60,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
 }
 
 __all__ = [
+    "BlockShuffle",
     "ChecksumError",
     "FaultLimitError",
     "FormatError",

@@ -61,3 +61,30 @@ def merge_ranges(starts: Int64, stops: Int64, *, max_gap_bytes: int, max_read_by
     if len(starts):
         runs.append((first, len(starts)))
     return runs
+
+
+def join_ranges(groups: Int64, starts: Int64, lengths: Int64, *, max_gap_bytes: int) -> tuple[Int64, Int64, Int64]:
+    """Returns ranges in the order of the files, joined where they touch or overlap, or nearly do.
+
+    Args:
+        groups: number of the file of each range: int64 of shape (ranges,).
+        starts: first byte in it, likewise.
+        lengths: bytes, likewise.
+        max_gap_bytes: most bytes between two that are joined.
+
+    Returns:
+        The same three for the joined ranges.
+    """
+    if len(starts) < 2:
+        return groups, starts, lengths
+    order = np.lexsort((starts, groups))
+    groups, starts, stops = groups[order], starts[order], starts[order] + lengths[order]
+    # The furthest end so far within a file: those of files before lie below all starts of it.
+    first_of_file = np.concatenate([[True], np.diff(groups) != 0])
+    number = np.cumsum(first_of_file) - 1
+    span = int(stops.max()) + 1
+    reached = np.maximum.accumulate(stops + number * span) - number * span
+    breaks = np.concatenate([[True], first_of_file[1:] | (starts[1:] > reached[:-1] + max_gap_bytes)])
+    firsts = np.flatnonzero(breaks)
+    lasts = np.concatenate([firsts[1:], [len(starts)]]) - 1
+    return groups[firsts], starts[firsts], reached[lasts] - starts[firsts]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardload.planner import merge_ranges, plan_by_shard
+from shardload.planner import join_ranges, merge_ranges, plan_by_shard
 
 
 @given(counts=st.lists(st.integers(1, 50), min_size=1, max_size=20), data=st.data())
@@ -40,3 +42,21 @@ def test_merged_ranges_keep_their_limits(pieces, max_gap, max_read):
     for first, last in runs:
         assert last - first == 1 or stops[last - 1] - starts[first] <= max_read
         assert all(starts[i] - stops[i - 1] <= max_gap for i in range(first + 1, last))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200), st.integers(0, 30)), max_size=25), st.integers(0, 10))
+def test_joined_ranges_cover_the_same_bytes(ranges, gap):
+    groups, starts, lengths = (np.array([r[k] for r in ranges], dtype=np.int64) for k in range(3))
+    joined = list(zip(*(a.tolist() for a in join_ranges(groups, starts, lengths, max_gap_bytes=gap)), strict=True))
+    wanted = {(g, b) for g, s, n in ranges for b in range(s, s + n)}
+    covered = [(g, b) for g, s, n in joined for b in range(s, s + n)]
+    assert wanted <= set(covered) and len(covered) == len(set(covered))
+    for (g, s, n), (h, t, _) in itertools.pairwise(joined):
+        assert (g, s) < (h, t) and (g != h or len(ranges) < 2 or t > s + n + gap)
+    extra = set(covered) - wanted
+    # What is covered for nothing lies in gaps that are no longer than allowed.
+    for group in range(4):
+        run = 0
+        for byte in range(240):
+            run = run + 1 if (group, byte) in extra else 0
+            assert run <= gap

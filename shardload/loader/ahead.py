@@ -26,7 +26,12 @@ _SMALL_BYTES = 4096
 """Of smaller samples the making of a byte string costs as much as its bytes."""
 
 
-def plan_ahead(batch_bytes: float, prefetch_batches: int, num_threads: int | None, most_threads: int = 4) -> Ahead:
+def plan_ahead(
+    batch_bytes: float,
+    prefetch_batches: int,
+    num_threads: int | None,
+    most_threads: int = 4,
+) -> Ahead:
     """Returns how far reads go ahead for batches of about so many bytes.
 
     A burst of small batches shares the costs of a read, one of large batches would only come later. What is announced keeps

@@ -20,16 +20,18 @@ from shardload.errors import FormatError, ShardloadError
 from shardload.loader.ahead import Ahead
 from shardload.loader.aside import Aside
 from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
+from shardload.loader.hints import Hints
 from shardload.loader.reader_process import Asked
 from shardload.loader.recipe import BatchRecipe
 from shardload.loader.stand_ins import READ_FAULTS, Fault, joined, made_whole, refuse, stand_in
 from shardload.memory import BufferPool
 from shardload.order.cursor import RankBatch
+from shardload.order.epoch import WindowEnd
 from shardload.order.rng import batch_rng
 from shardload.order.sample_ids import SampleIds
 from shardload.reader.batch import VALID, SampleBatch
 from shardload.reader.decode import Lease, decoded
-from shardload.reader.serve import Hint, announce
+from shardload.reader.serve import announce
 from shardload.reader.source import SampleSource
 from shardload.reader.transform import apply_transform, takes_rng
 
@@ -86,7 +88,7 @@ class BatchMaker:
         """
         self._ahead = ahead
         self._aside = aside
-        self._hints: list[Hint] = []
+        self._hints = Hints(ahead)
         self._dataset = dataset
         self._recipe = recipe
         self._pool = pool
@@ -96,7 +98,11 @@ class BatchMaker:
         self._leases = recipe.transform is None and recipe.collate_fn is None
 
     def batches(
-        self, ids: Iterator[RankBatch], epoch: int, after: Iterator[RankBatch]
+        self,
+        ids: Iterator[RankBatch],
+        epoch: int,
+        after: Iterator[RankBatch],
+        windows: tuple[WindowEnd, WindowEnd] | None = None,
     ) -> Generator[tuple[RankBatch, Any, tuple[Fault, ...]]]:
         """Yields the batches of an epoch as they are read and collated, with what they were asked for by, and faults.
 
@@ -104,9 +110,10 @@ class BatchMaker:
             ids: what the batches hold.
             epoch: the epoch.
             after: the batches of the next epoch, which are announced to the storage while this one ends.
+            windows: where windows of the two epochs end, which are announced as a whole; None where there are none.
         """
         # Closed here, not when it is collected: an error of ours keeps this frame, and with it threads that wait.
-        with contextlib.closing(self._samples(self._bursts(self._announced(ids, after)), epoch)) as read:
+        with contextlib.closing(self._samples(self._bursts(self._hints.batches(ids, after, windows)), epoch)) as read:
             for batch, samples in read:
                 made, faults = self._collated(batch, samples, epoch)
                 del samples
@@ -156,7 +163,7 @@ class BatchMaker:
         self, burst: list[RankBatch], epoch: int, aside: Aside | None, threads: ThreadPoolExecutor | None
     ) -> Callable[[], list[Read]]:
         """Has a burst read, and returns what gives its batches once."""
-        hints, self._hints = self._hints, []
+        hints = self._hints.take()
         asked = None if aside is None else aside.ask(burst, (self._seed, epoch), hints)
         if aside is not None and asked is not None:
             return functools.partial(self._taken, aside, asked, burst, epoch)
@@ -184,34 +191,6 @@ class BatchMaker:
             return
         for batch in burst:
             yield batch, samples.popleft()
-
-    def _announced(self, ids: Iterator[RankBatch], after: Iterator[RankBatch]) -> Iterator[RankBatch]:
-        """Yields the batches; those that follow are announced to the storage by who reads the next burst.
-
-        Row tables that are read by page have their pages announced a window before the records that they tell of.
-        """
-        size = self._ahead.hinted_batches
-        if not size:
-            yield from ids
-            return
-        # The first batch is read at once, and windows grow: others do not come at the price of the first ones.
-        yield from itertools.islice(ids, 1)
-        waiting: collections.deque[RankBatch] = collections.deque()
-        window = min(2, size)
-        (own, coming), rows_announced = _window(ids, after, window), False
-        while True:
-            if len(waiting) <= window // 2:
-                waiting.extend(own)
-                if coming:
-                    self._hints.append(Hint(False, coming, rows_announced))
-                window = min(2 * window, size)
-                own, coming = _window(ids, after, window)
-                if coming:
-                    self._hints.append(Hint(True, coming, False))
-                    rows_announced = True
-            if not waiting:
-                return
-            yield waiting.popleft()
 
     def deliveries(
         self, batches: Generator[tuple[RankBatch, Any, tuple[Fault, ...]]], epoch: int
@@ -284,13 +263,6 @@ class BatchMaker:
         if not takes_rng(transform):
             return transform(batch)
         return transform(batch, rng=batch_rng(self._seed, epoch, ids.cursor, self._rank))
-
-
-def _window(ids: Iterator[RankBatch], after: Iterator[RankBatch], size: int) -> tuple[list[RankBatch], list[Int64]]:
-    """Returns so many batches as far as there are, and the samples of them and of those after them that fill the window."""
-    own = list(itertools.islice(ids, size))
-    coming = own + list(itertools.islice(after, size - len(own)))
-    return own, [batch.sample_ids for batch in coming]
 
 
 def collated(

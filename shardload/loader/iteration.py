@@ -286,7 +286,7 @@ class Iteration:
             processes = ProcessPool(course.dataset, course.recipe, course.num_processes, course.prefetch_batches)
             batches = processes.batches(ids, progress.seed, place.epoch)
         else:
-            batches = maker.batches(ids, place.epoch, after)
+            batches = maker.batches(ids, place.epoch, after, progress.windows(place.epoch))
         deliveries = course.on_their_way(maker.deliveries(batches, place.epoch))
         if course.prefetch_batches == 0:
             return deliveries.__next__

@@ -21,6 +21,7 @@ from shardload.loader.recipe import make_recipe
 from shardload.loader.split import Split
 from shardload.loader.stand_ins import OnError, check_policy
 from shardload.order.cursor import Partition, Tail
+from shardload.order.shuffle import Shuffle, check_shuffle
 from shardload.quantities import as_integer
 from shardload.reader.source import SampleSource
 from shardload.telemetry import LoaderStats
@@ -52,7 +53,7 @@ class ShardLoader:
         dataset: SampleSource,
         batch_size: int,
         *,
-        shuffle: bool,
+        shuffle: Shuffle,
         seed: int = 0,
         num_replicas: int | None = None,
         rank: int | None = None,
@@ -87,7 +88,9 @@ class ShardLoader:
         Args:
             dataset: what to load from.
             batch_size: samples a batch and rank.
-            shuffle: a new permutation of all samples each epoch, or the order of the dataset.
+            shuffle: True: a new permutation of all samples each epoch; False: the order of the dataset. "block", or a
+                `BlockShuffle` of other sizes: blocks of neighbours, mixed within a window, for storage whose random reads are dear.
+                That is no true shuffle (`shardload shuffle-report` measures it), and states name it.
             seed: seed of the order and of `rng`, from 0 to 2^64 - 1; equal on all ranks.
             num_replicas: ranks that share the order, with `rank`. None for both: those of `mesh`, else of `process_group`,
                 else of the default process group if there is one at the first `iter`, else RANK and WORLD_SIZE, else a
@@ -156,7 +159,7 @@ class ShardLoader:
         self.batch_size = as_integer(batch_size, "batch_size", 1)
         self.device = None if device is None else torch.device(device)
         ranks = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group)
-        orders = dataset.orders(bool(shuffle))
+        orders = dataset.orders(check_shuffle(shuffle))
         self._split = Split(orders.num_positions, self.batch_size, bool(shuffle), ranks, tail, drop_last)
         self._epochs = None if epochs is None else as_integer(epochs, "epochs", 1)
         self._progress = Progress(dataset.fingerprint, as_integer(seed, "seed"), orders)

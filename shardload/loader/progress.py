@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shardload.errors import LoaderClosedError
 from shardload.loader.state import MAX_RESEEDS, OrderKey, Place, decode_state, encode_state
 from shardload.order.cursor import Partition
-from shardload.order.epoch import EpochOrders, Order, Reseed, seed_at
+from shardload.order.epoch import EpochOrders, Order, Reseed, WindowEnd, seed_at
 from shardload.quantities import as_integer
 
 Int64 = NDArray[np.int64]
@@ -65,6 +65,12 @@ class Progress:
         """The seed in force where the current or coming epoch was entered."""
         entered = _without_rest(self._entered, self.key.num_samples)
         return seed_at(self.key.seed, self._reseeds, entered.epoch, entered.position)
+
+    def windows(self, epoch: int) -> tuple[WindowEnd, WindowEnd] | None:
+        """Returns where the windows of an epoch and of the next one end; None where samples may lie anywhere."""
+        seeds = (seed_at(self.key.seed, self._reseeds, one, 0) for one in (epoch, epoch + 1))
+        own, later = (self._orders.window_end(one, seed) for one, seed in zip((epoch, epoch + 1), seeds, strict=True))
+        return None if own is None or later is None else (own, later)
 
     def order(self, epoch: int) -> Order:
         """Returns the function from positions of an epoch, or below 0 of the one before, to sample ids."""

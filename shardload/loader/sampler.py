@@ -16,8 +16,9 @@ from shardload.errors import ShardloadError
 from shardload.loader.audit import Delivered, audit_ids
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import RankChoice, announce, one_of
-from shardload.order.cursor import Partition, RankBatch, Tail, rank_batches
+from shardload.order.cursor import Partition, RankBatch, Tail, by_window, rank_batches
 from shardload.order.sample_ids import SampleIds, UseWatch
+from shardload.order.shuffle import Shuffle, check_shuffle
 from shardload.quantities import as_integer
 from shardload.reader.source import SampleSource
 
@@ -43,7 +44,7 @@ class ShardSampler(DistributedSampler[int]):
         dataset: SampleSource,
         num_replicas: int | None = None,
         rank: int | None = None,
-        shuffle: bool = True,
+        shuffle: Shuffle = True,
         seed: int = 0,
         drop_last: bool = False,
         *,
@@ -58,7 +59,7 @@ class ShardSampler(DistributedSampler[int]):
             dataset: the dataset; its fingerprint and length are taken.
             num_replicas: ranks that share the order; with `rank`. None for both: as `ShardLoader`.
             rank: this process; None beside `num_replicas` for a sampler that only tells lengths and states.
-            shuffle: a permutation, or the order of the dataset.
+            shuffle: a permutation, the order of the dataset, or blocks of neighbours mixed within a window, as `ShardLoader`.
             seed: seed of the permutations, from 0 to 2^64 - 1; equal on all ranks.
             drop_last: leave out the last samples that do not fill every rank (or, with batches, every batch); else one
                 replica gets a shorter end, and several are padded with the epoch's first samples, as in torch.
@@ -77,7 +78,7 @@ class ShardSampler(DistributedSampler[int]):
         self._ranks = ranks
         self._announced = False
         self._thrown_away = False
-        self.progress = Progress(dataset.fingerprint, seed, dataset.orders(bool(shuffle)))
+        self.progress = Progress(dataset.fingerprint, seed, dataset.orders(check_shuffle(shuffle)))
 
     def batch_sampler(self, batch_size: int, read_ahead: int = 16, *, tail: Tail | None = None) -> ShardBatchSampler:
         """Returns the batches of this order, for `DataLoader(batch_sampler=...)`. They share this sampler's place.
@@ -204,15 +205,18 @@ class ShardBatchSampler(BatchSampler):
         place, turn = progress.begin(partition), progress.turn
         seed, order = progress.seed, progress.order(place.epoch)
         batches = rank_batches(partition, self.sampler.rank, place.position, order)
-        for number, batch in enumerate(self._announced(batches)):
+        for number, batch in enumerate(self._announced(batches, place.epoch)):
             _refuse_stride(watch)
             progress.deliver(batch.cursor, turn, partition)
             num_valid = batch.num_valid if partition.tail == "mask" else None
             ids = batch.sample_ids.tolist()
             yield SampleIds(ids, seed, place.epoch, batch.num_before, num_valid, (watch, number))
 
-    def _announced(self, batches: Iterator[RankBatch]) -> Iterator[RankBatch]:
+    def _announced(self, batches: Iterator[RankBatch], epoch: int) -> Iterator[RankBatch]:
         """Yields the batches, each after the operating system was told of those that follow it."""
+        if self.read_ahead and (windows := self.sampler.progress.windows(epoch)):
+            yield from self._announced_by_window(by_window(batches, windows[0]))
+            return
         waiting: collections.deque[RankBatch] = collections.deque()
         for batch in batches:
             if self.read_ahead:
@@ -220,6 +224,15 @@ class ShardBatchSampler(BatchSampler):
             waiting.append(batch)
             if len(waiting) > self.read_ahead:
                 yield waiting.popleft()
+        yield from waiting
+
+    def _announced_by_window(self, windows: Iterator[list[RankBatch]]) -> Iterator[RankBatch]:
+        """Yields the batches of windows, each after the whole of its own window and the next one was announced."""
+        waiting: list[RankBatch] = []
+        for window in windows:
+            self.sampler.dataset.will_need(np.concatenate([batch.sample_ids for batch in window]))
+            yield from waiting
+            waiting = window
         yield from waiting
 
     def __len__(self) -> int:

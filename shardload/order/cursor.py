@@ -145,3 +145,23 @@ def rank_batches(partition: Partition, rank: int, cursor: int, order: Callable[[
             cursor = partition.advance(cursor)
             yield RankBatch(cursor, last, order(last), num_valid)
         window = max(1, WINDOW_POSITIONS // size)
+
+
+def by_window(batches: Iterator[RankBatch], window_end: Callable[[int], int]) -> Iterator[list[RankBatch]]:
+    """Yields batches in groups that end with the first one to reach the end of the window that the group begins in.
+
+    Args:
+        batches: the batches of an epoch.
+        window_end: position -> the end of the window that it lies in.
+    """
+    group: list[RankBatch] = []
+    end = 0
+    for batch in batches:
+        if not group:
+            end = window_end(max(0, int(batch.positions[0]) if len(batch.positions) else batch.cursor - 1))
+        group.append(batch)
+        if batch.cursor >= end:
+            yield group
+            group = []
+    if group:
+        yield group

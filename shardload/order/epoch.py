@@ -15,8 +15,8 @@ from shardload.order.permutation import RECIPE, Permutation
 Int64 = NDArray[np.int64]
 Order = Callable[[Int64], Int64]
 """Positions -> sample ids, both int64 of shape (positions,)."""
-Shuffle = bool
-"""A new permutation of all samples each epoch, or their own order."""
+WindowEnd = Callable[[int], int]
+"""Position -> the end of the window that it lies in."""
 
 
 class Reseed(NamedTuple):
@@ -58,22 +58,38 @@ def epoch_order(num_samples: int, seed: int, epoch: int, reseeds: Sequence[Resee
         reseeds: the seeds that came later, in their order; those of other epochs as well.
         recipe: version of the permutation.
     """
-    whole = Permutation(num_samples, seed=seed_at(seed, reseeds, epoch, 0), epoch=epoch, recipe=recipe)
-    later = [reseed for reseed in reseeds if reseed.epoch == epoch and 0 < reseed.position < num_samples]
+
+    def part(num_positions: int, seed: int) -> Order:
+        return Permutation(num_positions, seed=seed, epoch=epoch, recipe=recipe).sample_ids
+
+    return reseeded(part, num_samples, seed_at(seed, reseeds, epoch, 0), epoch, reseeds)
+
+
+def reseeded(
+    part: Callable[[int, int], Order], num_positions: int, seed: int, epoch: int, reseeds: Sequence[Reseed]
+) -> Order:
+    """Returns the order of an epoch with the seeds that came in its midst; see `epoch_order`.
+
+    Args:
+        part: number of positions, seed -> the order of so many.
+        num_positions: positions of the epoch.
+        seed: the seed at its start.
+        epoch: the epoch.
+        reseeds: the seeds that came later, in their order; those of other epochs as well.
+    """
+    whole = part(num_positions, seed)
+    later = [reseed for reseed in reseeds if reseed.epoch == epoch and 0 < reseed.position < num_positions]
     # The last one comes first: what it gives are positions of the order that it took the place of.
-    rests = [
-        (one.position, Permutation(num_samples - one.position, seed=one.seed, epoch=epoch, recipe=recipe))
-        for one in reversed(later)
-    ]
+    rests = [(one.position, part(num_positions - one.position, one.seed)) for one in reversed(later)]
     if not rests:
-        return whole.sample_ids
+        return whole
 
     def order(positions: Int64) -> Int64:
         positions = positions.copy()
         for start, rest in rests:
             moved = positions >= start
-            positions[moved] = start + rest.sample_ids(positions[moved] - start)
-        return whole.sample_ids(positions)
+            positions[moved] = start + rest(positions[moved] - start)
+        return whole(positions)
 
     return order
 
@@ -81,15 +97,22 @@ def epoch_order(num_samples: int, seed: int, epoch: int, reseeds: Sequence[Resee
 class EpochOrders(ABC):
     """Which sample stands at each position of each epoch. A value: equal on all ranks, and it opens nothing."""
 
+    num_positions: int
+    """Positions of an epoch."""
+
     @property
     @abstractmethod
     def name(self) -> bool | str:
         """How states name it, with all that it depends on beside seed and samples; states of another one are refused."""
 
-    @property
-    @abstractmethod
-    def num_positions(self) -> int:
-        """Positions of an epoch."""
+    def window_end(self, epoch: int, seed: int) -> WindowEnd | None:
+        """Returns where windows end, stretches of positions whose samples lie in a few large pieces; None where there are none.
+
+        Args:
+            epoch: the epoch.
+            seed: the seed at its start.
+        """
+        return None
 
     @abstractmethod
     def order(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Order:
@@ -133,8 +156,3 @@ class Permuted(EpochOrders):
     def order(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Order:
         """Returns the permutation of an epoch, as of `epoch_order`."""
         return epoch_order(self.num_positions, seed, epoch, reseeds, recipe)
-
-
-def make_orders(num_samples: int, shuffle: Shuffle) -> EpochOrders:
-    """Returns the orders of so many samples, mixed as it was asked for."""
-    return Permuted(num_samples) if shuffle else InOrder(num_samples)

@@ -17,7 +17,7 @@ from shardload.errors import StorageError
 from shardload.format import layout
 from shardload.format.table import ShardTable
 from shardload.memory.byte_strings import bytes_address, keep_freed_memory, new_bytes
-from shardload.planner import merge_ranges
+from shardload.planner import join_ranges, merge_ranges
 from shardload.reader.files import OpenFiles
 from shardload.storage import FileReader, MappedFiles
 from shardload.storage.mapping import MAX_RANGES
@@ -219,7 +219,10 @@ class MapEngine:
                 self._looked[shard_id] = True
                 self._mapped.look(shard_id)
             ranges = ranges[self._mapped.residency[ranges.shard_ids] < 1]
-        self._mapped.will_need(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
+        firsts, starts, lengths = join_ranges(
+            ranges.shard_ids, ranges.starts, ranges.lengths, max_gap_bytes=MAX_GAP_BYTES
+        )
+        self._mapped.will_need(self._mapped.addresses[firsts] + starts, lengths)
 
     def _idle_and_in_memory(self, shard_ids: Int64) -> bool:
         """Tells whether shards may be read with the interpreter's lock held; takes a new look now and then."""

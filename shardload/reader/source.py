@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from shardload.codecs.images import ImageDecode
 from shardload.format.schema import Field, Schema, canonical_json
-from shardload.order.epoch import EpochOrders, Shuffle, make_orders
+from shardload.order.epoch import EpochOrders
 from shardload.order.sample_ids import SampleIds
 from shardload.order.selection import Selection, chosen_by_hash, ids_at, resolve_indices, select_from, selection_digest
+from shardload.order.shuffle import Shuffle, make_orders
 from shardload.reader.access import Buffers
 from shardload.reader.batch import SampleBatch
 from shardload.reader.columns import can_be_hashed, read_column, read_hashes, read_lengths
@@ -116,7 +117,7 @@ class SampleSource(ABC):
         Args:
             shuffle: how they are mixed.
         """
-        return make_orders(len(self), shuffle)
+        return make_orders(len(self), self.num_bytes, shuffle)
 
     @overload
     def __getitem__(self, index: int) -> Any: ...

@@ -218,7 +218,7 @@ class SampleSource(ABC):
                 for the id. Reads the field in all samples.
         """
         mine = np.arange(len(self._all_ids()), dtype=np.int64)
-        numbers = self._root_ids(mine).astype(np.uint64) if by is None else self._hashes(by)
+        numbers = self._root_ids(mine).astype(np.uint64) if by is None else self.hashes(by)
         chosen = chosen_by_hash(numbers, fraction, seed)
         return self._view(mine[~chosen]), self._view(mine[chosen])
 
@@ -273,12 +273,15 @@ class SampleSource(ABC):
         field = self.schema.get(name)
         return self.column(name) if field is None or field.fixed else self.lengths(name)
 
-    def _hashes(self, name: str) -> NDArray[np.uint64]:
+    def hashes(self, name: str) -> NDArray[np.uint64]:
+        """Returns what names the value of a field in each sample: uint64 of shape (samples,), equal for equal values.
+
+        Args:
+            name: a field of integers, bytes or str without missing values.
+        """
         field = self.schema.get(name)
         if field is None or not can_be_hashed(field):
-            raise ValueError(
-                f"{self.location}: split by {name!r}: that is no field of integers, bytes or str without missing values"
-            )
+            raise ValueError(f"{self.location}: {name!r} is no field of integers, bytes or str without missing values")
         return read_hashes(self.read_batch, field, self._all_ids())
 
     def _all_ids(self) -> Int64:

@@ -15,7 +15,7 @@ LAYERS = [
     {"packing", "integrations"},
     {"loader", "importers"},
     {"writer", "reader"},
-    {"planner"},
+    {"planner", "capacity"},
     {"format", "codecs", "storage", "order", "memory"},
     {"telemetry", "quantities", "version"},
     {"errors"},
@@ -34,6 +34,7 @@ HEAVY = {
     "lightning": ("integrations",),
     "accelerate": ("integrations",),
     "transformers": ("integrations",),
+    "matplotlib": ("capacity",),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -22,6 +22,7 @@ from shardload.cli.head import head
 from shardload.cli.info import info
 from shardload.cli.maintain import prune, rebuild_index
 from shardload.cli.pack import pack
+from shardload.cli.plan import plan
 from shardload.cli.shuffle_report import shuffle_report
 from shardload.cli.text import one_line
 from shardload.cli.verify import verify
@@ -38,7 +39,7 @@ def shardload() -> None:
     """Pack a corpus into shards that are read in true random order, and look after the result."""
 
 
-for command in (pack, info, head, verify, shuffle_report, rebuild_index, prune):
+for command in (pack, info, head, verify, shuffle_report, plan, rebuild_index, prune):
     shardload.add_command(command)
 
 

@@ -253,6 +253,22 @@ def _mmap(address: int | None, num_bytes: int, protection: int, flags: int, desc
     return int(start)
 
 
+def resident_fraction(descriptor: int, num_bytes: int) -> float:
+    """Returns what part of an open file's first bytes is in memory, 0 to 1; 1 where the system does not tell."""
+    if num_bytes == 0:
+        return 0.0
+    try:
+        start = _mmap(None, num_bytes, _PROT_READ, _MAP_SHARED, descriptor)
+    except OSError:
+        return 1.0
+    try:
+        pages = np.empty(-(-num_bytes // _PAGE_BYTES), dtype=np.uint8)
+        told = _libc().mincore(start, num_bytes, pages.ctypes.data) == 0
+        return float(np.mean(pages & 1)) if told else 1.0
+    finally:
+        _libc().munmap(start, num_bytes)
+
+
 def _residency(address: int, num_bytes: int) -> float:
     """Returns what part of a mapping's pages is in memory; 0 where the system does not tell."""
     pages = np.empty(-(-num_bytes // _PAGE_BYTES), dtype=np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardload.quantities import (
@@ -17,6 +17,9 @@ from shardload.quantities import (
     parse_seconds,
     parse_share,
 )
+
+busy = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+"""On a busy machine a test may take any time."""
 
 
 @pytest.mark.parametrize(
@@ -151,6 +154,7 @@ def test_format_decimal(value, text):
     assert format_decimal(value, "B") == text
 
 
+@busy
 @given(st.floats(1, 2.8e14))
 def test_decimal_sizes_are_read_as_they_are_written(num_bytes):
     assert parse_bytes(format_decimal(num_bytes, "B").replace(",", ""), "size") == pytest.approx(
@@ -158,6 +162,7 @@ def test_decimal_sizes_are_read_as_they_are_written(num_bytes):
     )
 
 
+@busy
 @given(st.floats(1e-6, 1e9))
 def test_times_are_read_as_they_are_written(seconds):
     text = format_seconds(seconds)

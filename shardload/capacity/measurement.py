@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -195,6 +196,31 @@ def place_samples(file_bytes: Sequence[int], sample_bytes: int, most: int, seed:
     return chosen, (slots - (stops - counts)[chosen]) * sample_bytes
 
 
+def cut_files(file_bytes: Sequence[int], num_parts: int) -> list[tuple[int, int, int]]:
+    """Returns the parts in which files are read in order: about so many, a whole number of requests each.
+
+    Args:
+        file_bytes: size of each file, a multiple of `REQUEST_BYTES`.
+        num_parts: parts wanted; a file is at least one, and a part at least one request.
+
+    Returns:
+        The file of each part, its first byte and the byte after it.
+    """
+    parts = []
+    for number, num_bytes in enumerate(file_bytes):
+        requests = num_bytes // REQUEST_BYTES
+        pieces = max(1, min(requests, num_parts // len(file_bytes)))
+        edges = [requests * piece // pieces * REQUEST_BYTES for piece in range(pieces + 1)]
+        parts += [(number, start, stop) for start, stop in itertools.pairwise(edges)]
+    return parts
+
+
+def is_limited(user_seconds: float, system_seconds: float, seconds: float, num_cores: int) -> bool:
+    """Tells whether a process that used so much processor time could hardly have used more."""
+    # Python runs one thread at a time, so that its own work fills one core at most.
+    return user_seconds >= 0.7 * seconds or user_seconds + system_seconds >= 0.9 * seconds * num_cores
+
+
 def _total_bytes(directory: str, free_bytes: int, max_bytes: int | None) -> int:
     """Returns how much is written."""
     wanted = max(REQUEST_BYTES, min(DEFAULT_BYTES, free_bytes // _FREE_PARTS)) if max_bytes is None else max_bytes
@@ -231,15 +257,18 @@ def _write(files: Sequence[ProbeFile], file_bytes: int, seconds: float) -> Speed
 
 def _read_in_order(files: Sequence[ProbeFile], seconds: float) -> Speed:
     limit, stays = _Limit(seconds), _stays(files)
+    parts = cut_files([file.num_bytes for file in files], _MAX_STREAMS)
 
     def read(number: int, stream: _Stream) -> None:
-        file, buffer = files[number], memoryview(aligned_buffer(REQUEST_BYTES))
-        for start in range(0, file.num_bytes, REQUEST_BYTES):
+        buffer = memoryview(aligned_buffer(REQUEST_BYTES))
+        chosen, first, stop = parts[number]
+        file = files[chosen]
+        for start in range(first, stop, REQUEST_BYTES):
             stream.timed(lambda start=start: file.read_into(buffer, start), REQUEST_BYTES)  # type: ignore[misc]
             if limit.reached():
                 break
 
-    return _speed("sequential read", len(files), REQUEST_BYTES, read, limit, lambda: stays)
+    return _speed("sequential read", len(parts), REQUEST_BYTES, read, limit, lambda: stays)
 
 
 def _read_samples(files: Sequence[ProbeFile], sample_bytes: int, seconds: float) -> Speed:
@@ -280,10 +309,7 @@ def _speed(
     after = os.times()
     seconds = max(1e-9, max(stream.stop for stream in streams) - min(stream.start for stream in streams))
     durations = np.concatenate([stream.seconds for stream in streams])
-    user, system = after.user - before.user, after.system - before.system
-    cores = len(os.sched_getaffinity(0))
-    # Python runs one thread at a time, so that its own work fills one core at most.
-    limited = user >= 0.7 * seconds or user + system >= 0.9 * seconds * cores
+    used = after.user - before.user, after.system - before.system
     return Speed(
         kind=kind,
         request_bytes=request_bytes,
@@ -294,7 +320,7 @@ def _speed(
         median_seconds=float(np.median(durations)),
         slow_seconds=float(np.quantile(durations, 0.99)),
         from_memory=stays(),
-        limited_by_processor=limited,
+        limited_by_processor=is_limited(*used, seconds, len(os.sched_getaffinity(0))),
     )
 
 

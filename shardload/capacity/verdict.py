@@ -53,6 +53,9 @@ def judge_flow(flow: Flow, measurement: Measurement) -> Verdict:
     if speed.bytes_per_second >= needed:
         if speed.from_memory:
             return Verdict("unknown", None, flow.name, (f"{told}, but they came from this machine's memory",))
+        if speed.bytes_per_second < flow.peak_bytes_per_second:
+            times = flow.peak_bytes_per_second / speed.bytes_per_second
+            told += f"; what is read ahead after a pause takes {times:.3g} times as long as planned, and nobody waits for it"
         return Verdict("enough", speed.bytes_per_second / needed, flow.name, (told,))
     if speed.limited_by_processor:
         return Verdict("unknown", None, flow.name, (f"{told}, but this process, not the storage, was the limit",))

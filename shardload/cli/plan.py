@@ -58,7 +58,7 @@ _FACTS: dict[str, tuple[str, _Quantity, str]] = {
     "num_checkpoints_kept": ("--checkpoints-kept", _NUMBER, "Checkpoints that stay.  [default: 3]"),
     "restore_ratio": ("--restore-ratio", _NUMBER, "Bytes a restore reads for each of a checkpoint.  [default: 8]"),
     "restore_seconds": ("--restore-time", _TIME, "Time a restore may take.  [default: that of a checkpoint]"),
-    "samples_per_second_per_gpu": ("--samples-per-gpu", _NUMBER, "Samples a second that each GPU trains on."),
+    "samples_per_second_per_gpu": ("--samples-per-gpu", _NUMBER, "Samples a second that each GPU reads to train on."),
     "step_seconds": ("--step-time", _TIME, "In place of that, the time of a step ..."),
     "batch_size": ("--batch-size", _NUMBER, "... and the samples each GPU takes in it ..."),
     "batch_tokens": ("--batch-tokens", _NUMBER, "... or the tokens each GPU takes in it."),
@@ -112,9 +112,10 @@ def plan(
     """Tell what training a model asks of its storage, stage by stage.
 
     Of each of the five stages (ingest, data preparation, training reads, checkpoint & restore, inference): bytes and
-    requests a second, on average and in bursts, and capacity. --measure puts what a directory really does beside it. What is
-    not given is not planned. Times are 3600, 90s, 30min, 1h, 1h30min or 2d; sizes 110kB, 4KiB or 1.5G. Results are in decimal
-    units: 1 GB/s is 10^9 bytes a second.
+    requests a second, on average and in bursts, and capacity. What is not given is not planned. --measure puts what a
+    directory really does beside it: reads of training and inference must reach the average, as what is read ahead bridges
+    bursts; checkpoints and restores must reach their burst. Times are 3600, 90s, 30min, 1h, 1h30min or 2d; sizes 110kB,
+    4KiB or 1.5G. Results are in decimal units: 1 GB/s is 10^9 bytes a second.
     """
     workload = _workload(dataset, facts)
     stages = plan_stages(workload)

@@ -8,12 +8,16 @@ import re
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardload.capacity import SOURCES, Workload, explain, plan_stages
 from shardload.capacity.demand import values_of
 from shardload.capacity.formula import Sheet
+
+busy = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+"""On a busy machine a test may take any time."""
+
 
 EVERYTHING = {
     "num_gpus": 64,
@@ -60,7 +64,7 @@ def test_mlperf_demands_are_those_of_its_tables():
         assert flow.sustained_requests_per_second == pytest.approx(batch / step * math.ceil(record / (1 << 20)))
 
 
-@settings(max_examples=60)
+@busy
 @given(
     st.fixed_dictionaries(
         {
@@ -149,6 +153,7 @@ def figures_of(workload: Workload) -> list[float]:
     return figures
 
 
+@busy
 @given(st.sampled_from(WAYS), st.data(), st.floats(1.01, 1.9))
 def test_demand_is_monotone_in_each_fact(way, data, factor):
     before = Workload(**EVERYTHING | way)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardload.capacity import measure
-from shardload.capacity.measurement import place_samples
+from shardload.capacity.demand import REQUEST_BYTES
+from shardload.capacity.measurement import cut_files, is_limited, place_samples
 from shardload.errors import StorageError
 from shardload.storage.probe import ALIGNMENT_BYTES, ProbeFile, Room
+
+busy = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+"""On a busy machine a test may take any time."""
+
 
 MIB = 1 << 20
 
 
+@busy
 @given(
     st.lists(st.integers(1, 10**6), min_size=1, max_size=9),
     st.integers(1, 10**6),
@@ -34,6 +41,27 @@ def test_samples_lie_whole_within_their_files_each_once(sizes, sample_bytes, mos
     assert (starts >= 0).all() and (starts + sample_bytes <= np.array(sizes)[chosen]).all()
     assert (starts % sample_bytes == 0).all()
     assert len(set(zip(chosen.tolist(), starts.tolist()))) == len(chosen)
+
+
+@busy
+@given(st.lists(st.integers(1, 99), min_size=1, max_size=9), st.integers(1, 12))
+def test_parts_cover_their_files_once_in_whole_requests(requests, num_parts):
+    sizes = [number * REQUEST_BYTES for number in requests]
+    parts = cut_files(sizes, num_parts)
+    assert len(sizes) <= len(parts) <= max(num_parts, len(sizes))
+    for number, size in enumerate(sizes):
+        mine = [(start, stop) for file, start, stop in parts if file == number]
+        assert mine[0][0] == 0 and mine[-1][1] == size
+        assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(mine))
+        assert all(stop > start and start % REQUEST_BYTES == stop % REQUEST_BYTES == 0 for start, stop in mine)
+
+
+@pytest.mark.parametrize(
+    ("user", "system", "cores", "limited"),
+    [(0.5, 1.0, 2, False), (8, 0, 64, True), (1, 1, 1, False), (1, 8.5, 1, True), (1, 8.5, 2, False), (1, 18, 2, True)],
+)
+def test_a_process_that_got_all_the_time_it_could(user, system, cores, limited):
+    assert is_limited(user, system, 10, cores) == limited
 
 
 def test_samples_are_read_in_random_order():
@@ -65,7 +93,7 @@ def test_everything_written_is_read_and_nothing_stays(tmp_path, monkeypatch, sam
     assert phases == ["sequential write", "sequential read", "random read"] == list(found.speeds)
     write, read, random = (found.speeds[kind] for kind in phases)
     assert write.num_bytes == read.num_bytes == 8 * MIB and write.num_requests == read.num_requests == 8
-    assert write.num_at_once == read.num_at_once == streams
+    assert write.num_at_once == streams and read.num_at_once == 8
     size = round(sample_bytes)
     count = streams * (8 * MIB // streams // size)
     assert (random.num_requests, random.num_bytes, random.request_bytes) == (count, count * size, size)
@@ -123,6 +151,7 @@ def test_figures_from_pages_that_stay_are_marked(tmp_path, monkeypatch):
 def test_the_time_limit_ends_each_phase(tmp_path):
     found = measure(str(tmp_path), sample_bytes=512, num_writers=2, max_bytes=64 * MIB, max_seconds=0)
     write, read, random = found.speeds.values()
+    # One request of each stream, which is under way when the time is over.
     assert write.num_bytes == 2 * MIB and read.num_bytes == 2 * MIB and random.num_requests == random.num_at_once
     assert any("the time was over after 2.1 MB" in note for note in found.notes)
 

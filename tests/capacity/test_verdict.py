@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardload.capacity import Flow, Measurement, Speed, Stage, judge
+
+busy = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+"""On a busy machine a test may take any time."""
+
 
 MB = 1_000_000
 
@@ -26,6 +30,7 @@ def stage(*flows: tuple[str, float], written_bytes: float | None = None) -> Stag
     return Stage("stage", made, written_bytes, written_bytes)
 
 
+@busy
 @given(st.integers(1, 10**12), st.integers(1, 10**12))
 def test_enough_or_short_by_the_ratio(needed, reached):
     verdict = judge(stage(("random read", needed)), measured(speed("random read", reached)))
@@ -45,6 +50,15 @@ def test_the_worst_decides():
     assert (verdict.state, verdict.factor) == ("unknown", None)
     verdict = judge(both, measured(speed("sequential write", 1 * MB)))
     assert (verdict.state, verdict.factor) == ("short", 8)
+
+
+def test_a_burst_may_last_longer_where_nobody_waits_for_it():
+    reads = Stage("stage", (Flow("samples", "random read", 1, 10 * MB, 80 * MB, 10 * MB),))
+    slow = judge(reads, measured(speed("random read", 20 * MB)))
+    assert (slow.state, slow.factor) == ("enough", 2) and "takes 4 times as long" in slow.reasons[0]
+    assert "long" not in judge(reads, measured(speed("random read", 80 * MB))).reasons[0]
+    write = Stage("stage", (Flow("checkpoint", "sequential write", 1, 10 * MB, 80 * MB, 80 * MB),))
+    assert judge(write, measured(speed("sequential write", 20 * MB))).state == "short"
 
 
 def test_space_counts():

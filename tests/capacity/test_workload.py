@@ -6,10 +6,14 @@ import dataclasses
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardload.capacity import Workload, plan_stages
+
+busy = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+"""On a busy machine a test may take any time."""
+
 
 NAMES = [field.name for field in dataclasses.fields(Workload)]
 
@@ -55,6 +59,7 @@ def test_contradictions_are_refused(facts, message):
         Workload(**facts)
 
 
+@busy
 @given(
     st.dictionaries(st.sampled_from(NAMES), st.one_of(st.integers(), st.floats(), st.integers(1, 100), st.floats(0, 1)))
 )

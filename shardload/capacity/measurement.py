@@ -152,7 +152,8 @@ def measure(
     Raises:
         StorageError: there is no room, or reading or writing failed.
     """
-    room = room_of(directory)
+    # Before this measurement adds to it.
+    room, load = room_of(directory), os.getloadavg()[0]
     sample = None if sample_bytes is None else max(1, round(sample_bytes))
     total_bytes = _total_bytes(directory, room.free_bytes, max_bytes)
     # A file for each stream, of which each holds a sample if that can be.
@@ -172,7 +173,7 @@ def measure(
             tell("random read")
             found.append(_read_samples(files, sample, seconds))
         speeds = {speed.kind: speed for speed in found}
-        notes = _notes(files, file_bytes, speeds, sample)
+        notes = _notes(files, file_bytes, speeds, sample, load)
         return Measurement(directory, room.file_system, room.free_bytes, files[0].direct, speeds, notes)
 
 
@@ -359,7 +360,7 @@ def _stays(files: Sequence[ProbeFile], *, random: bool = False) -> bool:
 
 
 def _notes(
-    files: Sequence[ProbeFile], file_bytes: int, speeds: Mapping[Kind, Speed], sample_bytes: int | None
+    files: Sequence[ProbeFile], file_bytes: int, speeds: Mapping[Kind, Speed], sample_bytes: int | None, load: float
 ) -> tuple[str, ...]:
     notes, written = [], sum(file.num_bytes for file in files)
     if any(speed.from_memory for speed in speeds.values()):
@@ -373,6 +374,10 @@ def _notes(
     if limited:
         notes.append(
             f"{' and '.join(limited)}: this process, not the storage, was the limit: at least that much is there"
+        )
+    if load > (cores := len(os.sched_getaffinity(0))):
+        notes.append(
+            f"this machine was busy with other work (load {load:.1f} on {cores} cores): the storage may be faster"
         )
     if written < file_bytes * len(files):
         notes.append(f"the time was over after {format_decimal(written, 'B')} were written")

@@ -33,6 +33,8 @@ def check_picture(path: str) -> None:
         raise ValueError(f"there is no directory for {path!r}")
     if Path(path).is_dir():
         raise ValueError(f"{path!r} is a directory")
+    if not os.access(Path(path).parent, os.W_OK):
+        raise ValueError(f"{path!r} cannot be written: its directory is closed to this user")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:

@@ -142,6 +142,13 @@ def test_without_direct_reads_files_are_dropped_before_they_are_read(tmp_path, m
         assert not any(speed.from_memory for speed in found.speeds.values()) and "past the page cache" in found.notes[0]
 
 
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_busy_machine_is_told(tmp_path, monkeypatch, busy):
+    monkeypatch.setattr(os, "getloadavg", lambda: (999.0 if busy else 0.0, 0.0, 0.0))
+    found = measure(str(tmp_path), num_writers=1, max_bytes=2 * MIB)
+    assert any("busy with other work (load 999.0 on" in note for note in found.notes) == busy
+
+
 def test_figures_from_pages_that_stay_are_marked(tmp_path, monkeypatch):
     monkeypatch.setattr(ProbeFile, "drop", lambda self, *, random: 0.5)
     found = measure(str(tmp_path), num_writers=1, max_bytes=2 * MIB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -359,6 +360,20 @@ def test_pictures(tmp_path, told, suffix):
         assert "272 MB/s, in bursts 5.44 GB/s" in texts and "43.6 GB/s" in texts
         told(*EVERYTHING, "--plot", path, "--measure", tmp_path, *SMALL)
         assert "thick mark: measured" in path.read_text()
+
+
+def test_a_picture_appears_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="pictures need shardload[plot]")
+    path = tmp_path / "plan.svg"
+    path.write_text("the one before")
+
+    def fails(source, target):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(target))
+
+    monkeypatch.setattr(os, "replace", fails)
+    assert main(["plan", "--params", "1B", "--plot", str(path)]) == 1
+    assert capsys.readouterr().err == f"shardload: error: {path}: Input/output error\n"
+    assert path.read_text() == "the one before" and os.listdir(tmp_path) == [path.name]
 
 
 def test_pictures_without_matplotlib_name_the_extra(tmp_path, monkeypatch, capsys):

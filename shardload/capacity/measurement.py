@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardload.capacity.demand import REQUEST_BYTES, Kind
+from shardload.capacity.streams import Limit, Stream, run_streams
 from shardload.errors import StorageError
 from shardload.order.permutation import Permutation
 from shardload.quantities import format_decimal
@@ -88,44 +88,6 @@ class Measurement:
     def speed_of(self, kind: Kind) -> Speed | None:
         """Returns what was reached in one way, or None if that was not measured."""
         return self.speeds.get(kind)
-
-
-@dataclass(slots=True)
-class _Stream:
-    """One thread's requests."""
-
-    num_bytes: int = 0
-    seconds: list[float] = field(default_factory=list)
-    """Of each request."""
-    start: float = 0.0
-    stop: float = 0.0
-
-    def timed(self, request: Callable[[], None], num_bytes: int) -> None:
-        """Carries out a request and notes it."""
-        start = time.perf_counter()
-        request()
-        self.stop = time.perf_counter()
-        self.start = self.start or start
-        self.seconds.append(self.stop - start)
-        self.num_bytes += num_bytes
-
-
-class _Limit:
-    """When to stop: at a time, or when told to."""
-
-    def __init__(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
-        self._ended = threading.Event()
-
-    def reached(self) -> bool:
-        return self._ended.is_set() or time.monotonic() >= self._deadline
-
-    @property
-    def ended(self) -> bool:
-        return self._ended.is_set()
-
-    def end(self) -> None:
-        self._ended.set()
 
 
 def measure(
@@ -237,9 +199,9 @@ def _total_bytes(directory: str, free_bytes: int, max_bytes: int | None) -> int:
 
 
 def _write(files: Sequence[ProbeFile], file_bytes: int, seconds: float) -> Speed:
-    limit = _Limit(seconds)
+    limit = Limit(seconds)
 
-    def fill(number: int, stream: _Stream) -> None:
+    def fill(number: int, stream: Stream) -> None:
         file, buffer = files[number], aligned_buffer(REQUEST_BYTES)
         buffer.write(np.random.default_rng(number).bytes(REQUEST_BYTES))
         # Storage that compresses or stores equal blocks once would save what is really written.
@@ -257,10 +219,10 @@ def _write(files: Sequence[ProbeFile], file_bytes: int, seconds: float) -> Speed
 
 
 def _read_in_order(files: Sequence[ProbeFile], seconds: float) -> Speed:
-    limit, stays = _Limit(seconds), _stays(files)
+    limit, stays = Limit(seconds), _stays(files)
     parts = cut_files([file.num_bytes for file in files], _MAX_STREAMS)
 
-    def read(number: int, stream: _Stream) -> None:
+    def read(number: int, stream: Stream) -> None:
         buffer = memoryview(aligned_buffer(REQUEST_BYTES))
         chosen, first, stop = parts[number]
         file = files[chosen]
@@ -273,14 +235,14 @@ def _read_in_order(files: Sequence[ProbeFile], seconds: float) -> Speed:
 
 
 def _read_samples(files: Sequence[ProbeFile], sample_bytes: int, seconds: float) -> Speed:
-    limit, stays = _Limit(seconds), _stays(files, random=True)
+    limit, stays = Limit(seconds), _stays(files, random=True)
     chosen, starts = place_samples([file.num_bytes for file in files], sample_bytes, _MAX_SAMPLES)
     firsts = starts // ALIGNMENT_BYTES * ALIGNMENT_BYTES
     lengths = -(-(starts + sample_bytes) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES - firsts
     piece = min(_PIECE_BYTES, int(lengths.max()))
     num_threads = min(_MAX_READS, len(starts), max(1, _MAX_UNDER_WAY_BYTES // piece))
 
-    def read(number: int, stream: _Stream) -> None:
+    def read(number: int, stream: Stream) -> None:
         buffer, mine = memoryview(aligned_buffer(piece)), slice(number, None, num_threads)
         for place in zip(chosen[mine].tolist(), firsts[mine].tolist(), lengths[mine].tolist()):
             stream.timed(lambda place=place: _read_range(files, buffer, *place), sample_bytes)  # type: ignore[misc]
@@ -299,14 +261,14 @@ def _speed(
     kind: Kind,
     num_threads: int,
     request_bytes: int,
-    work: Callable[[int, _Stream], None],
-    limit: _Limit,
+    work: Callable[[int, Stream], None],
+    limit: Limit,
     stays: Callable[[], bool],
 ) -> Speed:
     """Has threads do their requests, each its own, and returns what they reached together."""
-    streams = [_Stream() for _ in range(num_threads)]
+    streams = [Stream() for _ in range(num_threads)]
     before = os.times()
-    _run(streams, work, limit)
+    run_streams(streams, work, limit)
     after = os.times()
     seconds = max(1e-9, max(stream.stop for stream in streams) - min(stream.start for stream in streams))
     durations = np.concatenate([stream.seconds for stream in streams])
@@ -323,35 +285,6 @@ def _speed(
         from_memory=stays(),
         limited_by_processor=is_limited(*used, seconds, len(os.sched_getaffinity(0))),
     )
-
-
-def _run(streams: Sequence[_Stream], work: Callable[[int, _Stream], None], limit: _Limit) -> None:
-    """Runs a thread for each stream, and ends them all when one fails or this one is interrupted."""
-    failures: list[BaseException] = []
-
-    def guarded(number: int) -> None:
-        try:
-            work(number, streams[number])
-        except BaseException as error:
-            failures.append(error)
-            limit.end()
-
-    threads = [
-        threading.Thread(target=guarded, args=(number,), name=f"shardload-plan-{number}", daemon=True)
-        for number in range(len(streams))
-    ]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        limit.end()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
-    if failures:
-        raise failures[0]
 
 
 def _stays(files: Sequence[ProbeFile], *, random: bool = False) -> bool:

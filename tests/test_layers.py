@@ -34,7 +34,7 @@ HEAVY = {
     "lightning": ("integrations",),
     "accelerate": ("integrations",),
     "transformers": ("integrations",),
-    "matplotlib": ("capacity",),
+    "matplotlib": ("capacity", "cli"),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -50,7 +50,7 @@ class Line(NamedTuple):
     limits do not count."""
 
 
-UNITS = {"us": 1e6, "ms": 1e3, "%": 100.0, "MB": 1e-6, "s/GB": 1.0, "ns": 1e9}
+UNITS = {"us": 1e6, "ms": 1e3, "%": 100.0, "MB": 1e-6, "s/GB": 1.0, "ns": 1e9, "B": 1.0}
 """What a figure of an arm is multiplied with."""
 
 

@@ -19,6 +19,8 @@ from bench.workloads import Workload, images, tokens
 
 HINTED_BYTES = 16 << 20
 """What the loop in C announces at a time."""
+READ_BYTES = 4 << 20
+"""What is read at a time from end to end."""
 
 
 def cold(work: Workload, run: Callable[[], float]) -> float:
@@ -92,7 +94,60 @@ def p7(folder: Path, scale: float) -> Iterator[Line]:
     yield Line("path 1", {"sampler": first} | plain, False, facts=facts | {"threads": "num_workers=0"})
 
 
+def device_bytes() -> int:
+    """Returns the bytes that this process has had read from devices."""
+    facts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(facts["read_bytes"])
+
+
+def p29(folder: Path, scale: float) -> Iterator[Line]:
+    for name, make, count in (("tokens", tokens, 100_000), ("jpeg", images, 6_000)):
+        work = make(folder, int(count * scale))
+        files = [path for path in work.files if work.dataset in path.parents]
+        # As many blocks for each window and windows for each epoch as a large dataset has, at a size that fits here.
+        blocks = shardload.BlockShuffle(max(1, len(work) // 256), 32)
+        seconds: dict[str, list[float]] = {"block us": [], "sequential us": []}
+
+        def epoch(work: Workload = work, blocks: Any = blocks) -> float:
+            # Bytes that a helper process reads are not counted here.
+            options = {"shuffle": blocks, "tail": "short", "helper_process": False}
+            return timed(work, shardload.ShardLoader(shardload.open(work.dataset), work.batch_size, **options))
+
+        def sequential(work: Workload = work, files: Any = files) -> float:
+            start = time.perf_counter()
+            for path in files:
+                with path.open("rb", buffering=0) as file:
+                    while file.read(READ_BYTES):
+                        pass
+            return (time.perf_counter() - start) / len(work)
+
+        def bytes_of(run: Callable[[], float], noted: list[float], work: Workload = work) -> Arm:
+            def arm() -> float:
+                before = device_bytes()
+                noted.append(cold(work, run) * 1e6)
+                return (device_bytes() - before) / len(work)
+
+            return arm
+
+        arms = {
+            "block": bytes_of(epoch, seconds["block us"]),
+            "sequential": bytes_of(sequential, seconds["sequential us"]),
+        }
+        order = f"blocks of {blocks.block_samples}, windows of {blocks.window_blocks}"
+        yield Line(
+            f"{name}, bytes read", arms, True, unit="B", also=seconds, facts=facts_of(work, epoch="first", order=order)
+        )
+
+
 CASES = (
+    Case(
+        "P29",
+        "block shuffle from the disk, each touched once / reading the files from end to end",
+        True,
+        1.1,
+        1.02,
+        p29,
+    ),
     Case("P6", "each touched once from the disk: loader / best loop of reads in C, samples/s", True, 0.6, 0.9, p6),
     Case(
         "P7",

@@ -6,16 +6,22 @@ The processes are those of torch's DataLoader, run from the prefetch thread: sam
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import pickle
 import random
+import select
 import signal
+import threading
 import traceback
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
+from multiprocessing.queues import Queue
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,7 +37,13 @@ from shardload.reader import ShardDataset
 from shardload.reader.batch import SampleBatch
 from shardload.reader.decode import decoded
 
+if TYPE_CHECKING:
+    _Queue = Queue[Any]
+else:
+    _Queue = Queue
+
 _PR_SET_PDEATHSIG = 1
+_FEEDER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ class ProcessPool:
             # Whoever takes the batches makes them page-locked: a thread of DataLoader's would do it, one more on the way.
             pin_memory=False,
             # Not by fork: this is a thread beside others, whose locks a child would take over as they are.
-            multiprocessing_context="spawn",
+            multiprocessing_context=_Context(),
             worker_init_fn=_end_with_parent,
             # Its own generator: the seed that it draws for its workers must not come from that of the program.
             generator=torch.Generator(),
@@ -119,6 +131,43 @@ class ProcessPool:
             yield asked.popleft(), *made
             # A batch must not live on in this frame while the next one is waited for.
             del made
+
+
+class _JoinedQueue(_Queue):
+    """A queue that is closed only once the thread which feeds its pipe has ended.
+
+    torch does not wait for it. It would be the last to hold the queue's semaphores then, and takes them down in two steps: an
+    interpreter that ends between these leaves the second one to the resource tracker, which complains.
+    """
+
+    def close(self) -> None:
+        thread, writer = getattr(self, "_thread", None), getattr(self, "_writer", None)
+        # Whoever read has ended by now. Of one that died the pipe may be full: then the thread stays where it is, for good.
+        stuck = writer is not None and not _has_room(writer)
+        super().close()
+        # The garbage collector may close it from that very thread.
+        if thread is not None and thread is not threading.current_thread() and not stuck:
+            thread.join(_FEEDER_SECONDS)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In a child nobody is to wait: what it feeds is read by whoever may have left.
+        return object.__new__, (Queue,), self.__getstate__()
+
+
+def _has_room(pipe: Connection) -> bool:
+    poll = select.poll()
+    # Closed it is where the thread has ended, as when the garbage collector came before: then nothing is waited for.
+    with contextlib.suppress(OSError):
+        poll.register(pipe, select.POLLOUT)
+        return bool(poll.poll(0))
+    return True
+
+
+class _Context(SpawnContext):
+    """Starts processes as "spawn" does."""
+
+    def Queue(self, maxsize: int = 0) -> Queue[Any]:  # noqa: N802
+        return _JoinedQueue(maxsize, ctx=self.get_context())
 
 
 def seed_generators(seed: int, epoch: int, sample_id: int) -> None:

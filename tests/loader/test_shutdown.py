@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing.queues
+import multiprocessing.synchronize
 import os
 import select
 import signal
@@ -164,6 +166,34 @@ def test_nothing_is_kept_for_the_interpreters_end(numbers: Path) -> None:
     list(loader)
     gc.collect()
     assert not [one for one in gc.get_objects() if isinstance(one, Prefetcher)]
+
+
+def test_a_thread_that_feeds_a_process_ends_before_the_iteration(
+    numbers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it takes the queue's semaphores down, maybe while the interpreter ends: seen once, as a leak that was none."""
+    names: list[str] = []
+    closed = threading.Event()
+    feed, take_down = multiprocessing.queues.Queue._feed, multiprocessing.synchronize.SemLock._cleanup
+
+    def feeds_and_stays(*arguments: Any) -> None:
+        feed(*arguments)
+        closed.wait(0.3)
+
+    def noted(name: str) -> None:
+        names.append(threading.current_thread().name)
+        take_down(name)
+
+    monkeypatch.setattr(multiprocessing.queues.Queue, "_feed", staticmethod(feeds_and_stays))
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "_cleanup", staticmethod(noted))
+    loader = make(numbers, num_processes=1)
+    next(iter(loader))
+    loader.close()
+    closed.set()
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(30)
+    assert names and "QueueFeederThread" not in names
 
 
 def test_closed_by_another_thread_while_the_loop_waits(numbers: Path) -> None:

@@ -5,6 +5,7 @@ The processes are those of torch's DataLoader, run from the prefetch thread: sam
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import ctypes
@@ -121,7 +122,7 @@ class ProcessPool:
             pin_memory=False,
             # Not by fork: this is a thread beside others, whose locks a child would take over as they are.
             multiprocessing_context=_Context(),
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=_begin,
             # Its own generator: the seed that it draws for its workers must not come from that of the program.
             generator=torch.Generator(),
         )
@@ -179,7 +180,22 @@ def seed_generators(seed: int, epoch: int, sample_id: int) -> None:
     torch.default_generator.manual_seed(int.from_bytes(key[:8], "little") >> 1)
 
 
-def _end_with_parent(worker: int) -> None:
+def _begin(worker: int) -> None:
+    _end_with_parent()
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Ends this process at once where a thread of it still pickles batches that nobody wants any more.
+
+    torch does not wait for it. From within torch it cannot come back to an interpreter that has ended: it would abort the process
+    with "terminate called without an active exception". A forked process leaves in this way always.
+    """
+    if any(thread.name == "QueueFeederThread" for thread in threading.enumerate()):
+        os._exit(0)
+
+
+def _end_with_parent() -> None:
     """Lets the kernel end this process when the thread that started it is gone, however it went.
 
     torch's workers look for their parent every five seconds, and not while they wait for room in a pipe.

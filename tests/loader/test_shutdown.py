@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import multiprocessing.queues
 import multiprocessing.synchronize
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transforms import SENDS, as_slow_ones
 
 import shardload
 from shardload.loader.prefetch import Prefetcher
@@ -118,7 +120,7 @@ from shardload.loader.processes import _end_with_parent
 def child(path):
     while os.getppid() == multiprocessing.parent_process().pid:
         time.sleep(0.01)
-    _end_with_parent(0)
+    _end_with_parent()
     Path(path).touch()
 
 if __name__ == "__main__":
@@ -194,6 +196,24 @@ def test_a_thread_that_feeds_a_process_ends_before_the_iteration(
         if thread.name == "QueueFeederThread":
             thread.join(30)
     assert names and "QueueFeederThread" not in names
+
+
+def test_a_process_that_is_sending_a_batch_ends_well(
+    numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen once under load, as "terminate called": of a thread in torch for which there was no interpreter any more."""
+    monkeypatch.setenv(SENDS, str(tmp_path / "sends"))
+    others = multiprocessing.active_children()
+    # One batch is taken, two wait, one waits for room; the fifth and sixth are asked for.
+    loader = make(numbers, num_processes=1, shuffle=False, prefetch_batches=2, collate_fn=as_slow_ones)
+    batches = iter(loader)
+    next(batches)
+    [process] = set(multiprocessing.active_children()) - set(others)
+    while not (tmp_path / "sends").exists():
+        select.select([], [], [], 0.05)
+    loader.close()
+    process.join(30)
+    assert process.exitcode == 0
 
 
 def test_closed_by_another_thread_while_the_loop_waits(numbers: Path) -> None:

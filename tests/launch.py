@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+AS_RANK = Path(__file__).parent / "as_rank.py"
 
 
 def launch(script: Path, *arguments: Any, ranks: int = 1, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -25,7 +26,7 @@ def attempt(
     """Runs a script to its end, good or bad; with torchrun if there are several ranks, or if asked for."""
     command = [sys.executable]
     if ranks > 1 or torchrun:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), str(AS_RANK)]
     # A rank or a group of the process that runs the tests is none of the script's; one thread a rank is enough.
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}

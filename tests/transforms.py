@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +63,26 @@ def dies(sample: dict[str, Any]) -> dict[str, Any]:
 
 def as_list(samples: Any) -> Any:
     return {"number": [sample["number"] for sample in samples], "process": os.getpid()}
+
+
+SENDS = "SHARDLOAD_TEST_SENDS"
+"""Names the file that tells of a process that is sending a batch."""
+
+
+class Slow:
+    """Takes a minute to pickle, in calls of torch."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        Path(os.environ[SENDS]).touch()
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit:
+            torch.ones(100, 100) @ torch.ones(100, 100)
+        return Slow, ()
+
+
+def as_slow_ones(samples: Any) -> Any:
+    """From number 64 on."""
+    return {"number": [sample["number"] for sample in samples], "slow": Slow() if samples[0]["number"] >= 64 else None}
 
 
 def draws_for_a_batch(samples: Any) -> Any:

@@ -5,17 +5,24 @@ The processes are those of torch's DataLoader, run from the prefetch thread: sam
 
 from __future__ import annotations
 
+import atexit
 import collections
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import pickle
 import random
+import select
 import signal
+import threading
 import traceback
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
+from multiprocessing.queues import Queue
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,7 +38,13 @@ from shardload.reader.batch import SampleBatch
 from shardload.reader.decode import decoded
 from shardload.reader.source import SampleSource
 
+if TYPE_CHECKING:
+    _Queue = Queue[Any]
+else:
+    _Queue = Queue
+
 _PR_SET_PDEATHSIG = 1
+_FEEDER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -108,8 +121,8 @@ class ProcessPool:
             # Whoever takes the batches makes them page-locked: a thread of DataLoader's would do it, one more on the way.
             pin_memory=False,
             # Not by fork: this is a thread beside others, whose locks a child would take over as they are.
-            multiprocessing_context="spawn",
-            worker_init_fn=_end_with_parent,
+            multiprocessing_context=_Context(),
+            worker_init_fn=_begin,
             # Its own generator: the seed that it draws for its workers must not come from that of the program.
             generator=torch.Generator(),
         )
@@ -121,6 +134,43 @@ class ProcessPool:
             del made
 
 
+class _JoinedQueue(_Queue):
+    """A queue that is closed only once the thread which feeds its pipe has ended.
+
+    torch does not wait for it. It would be the last to hold the queue's semaphores then, and takes them down in two steps: an
+    interpreter that ends between these leaves the second one to the resource tracker, which complains.
+    """
+
+    def close(self) -> None:
+        thread, writer = getattr(self, "_thread", None), getattr(self, "_writer", None)
+        # Whoever read has ended by now. Of one that died the pipe may be full: then the thread stays where it is, for good.
+        stuck = writer is not None and not _has_room(writer)
+        super().close()
+        # The garbage collector may close it from that very thread.
+        if thread is not None and thread is not threading.current_thread() and not stuck:
+            thread.join(_FEEDER_SECONDS)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In a child nobody is to wait: what it feeds is read by whoever may have left.
+        return object.__new__, (Queue,), self.__getstate__()
+
+
+def _has_room(pipe: Connection) -> bool:
+    poll = select.poll()
+    # Closed it is where the thread has ended, as when the garbage collector came before: then nothing is waited for.
+    with contextlib.suppress(OSError):
+        poll.register(pipe, select.POLLOUT)
+        return bool(poll.poll(0))
+    return True
+
+
+class _Context(SpawnContext):
+    """Starts processes as "spawn" does."""
+
+    def Queue(self, maxsize: int = 0) -> Queue[Any]:  # noqa: N802
+        return _JoinedQueue(maxsize, ctx=self.get_context())
+
+
 def seed_generators(seed: int, epoch: int, sample_id: int) -> None:
     """Seeds the global generators of Python, numpy and torch for one sample in one epoch."""
     key = sample_key(seed, epoch, sample_id)
@@ -130,7 +180,22 @@ def seed_generators(seed: int, epoch: int, sample_id: int) -> None:
     torch.default_generator.manual_seed(int.from_bytes(key[:8], "little") >> 1)
 
 
-def _end_with_parent(worker: int) -> None:
+def _begin(worker: int) -> None:
+    _end_with_parent()
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Ends this process at once where a thread of it still pickles batches that nobody wants any more.
+
+    torch does not wait for it. From within torch it cannot come back to an interpreter that has ended: it would abort the process
+    with "terminate called without an active exception". A forked process leaves in this way always.
+    """
+    if any(thread.name == "QueueFeederThread" for thread in threading.enumerate()):
+        os._exit(0)
+
+
+def _end_with_parent() -> None:
     """Lets the kernel end this process when the thread that started it is gone, however it went.
 
     torch's workers look for their parent every five seconds, and not while they wait for room in a pipe.

@@ -64,5 +64,6 @@ checkpoint = options.resume and str(next(Path(options.resume).glob("checkpoint-*
 trainer.train(resume_from_checkpoint=checkpoint)
 facts = {"kind": "end", "epoch": 0, "step": trainer.state.global_step, "ids": []}
 record.write(json.dumps({**facts, "at": trainer.state.epoch, "max_steps": trainer.state.max_steps}) + "\n")
+record.close()
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()

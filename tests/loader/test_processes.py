@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from transforms import (
 )
 
 import shardload
+from shardload.loader import processes
 
 
 def make(dataset: Path | shardload.ShardDataset, **options: Any) -> shardload.ShardLoader:
@@ -122,6 +124,34 @@ def test_a_process_that_is_killed_is_an_error(numbers: Path) -> None:
     loader = make(numbers, transform=dies, num_processes=1)
     with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed by signal"):
         list(loader)
+
+
+def test_a_queue_that_was_closed_before_is_closed_again() -> None:
+    """As by the garbage collector, which does so before torch does."""
+    queue: Any = processes._Context().Queue()
+    queue.put(1)
+    Queue.close(queue)
+    queue._thread.join(30)
+    assert not queue._thread.is_alive()
+    queue.close()
+
+
+def test_a_queue_whose_reader_has_died_is_closed_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that feeds it waits for room that nobody makes."""
+    queue: Any = processes._Context().Queue()
+    queue.put(bytes(1 << 20))
+    queue.cancel_join_thread()
+    thread, pipe = queue._thread, os.dup(queue._reader.fileno())
+    while processes._has_room(queue._writer):
+        thread.join(0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(thread, "join", None)
+        queue.close()
+    assert thread.is_alive()
+    while thread.is_alive():
+        os.read(pipe, 1 << 20)
+        thread.join(0.01)
+    os.close(pipe)
 
 
 def test_damage_is_the_same_error(tmp_path: Path) -> None:

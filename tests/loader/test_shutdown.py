@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import multiprocessing.queues
+import multiprocessing.synchronize
 import os
 import select
 import signal
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transforms import SENDS, as_slow_ones
 
 import shardload
 from shardload.loader.prefetch import Prefetcher
@@ -116,7 +120,7 @@ from shardload.loader.processes import _end_with_parent
 def child(path):
     while os.getppid() == multiprocessing.parent_process().pid:
         time.sleep(0.01)
-    _end_with_parent(0)
+    _end_with_parent()
     Path(path).touch()
 
 if __name__ == "__main__":
@@ -164,6 +168,52 @@ def test_nothing_is_kept_for_the_interpreters_end(numbers: Path) -> None:
     list(loader)
     gc.collect()
     assert not [one for one in gc.get_objects() if isinstance(one, Prefetcher)]
+
+
+def test_a_thread_that_feeds_a_process_ends_before_the_iteration(
+    numbers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it takes the queue's semaphores down, maybe while the interpreter ends: seen once, as a leak that was none."""
+    names: list[str] = []
+    closed = threading.Event()
+    feed, take_down = multiprocessing.queues.Queue._feed, multiprocessing.synchronize.SemLock._cleanup
+
+    def feeds_and_stays(*arguments: Any) -> None:
+        feed(*arguments)
+        closed.wait(0.3)
+
+    def noted(name: str) -> None:
+        names.append(threading.current_thread().name)
+        take_down(name)
+
+    monkeypatch.setattr(multiprocessing.queues.Queue, "_feed", staticmethod(feeds_and_stays))
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "_cleanup", staticmethod(noted))
+    loader = make(numbers, num_processes=1)
+    next(iter(loader))
+    loader.close()
+    closed.set()
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(30)
+    assert names and "QueueFeederThread" not in names
+
+
+def test_a_process_that_is_sending_a_batch_ends_well(
+    numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen once under load, as "terminate called": of a thread in torch for which there was no interpreter any more."""
+    monkeypatch.setenv(SENDS, str(tmp_path / "sends"))
+    others = multiprocessing.active_children()
+    # One batch is taken, two wait, one waits for room; the fifth and sixth are asked for.
+    loader = make(numbers, num_processes=1, shuffle=False, prefetch_batches=2, collate_fn=as_slow_ones)
+    batches = iter(loader)
+    next(batches)
+    [process] = set(multiprocessing.active_children()) - set(others)
+    while not (tmp_path / "sends").exists():
+        select.select([], [], [], 0.05)
+    loader.close()
+    process.join(30)
+    assert process.exitcode == 0
 
 
 def test_closed_by_another_thread_while_the_loop_waits(numbers: Path) -> None:

@@ -247,6 +247,7 @@ class Iteration:
         try:
             if self._next is None:
                 self._next = self._begin()
+                self._leave_if_ended()
             delivery = self._next()
             self._judge(delivery)
             batch = self._course.arrived(delivery.batch)
@@ -268,6 +269,14 @@ class Iteration:
                 take_back(self._given, pool)
             self._given = batch
         return batch
+
+    def _leave_if_ended(self) -> None:
+        """For where another thread has closed this before there was anything to end."""
+        if self._ended is not None:
+            self._next = None
+            if self._finalizer is not None:
+                self._finalizer()
+            raise self._ended
 
     def close(self) -> None:
         """Ends the iteration; a later `next` raises LoaderClosedError."""

@@ -20,6 +20,7 @@ import pytest
 from transforms import SENDS, as_slow_ones
 
 import shardload
+from shardload.loader.iteration import Iteration
 from shardload.loader.prefetch import Prefetcher
 
 TESTS = str(Path(__file__).parent.parent)
@@ -240,6 +241,30 @@ def test_closed_by_another_thread_while_the_loop_waits(numbers: Path) -> None:
     waiting.join(30)
     go.set()
     assert not waiting.is_alive() and isinstance(errors[0], shardload.LoaderClosedError)
+
+
+@pytest.mark.parametrize("prefetch_batches", [0, 2])
+def test_closed_by_another_thread_while_it_begins(
+    numbers: Path, monkeypatch: pytest.MonkeyPatch, prefetch_batches: int
+) -> None:
+    """Seen under load: the loop would wait for its batch, and get it."""
+    begin = Iteration._begin
+
+    def closed_meanwhile(iteration: Iteration) -> Any:
+        begun = begin(iteration)
+        # As if that had been in between: before there was anything to end.
+        finalizer, iteration._finalizer = iteration._finalizer, None
+        closing = threading.Thread(target=loader.close)
+        closing.start()
+        closing.join(30)
+        iteration._finalizer = finalizer
+        return begun
+
+    monkeypatch.setattr(Iteration, "_begin", closed_meanwhile)
+    loader = make(numbers, prefetch_batches=prefetch_batches)
+    with pytest.raises(shardload.LoaderClosedError):
+        next(iter(loader))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardload")]
 
 
 @pytest.mark.parametrize("leave", ["break", "error", "new iterator", "close", "state"])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import collections
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed.checkpoint as dcp
+from programs import Program
 
 import shardload
 
@@ -25,11 +24,7 @@ def run_ranks(small: Path, directory: Path, world: int, works: str) -> Facts:
     processes = []
     for rank in range(world):
         arguments = [str(small), str(store), str(directory), str(rank), str(world), works]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, str(PROGRAM), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+        processes.append(Program(PROGRAM, *arguments))
     facts: Facts = []
     try:
         for process in processes:

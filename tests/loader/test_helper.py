@@ -20,6 +20,7 @@ import pytest
 import torch
 from any_dataset import EVERY_TYPE, value_of
 from loader.test_decode import encoded, pixels_of
+from programs import Program
 from samples import EVERY_SAMPLES, write_everything
 
 import shardload
@@ -312,6 +313,7 @@ def test_a_process_that_cannot_start(
 
 def test_one_that_does_not_answer_is_ended_with_the_iteration(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shardload.loader.reader_process._SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr("shardload.loader.prefetch._JOIN_SECONDS", 0.2)
     loader = make(numbers, True, prefetch_batches=2)
     batches = iter(loader)
     next(batches)
@@ -464,18 +466,11 @@ print(pid, flush=True)
 """
 
 
-def start(numbers: Path, ending: str, helper: bool | None = True) -> tuple[subprocess.Popen[str], int]:
+def start(numbers: Path, ending: str, helper: bool | None = True) -> tuple[Program, int]:
     """Starts a program without a `__main__` guard; returns it and its helper's process id once a batch came."""
     program = PROGRAM.format(tests=TESTS, ending=ending, helper=helper)
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", program, str(numbers)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
+    process = Program(program, numbers, strict=True)
+    line = process.readline()
     assert line.strip().isdecimal(), process.communicate(timeout=60)
     return process, int(line)
 
@@ -517,7 +512,7 @@ def test_a_parent_that_is_killed_leaves_no_process(numbers: Path, held: bool) ->
     """Also where a forked child of it lives on, which holds the other end of the socket open."""
     ending = "os.fork() or (time.sleep(50), os._exit(0)); print('forked', flush=True)\n" if held else ""
     process, pid = start(numbers, ending + "time.sleep(60)")
-    assert process.stdout is not None and (not held or process.stdout.readline() == "forked\n")
+    assert not held or process.readline() == "forked\n"
     process.kill()
     wait_until_gone(pid)
     with contextlib.suppress(ProcessLookupError):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
+from programs import Program
 
 import shardload
 from shardload.loader.ranks import RankChoice, Ranks, one_of
@@ -42,15 +41,7 @@ dist.destroy_process_group()
 
 def run_ranks(path, store, world, batch_size, state=""):
     """Runs one process a rank and returns the lines each printed."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK_PROGRAM, str(path), str(store), str(rank), str(world), str(batch_size), state],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    processes = [Program(RANK_PROGRAM, path, store, rank, world, batch_size, state) for rank in range(world)]
     outputs = []
     for process in processes:
         try:

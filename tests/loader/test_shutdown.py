@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import Program
 from transforms import SENDS, as_slow_ones
 
 import shardload
@@ -27,7 +28,7 @@ TESTS = str(Path(__file__).parent.parent)
 PROGRAM = """
 import os, signal, sys, time
 sys.path.insert(0, {tests!r})
-import shardload, transforms
+import shardload, torch, transforms
 
 if __name__ == "__main__":
     loader = shardload.ShardLoader(shardload.open(sys.argv[1]), 100, shuffle=True, transform=transforms.{transform},
@@ -39,20 +40,14 @@ if __name__ == "__main__":
 """
 
 
-def start(numbers: Path, num_processes: int, ending: str, transform: str = "draws_own") -> subprocess.Popen[str]:
+def start(numbers: Path, num_processes: int, ending: str, transform: str = "draws_own") -> Program:
     """Starts a program in a process group of its own; returns when its loader has given a batch."""
     program = PROGRAM.format(tests=TESTS, ending=ending, transform=transform)
     # Spawned processes read the program again: it must be a file.
     path = numbers.parent / f"program-{os.getpid()}-{abs(hash(program))}.py"
     path.write_text(program)
-    process = subprocess.Popen(
-        [sys.executable, str(path), str(numbers), str(num_processes)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "running\n", process.communicate(timeout=60)
+    process = Program(path, numbers, num_processes)
+    assert process.readline() == "running\n", process.communicate(timeout=60)
     return process
 
 
@@ -95,11 +90,14 @@ def test_the_program_ends_as_it_wants(numbers: Path, num_processes: int, ending:
     wait_for_group(process.pid)
 
 
-@pytest.mark.parametrize("num_processes", [0, 1])
-@pytest.mark.parametrize("group", [True, False])
+# The limits of what is waited for at the end, a third of what they are: here the wait is always for all of it.
+WAITS_LESS = "shardload.loader.prefetch._JOIN_SECONDS, torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 3, 1.5; "
+
+
+@pytest.mark.parametrize(("num_processes", "group"), [(0, False), (1, False), (1, True)])
 def test_ctrl_c_while_the_loop_waits(numbers: Path, num_processes: int, group: bool) -> None:
     """The transform never returns; a terminal sends the signal to the whole group."""
-    process = start(numbers, num_processes, "list(batches)", "stops_after_a_batch")
+    process = start(numbers, num_processes, WAITS_LESS + "list(batches)", "stops_after_a_batch")
     (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors and "Fatal" not in errors
@@ -161,6 +159,7 @@ def test_what_is_dropped_is_gone_at_once(numbers: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardload")]
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_nothing_is_kept_for_the_interpreters_end(numbers: Path) -> None:
     """Of iterations with processes, which are ended first there."""
     loader = make(numbers, num_processes=1, batch_size=500)
@@ -217,7 +216,9 @@ def test_a_process_that_is_sending_a_batch_ends_well(
     assert process.exitcode == 0
 
 
-def test_closed_by_another_thread_while_the_loop_waits(numbers: Path) -> None:
+def test_closed_by_another_thread_while_the_loop_waits(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It is waited for in vain.
+    monkeypatch.setattr("shardload.loader.prefetch._JOIN_SECONDS", 0.2)
     entered, go = threading.Event(), threading.Event()
 
     def blocks(sample: dict[str, Any]) -> dict[str, Any]:

@@ -145,6 +145,7 @@ def test_draws_belong_to_seed_epoch_and_sample(images: Path) -> None:
     assert joined == first
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_path_1_and_processes_draw_the_same(images: Path) -> None:
     first = epoch_of(images, 0)
     assert epoch_of(images, 0, num_processes=1) == first

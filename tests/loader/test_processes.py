@@ -40,6 +40,7 @@ def by_number(batches: list[dict[str, Any]], name: str) -> dict[int, Any]:
     return {n: v for b in batches for n, v in zip(b["number"].tolist(), b[name].tolist(), strict=True)}
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_what_is_drawn_does_not_depend_on_who_draws(numbers: Path) -> None:
     """Any number of processes, ranks, batch sizes, and a resume; and another draw in another epoch."""
     one = make(numbers, transform=draws_both, num_processes=1, reproducible=True)
@@ -57,6 +58,7 @@ def test_what_is_drawn_does_not_depend_on_who_draws(numbers: Path) -> None:
     assert threads == by_number(list(make(numbers, transform=draws_both, num_processes=1)), "own")
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_a_collate_fn_that_draws_is_seeded_by_its_batch(numbers: Path) -> None:
     """Whatever else its process had before: any number of them, and a resume."""
     options: dict[str, Any] = {"collate_fn": draws_for_a_batch, "reproducible": True}
@@ -67,6 +69,7 @@ def test_a_collate_fn_that_draws_is_seeded_by_its_batch(numbers: Path) -> None:
     assert [batch["drawn"] for batch in again] == whole[7:]
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_batches_without_a_transform_are_the_same(mixed: Path) -> None:
     options: dict[str, Any] = {"batch_size": 64, "with_ids": True}
     for mine, theirs in zip(make(mixed, **options), make(mixed, num_processes=1, **options), strict=True):
@@ -96,6 +99,7 @@ def test_collation_is_in_the_process_and_batch_transform_in_the_thread(numbers: 
 
 
 @pytest.mark.parametrize("num_processes", [0, 1])
+@pytest.mark.usefixtures("quick_processes")
 def test_an_error_of_the_transform_is_the_one_that_it_raised(numbers: Path, num_processes: int) -> None:
     loader = make(shardload.open(numbers, transform=fails), num_processes=num_processes, seed=1)
     with pytest.raises(SampleError) as caught:
@@ -115,6 +119,7 @@ def json_place(loader: shardload.ShardLoader) -> int:
     return int(json.loads(loader.state_dict()["shardload"])["position"])
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_an_error_that_cannot_travel_is_told_in_words(numbers: Path) -> None:
     with pytest.raises(RuntimeError, match=r"Awkward: one"):
         list(make(numbers, transform=fails_awkwardly, num_processes=1))
@@ -154,6 +159,7 @@ def test_a_queue_whose_reader_has_died_is_closed_without_waiting(monkeypatch: py
     os.close(pipe)
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_damage_is_the_same_error(tmp_path: Path) -> None:
     with shardload.ShardWriter(tmp_path / "out", {"text": "str"}) as writer:
         for n in range(50):
@@ -194,6 +200,7 @@ def test_what_can_is_not(numbers: Path) -> None:
         make(numbers, num_processes=-1)
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_no_generator_of_the_program_is_touched(numbers: Path) -> None:
     """So that a validation loader, a state or a process more cannot change how training goes on."""
     random.seed(1)

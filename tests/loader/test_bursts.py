@@ -36,13 +36,18 @@ def plain(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("batch_size", [1, 7, 300, 1000])
-def test_batches_are_the_same_whoever_reads_them(mixed: Path, batch_size: int, way: tuple[int, int]) -> None:
-    loaders = [make(mixed, batch_size, one) for one in ((0, 0), way)]
-    for _ in range(2):
-        first, second = ([str(plain(batch)) for batch in loader] for loader in loaders)
-        assert first == second and len(first) == -(-500 // batch_size)
+def test_batches_are_the_same_whoever_reads_them(mixed: Path, batch_size: int) -> None:
+    first, *others = WAYS if batch_size > 1 else [WAYS[0], WAYS[3], WAYS[5]]
+    expected = two_epochs(mixed, batch_size, first)
+    assert len(expected) == 2 * -(-500 // batch_size)
+    for way in others:
+        assert two_epochs(mixed, batch_size, way) == expected, way
+
+
+def two_epochs(mixed: Path, batch_size: int, way: tuple[int, int]) -> list[str]:
+    loader = make(mixed, batch_size, way)
+    return [str(plain(batch)) for _ in range(2) for batch in loader]
 
 
 @pytest.mark.parametrize("way", WAYS)

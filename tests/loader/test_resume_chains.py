@@ -135,7 +135,7 @@ LEG = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     # Explaining a failure takes longer than a test may.

@@ -83,7 +83,7 @@ def run_round(tmp_path: Path, number: int, locks: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_one_of_sixteen_wins(tmp_path: Path) -> None:
-    for number in range(8):
+    for number in range(3):
         run_round(tmp_path, number, locks=True)
 
 
@@ -100,13 +100,19 @@ def test_one_of_sixteen_wins_fifty_times(tmp_path: Path, monkeypatch, locks: boo
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_at_most_one_of_sixteen_wins_without_locks(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(fcntl, "flock", without_locks)
-    for number in range(6):
+    for number in range(2):
         run_round(tmp_path, number, locks=False)
 
 
+few_rounds = pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@few_rounds
 @pytest.mark.parametrize("locks", [True, False])
-def test_replacing_ones_each_make_a_version_and_readers_keep_theirs(tmp_path: Path, monkeypatch, locks: bool) -> None:
+def test_replacing_ones_each_make_a_version_and_readers_keep_theirs(
+    tmp_path: Path, monkeypatch, locks: bool, rounds: int
+) -> None:
     target = tmp_path / "out"
     more: dict[str, Any] = {"workers": 1, "shard_size": "8KiB", "operations": Counted(), "replace": True}
     pack(rows(tmp_path / "first.jsonl", 99), target, **more)
@@ -114,7 +120,7 @@ def test_replacing_ones_each_make_a_version_and_readers_keep_theirs(tmp_path: Pa
         monkeypatch.setattr(fcntl, "flock", without_locks)
     reader, version = shardload.open(target), 1
     sources = [rows(tmp_path / f"{n}.jsonl", n) for n in range(6)]
-    for _ in range(5):
+    for _ in range(rounds):
         told = race([lambda source=source: pack(source, target, **more) for source in sources])  # type: ignore[misc]
         assert not [text for text in told if text and not any(known in text for known in TOLD)]
         num_won = told.count("")
@@ -130,16 +136,19 @@ def test_replacing_ones_each_make_a_version_and_readers_keep_theirs(tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@few_rounds
 @pytest.mark.parametrize("locks", [True, False])
-def test_continuing_races_with_continuing_and_replacing(tmp_path: Path, monkeypatch, digests, locks: bool) -> None:
+def test_continuing_races_with_continuing_and_replacing(
+    tmp_path: Path, monkeypatch, digests, locks: bool, rounds: int
+) -> None:
     source, other = rows(tmp_path / "a.jsonl", 1, 400), rows(tmp_path / "b.jsonl", 2, 400)
     more: dict[str, Any] = {"workers": 1, "shard_size": "8KiB", "unit_size": 3000, "operations": Counted()}
     pack(source, tmp_path / "whole", **more)
     if not locks:
         monkeypatch.setattr(fcntl, "flock", without_locks)
-    for number in range(4):
+    for number in range(rounds):
         target = tmp_path / f"{number}"
-        at = KilledAt(40 + 9 * number)
+        at = KilledAt((40, 67, 49, 58)[number % 4])
         assert in_child(lambda: pack(source, target, **more | {"operations": at}), group=True) == -signal.SIGKILL  # noqa: B023
         works: list[Callable[[], object]] = [lambda: pack(source, target, resume=True, **more)] * 5  # noqa: B023
         works += [lambda: pack(other, target, replace=True, **more)] * 3  # noqa: B023

@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,31 +122,48 @@ def run_rank(dataset: str, directory: Path, attempt: dict[str, Any], rank: int, 
         os._exit(status)
 
 
-def run_attempt(dataset: str, directory: Path, attempt: dict[str, Any]) -> list[int]:
-    """Forks the ranks, kills them all after so many steps if the attempt says so, and returns how they ended."""
-    reading, writing = os.pipe()
+def fork_ranks(world: int, work: Callable[[int], None], watch: Callable[[int], None] | None = None) -> list[int]:
+    """Runs `work` with each rank in a forked process of one group, and returns how they ended.
+
+    Args:
+        world: number of ranks.
+        work: never returns.
+        watch: called with the process group when all are there.
+    """
     leader, pids = 0, []
-    for rank in range(attempt["world"]):
+    for rank in range(world):
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, leader)
-            run_rank(dataset, directory, attempt, rank, writing)
+            work(rank)
         leader = leader or pid
         # In both processes, as a shell does it: whichever comes first.
         with contextlib.suppress(OSError):
             os.setpgid(pid, leader)
         pids.append(pid)
-    os.close(writing)
     signal.signal(signal.SIGALRM, lambda *_: os.killpg(leader, signal.SIGKILL))
     signal.alarm(LIMIT_SECONDS)
-    count = 0
-    while os.read(reading, 1):
-        count += 1
-        if count == attempt.get("after"):
-            os.killpg(leader, signal.SIGKILL)
-    os.close(reading)
+    if watch is not None:
+        watch(leader)
     statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     signal.alarm(0)
+    return statuses
+
+
+def run_attempt(dataset: str, directory: Path, attempt: dict[str, Any]) -> list[int]:
+    """Runs the ranks, and kills them all after so many steps if the attempt says so."""
+    reading, writing = os.pipe()
+
+    def watch(leader: int) -> None:
+        os.close(writing)
+        count = 0
+        while os.read(reading, 1):
+            count += 1
+            if count == attempt.get("after"):
+                os.killpg(leader, signal.SIGKILL)
+
+    statuses = fork_ranks(attempt["world"], lambda rank: run_rank(dataset, directory, attempt, rank, writing), watch)
+    os.close(reading)
     return statuses
 
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -265,7 +265,7 @@ class Checkpointer:
             save(state, **options)
         except BaseException as error:
             self._end_save(writer, error, 0.0)
-            raise _translated(error, f"step {step} was not saved") from error
+            _raise(error, f"step {step} was not saved")
         self._known = step
         self._end_save(writer, None, time.perf_counter() - start)
 
@@ -302,7 +302,7 @@ class Checkpointer:
                 if pending.future.done():
                     pending.counted.wait(self._timeout_seconds)
         except BaseException as error:
-            raise _translated(error, f"step {pending.step} was not saved") from error
+            _raise(error, f"step {pending.step} was not saved")
         self._known = pending.step
 
     def _count_blocked(self, start: float) -> None:
@@ -345,17 +345,18 @@ class Checkpointer:
         tensors = {key: value for key, value in metadata.state_dict_metadata.items() if hasattr(value, "size")}
         options: dict[str, Any] = {"storage_reader": reader, "process_group": group.handle}
         here = f"rank-{group.rank if group.rank < manifest.num_ranks else 0}"
-        small = training.loader_template(saved) | {"random": {here: ""}}
-        state = training.templates(saved, {key: tuple(value.size) for key, value in tensors.items()})
+        shapes = {key: tuple(value.size) for key, value in tensors.items()}
+        small, state = group.agreed(lambda: (training.loader_template(saved), training.templates(saved, shapes)))
+        small["random"] = {here: ""}
         try:
             load(small, **options)
             # What may be of other data comes first, while nothing has changed.
-            if training.loader is not None:
-                training.loader.load_state_dict(small["loader"], skip_samples, reseed)
+            if (loader := training.loader) is not None:
+                group.agreed(lambda: loader.load_state_dict(small["loader"], skip_samples, reseed))
             # Of an optimizer's state what is not in the checkpoint is taken out again; all else was compared.
             load(state, planner=DefaultLoadPlanner(allow_partial_load=True), **options)
         except CheckpointException as error:
-            raise _translated(error, f"step {manifest.step} was not restored") from error
+            _raise(error, f"step {manifest.step} was not restored")
         training.take_up(state, saved)
         random = json.loads(small["random"][here])
         if group.rank < manifest.num_ranks:
@@ -375,13 +376,15 @@ def _read_manifest(directory: CheckpointDirectory, step: int) -> tuple[Checkpoin
         return None, str(error)
 
 
-def _translated(error: BaseException, what: str) -> BaseException:
-    """Returns an error of ours for what torch's checkpoint raised on all ranks."""
+def _raise(error: BaseException, what: str) -> NoReturn:
+    """Raises an error of ours for what torch's checkpoint raised on all ranks, and others as they are."""
     if isinstance(error, CheckpointException):
         rank, (cause, _) = min(error.failures.items())
-        if isinstance(cause, (ValueError, ShardloadError)) and not isinstance(cause, StorageError):
-            return cause if isinstance(cause, ShardloadError) else StateMismatchError(f"{what}: {cause}")
-        return StorageError(f"{what}: rank {rank}: {type(cause).__name__}: {cause}")
-    if isinstance(error, TimeoutError) or (isinstance(error, RuntimeError) and not isinstance(error, ShardloadError)):
-        return StorageError(f"{what}: {str(error) or 'it took too long'}")
-    return error
+        if isinstance(cause, ShardloadError) and not isinstance(cause, StorageError):
+            raise cause from error
+        if isinstance(cause, ValueError):
+            raise StateMismatchError(f"{what}: {cause}") from error
+        raise StorageError(f"{what}: rank {rank}: {type(cause).__name__}: {cause}") from error
+    if isinstance(error, (TimeoutError, RuntimeError)) and not isinstance(error, ShardloadError):
+        raise StorageError(f"{what}: {str(error) or 'it took too long'}") from error
+    raise error

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import distributed
+
+from shardload.errors import StateMismatchError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -58,6 +61,25 @@ class RankGroup:
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value, group=self.handle)
         return values
+
+    def agreed(self, work: Callable[[], Value]) -> Value:
+        """Does something that may fail on one rank, and returns its result; if it fails on any, all of them raise.
+
+        Raises:
+            StateMismatchError: on the ranks on which it did not fail itself.
+        """
+        error: Exception | None = None
+        try:
+            value = work()
+        except Exception as found:
+            error = found
+        told = self.gather("" if error is None else str(error))
+        if error is not None:
+            raise error
+        for rank, text in enumerate(told):
+            if text:
+                raise StateMismatchError(f"rank {rank}: {text}")
+        return value
 
     def close(self) -> None:
         """Leaves the group, if the processes are still together."""

@@ -170,14 +170,15 @@ def check_loader_state(state: Any) -> dict[str, str]:
 
 
 def _captured(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Returns the state of an optimizer; none of its own where it has not taken a step yet."""
-    untouched = not optimizer.state
-    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
-    if untouched:
-        # torch has made some up by a step of zeros, which counts in what follows (Adam's bias correction).
+    """Returns the state of an optimizer; none of its own where it has not taken a step yet, or never has any."""
+    if optimizer.state:
+        return dict(get_optimizer_state_dict(model, optimizer))
+    # torch would make some up by a step of zeros, which counts in what follows (Adam's bias correction) and runs its hooks.
+    optimizer.state[optimizer.param_groups[0]["params"][0]] = {}
+    try:
+        return dict(get_optimizer_state_dict(model, optimizer)) | {"state": {}}
+    finally:
         optimizer.state.clear()
-        state["state"] = {}
-    return state
 
 
 def _packed(state: Any) -> dict[str, Any]:

@@ -154,6 +154,22 @@ def damaged(tell: Any, dataset: str, base: Path) -> None:
     checkpointer.close()
 
 
+def other(tell: Any, dataset: str, base: Path) -> None:
+    """One rank has another model: none of them restores."""
+    _model, _, loader, checkpointer = make("ddp", dataset, base / "ddp")
+    if dist.get_rank() == 1:
+        checkpointer = shardload.Checkpointer(base / "ddp", model=nn.Linear(1, 2), timeout_seconds=LIMIT_SECONDS)
+    place = loader.state_dict()
+    error = ""
+    try:
+        checkpointer.restore()
+    except shardload.StateMismatchError as found:
+        error = str(found)
+    tell("other", error=error, moved=loader.state_dict() != place)
+    checkpointer.close()
+    loader.close()
+
+
 def left(tell: Any, dataset: str, base: Path) -> None:
     """Ends with a save under way, as a program does at its end: nothing hangs, and what can be written is."""
     rank, world = dist.get_rank(), dist.get_world_size()

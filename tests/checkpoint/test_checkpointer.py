@@ -380,12 +380,29 @@ def test_optimizers_of_parts_unused_parameters_and_extras_with_tensors(tmp_path:
     assert len(optimizers[0].state) == 2 and not optimizers[1].state
     train(model, optimizers, average)
     again, others, average_again, restorer = make()
+    # Gradients from before do not stand in the way, and do not count after it.
+    again[0](torch.ones(4, 2)).sum().backward()
     assert restorer.restore() == 3
     assert len(others[0].state) == 2 and not others[1].state
     assert int(average_again.n_averaged) == 3
     train(again, others, average_again)
     assert same(list(again.state_dict().values()), list(model.state_dict().values()))
     assert same(list(average_again.state_dict().values()), list(average.state_dict().values()))
+
+
+def test_saving_takes_no_step_of_an_optimizer(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    taken: list[int] = []
+    for optimizer in (torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.Adam(model.parameters())):
+        optimizer.register_step_post_hook(lambda *_: taken.append(1))
+        path = tmp_path / type(optimizer).__name__
+        checkpointer = shardload.Checkpointer(path, model=model, optimizer=optimizer)
+        checkpointer.save(1)
+        assert not taken and not optimizer.state
+        optimizer.param_groups[0]["lr"] = 7.0
+        assert checkpointer.restore() == 1
+        assert optimizer.param_groups[0]["lr"] != 7.0 and not optimizer.state
+        taken.clear()
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path, make: Make) -> None:

@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).parent / "ranks_program.py"
 Facts = list[dict[str, Any]]
 
 RUNS = [
-    (2, ["saved ddp", "saved fsdp", "restored ddp", "restored fsdp", "failures", "damaged"]),
+    (2, ["saved ddp", "saved fsdp", "restored ddp", "restored fsdp", "failures", "damaged", "other"]),
     (3, ["restored ddp", "restored fsdp"]),
     (1, ["restored plain", "restored fsdp", "left"]),
     (2, ["left"]),
@@ -119,6 +119,12 @@ def test_damage_that_one_rank_finds_makes_all_take_the_one_before(facts: Facts) 
         assert [fact["step"] for fact in found] == [1, 1]
         told = [message for fact in found for message in fact["told"]]
         assert len(told) == 1 and f"{name} has changed since it was written" in told[0]
+
+
+def test_another_model_on_one_rank_is_told_to_all(facts: Facts) -> None:
+    errors = {fact["rank"]: fact["error"] for fact in of(facts, "other")}
+    assert "the checkpoint is of another model: " in errors[1] and errors[0] == f"rank 1: {errors[1]}"
+    assert not any(fact["moved"] for fact in of(facts, "other"))
 
 
 def test_a_program_that_ends_with_a_save_under_way_ends(facts: Facts) -> None:

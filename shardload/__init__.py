@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from shardload.checkpoint import Checkpointer
     from shardload.codecs.images import ImageDecode
     from shardload.errors import (
         ChecksumError,
@@ -43,6 +44,7 @@ _ERRORS = (
 )
 _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "BlockShuffle": ("shardload.order.blocks", "BlockShuffle"),
+    "Checkpointer": ("shardload.checkpoint", "Checkpointer"),
     "ImageDecode": ("shardload.codecs.images", "ImageDecode"),
     "SampleSource": ("shardload.reader", "SampleSource"),
     "ShardBatchSampler": ("shardload.loader", "ShardBatchSampler"),
@@ -61,6 +63,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
 
 __all__ = [
     "BlockShuffle",
+    "Checkpointer",
     "ChecksumError",
     "FaultLimitError",
     "FormatError",

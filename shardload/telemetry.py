@@ -48,3 +48,37 @@ class LoaderStats:
     def samples_per_second(self) -> float:
         """Samples a second over the loop's time."""
         return self.num_samples / self.loop_seconds if self.loop_seconds else 0.0
+
+
+@dataclass(slots=True)
+class CheckpointStats:
+    """What a checkpointer has done since it was made. Bytes and writing are this rank's own."""
+
+    num_saved: int = 0
+    """Checkpoints published."""
+    num_bytes: int = 0
+    """Bytes that this rank has written."""
+    write_seconds: float = 0.0
+    """Time it took this rank to write them and bring them to the device; in a thread of its own if asynchronous."""
+    blocked_seconds: float = 0.0
+    """Time that the training loop waited in `save`, `wait` and `close`."""
+    elapsed_seconds: float = 0.0
+    """Time from making the checkpointer to the end of the newest save, restores left out."""
+    num_failed: int = 0
+    """Checkpoints that could not be written."""
+    restored_bytes: int = 0
+    """Bytes of the checkpoint restored last, of all ranks."""
+    check_seconds: float = 0.0
+    """Time in which the restore read and summed this rank's part of them."""
+    restore_seconds: float = 0.0
+    """Time of the whole restore."""
+
+    @property
+    def share(self) -> float:
+        """Part of the time that the training loop waited for checkpoints, 0 to 1; the rule is at most 0.05."""
+        return self.blocked_seconds / self.elapsed_seconds if self.elapsed_seconds else 0.0
+
+    @property
+    def writer_gb_per_second(self) -> float:
+        """10^9 bytes a second that this rank wrote, while it did."""
+        return self.num_bytes / 1e9 / self.write_seconds if self.write_seconds else 0.0

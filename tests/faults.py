@@ -242,6 +242,11 @@ class Recording(Instrument):
             self._read.pop(arguments[0], None)
         if name == "mkdir":
             self._directories.add(path)
+        if name == "replace" and path in self._directories:
+            # A directory goes with all below it.
+            below = {one for one in self._directories if one == path or one.startswith(f"{path}{os.sep}")}
+            moved = {self._relative(arguments[1]) + one.removeprefix(path) for one in below}
+            self._directories = (self._directories - below) | moved
         if name in MUTATING and name != "close":
             data = bytes(arguments[1][:result]) if name == "write" else b""
             target = self._relative(arguments[1]) if name in ("link", "replace") else ""

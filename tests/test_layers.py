@@ -13,6 +13,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"packing", "integrations"},
+    {"checkpoint"},
     {"loader", "importers"},
     {"writer", "reader"},
     {"planner", "capacity"},
@@ -24,7 +25,7 @@ LAYERS = [
 
 # Who may import these; everything else must stay loadable without them.
 HEAVY = {
-    "torch": ("integrations", "loader", "memory"),
+    "torch": ("checkpoint", "integrations", "loader", "memory"),
     "fsspec": ("storage",),
     "zstandard": ("codecs", "importers"),
     "webdataset": ("importers",),

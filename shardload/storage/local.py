@@ -10,7 +10,7 @@ import stat
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -103,14 +103,31 @@ class FileReader:
         return StorageError(message, dataset=self.dataset, shard=self.name, start=start, stop=stop)
 
 
+class Digest(Protocol):
+    """A sum over bytes that come piece by piece, as those of hashlib."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None:
+        """Takes more bytes in."""
+
+    def digest(self) -> bytes:
+        """Returns the sum over all bytes so far."""
+
+
 class FileWriter:
     """A new file, written front to back. `finish` brings it to the device; leaving without it removes it."""
 
-    def __init__(self, path: str, operations: Operations = OPERATIONS) -> None:
+    def __init__(self, path: str, operations: Operations = OPERATIONS, digest: Digest | None = None) -> None:
+        """Creates the file, which must not exist.
+
+        Args:
+            path: where.
+            operations: what carries out its operations.
+            digest: the sum that `finish` returns; None for SHA-256.
+        """
         self.path = path
         self.num_bytes = 0
         self._operations = operations
-        self._digest = hashlib.sha256()
+        self._digest: Digest = hashlib.sha256() if digest is None else digest
         self._pending = bytearray()
         self._process = os.getpid()
         self._descriptor = operations.open_new(path)
@@ -139,7 +156,7 @@ class FileWriter:
         self.write(bytes(offset - self.num_bytes))
 
     def finish(self) -> bytes:
-        """Brings all bytes to the device, closes the file and returns the SHA-256 of its content.
+        """Brings all bytes to the device, closes the file and returns the digest of its content.
 
         After a failure here the file must be thrown away: a second fsync may succeed though data was lost.
         """

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shardload.packing import pack
     from shardload.reader import SampleSource, ShardDataset, concat
     from shardload.reader import open_dataset as open
+    from shardload.reader.windows import TokenWindows
     from shardload.writer import ShardWriter
 
 _ERRORS = (
@@ -50,6 +51,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "ShardLoader": ("shardload.loader", "ShardLoader"),
     "ShardSampler": ("shardload.loader", "ShardSampler"),
     "ShardWriter": ("shardload.writer", "ShardWriter"),
+    "TokenWindows": ("shardload.reader.windows", "TokenWindows"),
     "concat": ("shardload.reader", "concat"),
     "collate": ("shardload.loader", "collate"),
     "masked_mean": ("shardload.loader", "masked_mean"),
@@ -76,6 +78,7 @@ __all__ = [
     "ShardloadError",
     "StateMismatchError",
     "StorageError",
+    "TokenWindows",
     "UnsupportedVersionError",
     "__version__",
     "collate",

@@ -111,8 +111,12 @@ def test_all_looks_but_a_few_are_at_neighbours():
     num_pages = []
     for wanted in rng.integers(0, end, 50):
         looks: list[int] = []
-        ones = (np.array([n]) for n in (wanted, 0, len(values), end))
-        last_not_above(lambda at: (looks.extend(at.tolist()), values[at])[1], *ones)
+
+        def look(at, looks=looks):
+            looks.extend(at.tolist())
+            return values[at]
+
+        last_not_above(look, *(np.array([n]) for n in (wanted, 0, len(values), end)))
         assert len(looks) <= 20
         num_pages.append(len({at // 700 for at in looks}))
     assert np.mean(num_pages) < 3

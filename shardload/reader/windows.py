@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
@@ -173,6 +173,11 @@ class TokenWindows(SampleSource):
     def num_bytes(self) -> int:
         """Bytes as stored of all windows together."""
         return len(self) * (self.length + self.shift) * self.field.num_bytes
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """That of the dataset."""
+        return self.dataset.metadata
 
     @property
     def engine_name(self) -> str:

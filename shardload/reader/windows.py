@@ -48,8 +48,8 @@ class TokenWindows(SampleSource):
     ```
 
     A map-style dataset: each window is a sample, of the fields `input_ids` and `labels`, which are arrays of shape
-    (length, *item_shape). Integers come as int64, whatever they are stored as (uint64 where it does not fit: as for any
-    field), other numbers as stored. Window w starts at item w * stride and takes `length + shift` items; only windows that
+    (length, *item_shape). Integers come as int64, whatever they are stored as; uint64 and other numbers as stored (and a loader
+    makes int64 of uint64). Window w starts at item w * stride and takes `length + shift` items; only windows that
     have all of them count. So fewer than stride + shift items at the end of the stream are in no `input_ids`; with
     `phase="epoch"` fewer than 2 * stride + shift at both ends together, others in each epoch. Reads the blocks of 4 KiB that a
     window lies in, however long the samples are.
@@ -82,7 +82,7 @@ class TokenWindows(SampleSource):
                 and the last one ends.
             phase: `epoch` moves all windows of an epoch by one number of items below the stride, drawn by seed and epoch, so
                 that windows are cut at other places in each epoch. There are then as many windows as fit wherever they are moved
-                to, and windows of other epochs have ids from `len(windows)` on.
+                to, and windows of other epochs have ids from `len(windows)` on. Views of windows are not moved.
             transform: as for `shardload.open`, called with a window.
 
         Raises:
@@ -115,20 +115,12 @@ class TokenWindows(SampleSource):
         self.phase: Phase = phase
 
     def __getstate__(self) -> dict[str, Any]:
-        names = (
-            "location",
-            "fields",
-            "decode",
-            "transform",
-            "dataset",
-            "field",
-            "length",
-            "stride",
-            "shift",
-            "documents",
-            "phase",
-        )
-        return {name: getattr(self, name) for name in names}
+        # What is worked out of the rest is large beside it.
+        return {
+            name: own
+            for name, own in vars(self).items()
+            if not isinstance(getattr(type(self), name, None), cached_property)
+        }
 
     def __repr__(self) -> str:
         size = f"length {self.length}, stride {self.stride}, shift {self.shift}"

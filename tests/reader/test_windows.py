@@ -207,7 +207,9 @@ def test_a_pickle_is_a_description(content: Content) -> None:
     check(content, windows, [np.arange(30)])
     data = pickle.dumps(windows)
     assert len(data) < 2000
-    check(content, pickle.loads(data), [np.arange(30) + len(windows)])
+    copy = pickle.loads(data)
+    assert not any(isinstance(value, np.ndarray) for value in vars(copy).values())
+    check(content, copy, [np.arange(30) + len(windows)])
 
 
 @pytest.mark.parametrize(
@@ -282,32 +284,35 @@ def test_a_window_costs_its_blocks_however_long_the_sample(
         assert sum(read) == (4098 if verify == "off" else 2 * (layout.BLOCK_BYTES + 4))
 
 
-def flip(content: Content, path: Path, field: str, block: int) -> tuple[str, int, int]:
+def flip(content: Content, path: Path, block: int) -> tuple[str, int, int]:
     """Makes a copy of the dataset with a bit flipped; returns shard and block as messages have them, and the block's first item."""
     shutil.copytree(content.path, path)
     dataset = shardload.open(path)
-    number, size = dataset.schema.number(field), dataset.schema[field].num_bytes
-    counts = dataset.table.entries["num_items"][:, dataset.schema.stream_fields.index(dataset.schema[field])]
-    shard_id = int(np.argmax(counts))
+    counts = dataset.table.entries["num_items"][:, 0]
+    # The largest has one sample, the next one several in one block.
+    shard_id = int(np.argsort(counts)[-1 if block else -2])
     shard = dataset._process_access().shard(shard_id)
-    section = shard.head.section(layout.SECTION_STREAM, number)
+    section = shard.head.section(layout.SECTION_STREAM, 0)
     low = section.start + block * layout.BLOCK_BYTES
     with open(path / shard.entry.name, "r+b") as file:
         file.seek(low + 100)
         byte = file.read(1)[0]
         file.seek(low + 100)
         file.write(bytes([byte ^ 16]))
-    first = int(counts[:shard_id].sum()) + block * layout.BLOCK_BYTES // size
     high = min(low + layout.BLOCK_BYTES, section.stop)
-    return f"{shard.entry.name} is damaged at bytes {low} to {high}", first, first + layout.BLOCK_BYTES // size
+    first = int(counts[:shard_id].sum()) + block * layout.BLOCK_BYTES // 2
+    return f"{shard.entry.name} is damaged at bytes {low} to {high}", first, first + (high - low) // 2
 
 
-@pytest.mark.parametrize("engine", ["map", "pread"])
-def test_a_damaged_block_is_named_with_window_and_sample(content: Content, tmp_path: Path, engine: Any) -> None:
-    place, first, stop = flip(content, tmp_path / "d", "tokens", 1)
+@pytest.mark.parametrize(("engine", "block"), [("map", 0), ("map", 1), ("pread", 0)])
+def test_a_damaged_block_is_named_with_window_and_sample(
+    content: Content, tmp_path: Path, engine: Any, block: int
+) -> None:
+    place, first, stop = flip(content, tmp_path / "d", block)
     dataset = shardload.open(tmp_path / "d", engine=engine, verify="once")
     windows = shardload.TokenWindows(dataset, "tokens", 300, documents=["doc_id"])
     owners = content.owners["tokens"]
+    assert block or len(set(owners[first:stop].tolist())) > 3
     for _ in range(2):
         for window in range(len(windows)):
             start = window * 300
@@ -325,6 +330,13 @@ def test_a_damaged_block_is_named_with_window_and_sample(content: Content, tmp_p
             assert caught.value.sample_id == owners[max(start, first)] and caught.value.dataset == str(tmp_path / "d")
     with pytest.raises(shardload.ChecksumError, match=f"in window {max(0, -(-(first - 300) // 300))} do not"):
         windows.__getitems__(list(range(len(windows)))[::-1])
+    # Piece by piece it is the window that the piece is for.
+    last = min((stop - 1) // 300, len(windows) - 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "PIECE_BYTES", 1)
+        message = rf"in window {last} do not have their checksum \(sample {owners[max(last * 300, first)]}\)"
+        with pytest.raises(shardload.ChecksumError, match=message):
+            windows.__getitems__(list(range(len(windows)))[::-1])
     # Where nothing is compared, nothing is found.
     shardload.TokenWindows(shardload.open(tmp_path / "d", verify="off"), "tokens", 300)[first // 300]
 

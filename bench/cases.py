@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bench import case_p4, checkpoint, cold, emulation, large, loop, warm
+from bench import case_p4, checkpoint, cold, emulation, large, loop, warm, windows
 from bench.case import Case
 
+_MODULES = (warm, case_p4, cold, emulation, loop, large, windows, checkpoint)
 CASES: dict[str, Case] = {
     case.name: case
     for case in sorted(
-        (*warm.CASES, *case_p4.CASES, *cold.CASES, *emulation.CASES, *loop.CASES, *large.CASES, *checkpoint.CASES),
-        key=lambda case: int(case.name.removeprefix("P")),
+        (case for module in _MODULES for case in module.CASES), key=lambda case: int(case.name.removeprefix("P"))
     )
 }

@@ -146,7 +146,7 @@ class Training:
             yield from self.loader
 
 
-def p29(folder: Path, scale: float) -> Iterator[Line]:
+def p30(folder: Path, scale: float) -> Iterator[Line]:
     work = tokens(folder, max(20_000, int(100_000 * scale)))
     training = Training(folder, work, scale)
     training.save()
@@ -166,4 +166,4 @@ def p29(folder: Path, scale: float) -> Iterator[Line]:
     training.loader.close()
 
 
-CASES = (Case("P29", "checkpoints: a plain sequential write / a save; their share of the time", False, 0.5, 0.9, p29),)
+CASES = (Case("P30", "checkpoints: a plain sequential write / a save; their share of the time", False, 0.5, 0.9, p30),)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shardload.loader import ShardBatchSampler, ShardLoader, ShardSampler, collate, masked_mean, packed, padded
     from shardload.order.blocks import BlockShuffle
     from shardload.packing import pack
-    from shardload.reader import SampleSource, ShardDataset, concat
+    from shardload.reader import SampleSource, ShardDataset, TokenWindows, concat
     from shardload.reader import open_dataset as open
     from shardload.writer import ShardWriter
 
@@ -52,6 +52,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "ShardLoader": ("shardload.loader", "ShardLoader"),
     "ShardSampler": ("shardload.loader", "ShardSampler"),
     "ShardWriter": ("shardload.writer", "ShardWriter"),
+    "TokenWindows": ("shardload.reader", "TokenWindows"),
     "concat": ("shardload.reader", "concat"),
     "collate": ("shardload.loader", "collate"),
     "masked_mean": ("shardload.loader", "masked_mean"),
@@ -79,6 +80,7 @@ __all__ = [
     "ShardloadError",
     "StateMismatchError",
     "StorageError",
+    "TokenWindows",
     "UnsupportedVersionError",
     "__version__",
     "collate",

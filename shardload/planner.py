@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,3 +88,84 @@ def join_ranges(groups: Int64, starts: Int64, lengths: Int64, *, max_gap_bytes: 
     firsts = np.flatnonzero(breaks)
     lasts = np.concatenate([firsts[1:], [len(starts)]]) - 1
     return groups[firsts], starts[firsts], reached[lasts] - starts[firsts]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRanges:
+    """Ranges of items, each within the stream of one shard: arrays of shape (ranges,)."""
+
+    slots: Int64
+    """What each is for, such as the place of a window in a batch; they do not fall."""
+    shard_ids: Int64
+    low: Int64
+    """First item in the shard's stream."""
+    high: Int64
+    """Item after the last; above `low`."""
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def of(self, first: int, stop: int) -> ItemRanges:
+        """Returns those for the slots of a half-open range."""
+        part = slice(*np.searchsorted(self.slots, [first, stop]).tolist())
+        return ItemRanges(self.slots[part], self.shard_ids[part], self.low[part], self.high[part])
+
+
+def cut_by_shard(starts: Int64, length: int, first_items: Int64) -> ItemRanges:
+    """Returns where ranges of a dataset's items lie in its shards: one range each, or several at the edge of a shard.
+
+    Args:
+        starts: first item of each, in any order, counted over all shards; int64 of shape (ranges,).
+        length: items of each; at least 1, and none past the last item.
+        first_items: the item at which each shard starts, and the total at the end; int64 of shape (shards + 1,).
+    """
+    stops = starts + length
+    # A shard without items starts where the next one does, and is none that an item lies in.
+    first = np.searchsorted(first_items, starts, side="right") - 1
+    last = np.searchsorted(first_items, stops, side="left") - 1
+    slots, shard_ids = np.arange(len(starts)), first
+    if (last != first).any():
+        counts = last - first + 1
+        slots, shard_ids = np.repeat(slots, counts), counted(first, counts)
+    edges = first_items[shard_ids]
+    low = np.maximum(starts[slots] - edges, 0)
+    high = np.minimum(stops[slots], first_items[shard_ids + 1]) - edges
+    some = high > low
+    return ItemRanges(slots[some], shard_ids[some], low[some], high[some])
+
+
+def counted(firsts: Int64, counts: Int64) -> Int64:
+    """Returns first, first + 1, ... for each count, one after another."""
+    ends = np.cumsum(counts)
+    return np.repeat(firsts - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def last_not_above(
+    values_at: Callable[[Int64], Int64], wanted: Int64, low: Int64, high: Int64, end_values: Int64
+) -> Int64:
+    """Returns for each wanted value the last place whose value is not above it, in rising values that are dear to look at.
+
+    Values that rise about evenly are found near where they would be if they did: after two looks the rest is some four roots
+    of what there is, and is halved. So all looks but a few are at neighbours, which lie in one page.
+
+    Args:
+        values_at: places -> values, both int64 of shape (places,).
+        wanted: int64 of shape (searches,), each at least the value at `low`, and below its end value.
+        low: first place of each search.
+        high: place after the last; above `low`.
+        end_values: the values that would stand at `high`.
+    """
+    low, high = low.copy(), high.copy()
+    roots = np.sqrt(high - low).astype(np.int64)
+    guess = low + ((high - low) * (wanted / np.maximum(end_values, 1))).astype(np.int64)
+    num_looks = 0
+    while len(open_ := np.flatnonzero(high - low > 1)):
+        place = np.clip(guess[open_], low[open_] + 1, high[open_] - 1)
+        below = values_at(place) <= wanted[open_]
+        low[open_[below]], high[open_[~below]] = place[below], place[~below]
+        num_looks += 1
+        if num_looks == 1:
+            guess[open_] = place + np.where(below, 2, -2) * roots[open_]
+        else:
+            guess = (low + high) // 2
+    return low

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardload.planner import join_ranges, merge_ranges, plan_by_shard
+from shardload.planner import cut_by_shard, join_ranges, last_not_above, merge_ranges, plan_by_shard
 
 
 @given(counts=st.lists(st.integers(1, 50), min_size=1, max_size=20), data=st.data())
@@ -60,3 +60,63 @@ def test_joined_ranges_cover_the_same_bytes(ranges, gap):
         for byte in range(240):
             run = run + 1 if (group, byte) in extra else 0
             assert run <= gap
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_ranges_of_items_are_cut_where_shards_end(data):
+    counts = data.draw(st.lists(st.sampled_from([0, 0, 1, 2, 5, 40]), min_size=1, max_size=12))
+    first_items = np.concatenate([[0], np.cumsum(counts)])
+    length = data.draw(st.integers(1, 50))
+    last = int(first_items[-1]) - length
+    starts = np.array(data.draw(st.lists(st.integers(0, last), max_size=9)) if last >= 0 else [], dtype=np.int64)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    ranges = cut_by_shard(starts, length, first_items)
+    found = [
+        (slot, shard_id, item)
+        for slot, shard_id, low, high in zip(ranges.slots, ranges.shard_ids, ranges.low, ranges.high, strict=True)
+        for item in range(low, high)
+    ]
+    want = [
+        (slot, owner[item], item - first_items[owner[item]])
+        for slot, start in enumerate(starts.tolist())
+        for item in range(start, start + length)
+    ]
+    assert found == want and (ranges.low < ranges.high).all()
+    assert len(ranges) == len({(slot, shard_id) for slot, shard_id, _ in found})
+    some = ranges.of(2, 5)
+    assert [(s, i) for s, i in zip(some.slots, some.low, strict=True)] == [
+        (s, i) for s, i in zip(ranges.slots, ranges.low, strict=True) if 2 <= s < 5
+    ]
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_what_is_searched_for_is_found(data):
+    steps = data.draw(st.lists(st.sampled_from([0, 0, 1, 3, 1000]), min_size=1, max_size=60))
+    end = sum(steps) + data.draw(st.integers(1, 50))
+    values = np.cumsum([0, *steps])[:-1]
+    low = data.draw(st.integers(0, len(values) - 1))
+    wanted = np.array(data.draw(st.lists(st.integers(int(values[low]), end - 1), max_size=8)), dtype=np.int64)
+    size = len(wanted)
+    places = np.full(size, low), np.full(size, len(values)), np.full(size, end)
+    found = last_not_above(lambda at: values[at], wanted, *places)
+    assert found.tolist() == (np.searchsorted(values, wanted, side="right") - 1).tolist()
+
+
+def test_all_looks_but_a_few_are_at_neighbours():
+    rng = np.random.default_rng(1)
+    lengths = rng.lognormal(6, 1.5, 100_000).astype(np.int64)
+    values, end = np.cumsum(lengths) - lengths, int(lengths.sum())
+    num_pages = []
+    for wanted in rng.integers(0, end, 50):
+        looks: list[int] = []
+
+        def look(at, looks=looks):
+            looks.extend(at.tolist())
+            return values[at]
+
+        last_not_above(look, *(np.array([n]) for n in (wanted, 0, len(values), end)))
+        assert len(looks) <= 20
+        num_pages.append(len({at // 700 for at in looks}))
+    assert np.mean(num_pages) < 3

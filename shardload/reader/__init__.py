@@ -3,5 +3,6 @@
 from shardload.reader.concat import Concat, concat
 from shardload.reader.dataset import ShardDataset, open_dataset
 from shardload.reader.source import SampleSource, View
+from shardload.reader.windows import TokenWindows
 
-__all__ = ["Concat", "SampleSource", "ShardDataset", "View", "concat", "open_dataset"]
+__all__ = ["Concat", "SampleSource", "ShardDataset", "TokenWindows", "View", "concat", "open_dataset"]

@@ -20,13 +20,14 @@ from shardload.format.ragged import Ragged, join_ragged
 from shardload.format.rows import RAW, STORED, count_column, row_layout, valid_mask
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics
-from shardload.planner import plan_by_shard
+from shardload.planner import ItemRanges, plan_by_shard
 from shardload.reader.batch import Column, SampleBatch
 from shardload.reader.checks import CheckedBlocks, Verify, fits_in_memory, resolve_verify
 from shardload.reader.codecs import Codecs
 from shardload.reader.engines import EngineName, Ranges, choose_engine
 from shardload.reader.facts import ShardFacts
 from shardload.reader.files import OpenFiles
+from shardload.reader.items import Segments, sample_of, segments_of
 from shardload.reader.located import Located
 from shardload.reader.records import RecordReader
 from shardload.reader.rows import RowCache
@@ -63,6 +64,7 @@ class Access:
         whole = num_samples * row_dtype.itemsize <= INDEX_BUDGET_BYTES
         self._rows = np.empty(num_samples, dtype=row_dtype) if whole else None
         self._ready = np.zeros(len(table), dtype=np.bool_)
+        self._opened = np.zeros(len(table), dtype=np.bool_)
         self._shards: dict[int, ShardReader] = {}
         self._lock = threading.Lock()
         self._first = table.first_sample_ids
@@ -79,6 +81,7 @@ class Access:
         described = {field: (field, n, *shared, checked[n], verify) for field, n in numbers.items()}
         self._wide = {field.name: WideReader(*described[field]) for field in schema.wide_fields}
         self._streams = {field.name: StreamReader(*described[field]) for field in schema.stream_fields}
+        self._hinted_blocks = {field.name: CheckedBlocks() for field in schema.stream_fields}
 
     def read_batch(self, sample_ids: Int64, buffers: Buffers, fields: Sequence[Field]) -> SampleBatch:
         """Returns the given fields of a batch; fixed fields go into their buffer where there is one."""
@@ -158,6 +161,39 @@ class Access:
         if found:
             with contextlib.suppress(OSError):
                 self.engine.will_need(Ranges(*np.array(found, dtype=np.int64).T))
+
+    def read_items(
+        self, field: Field, ranges: ItemRanges, target: NDArray[np.uint8], name: Callable[[int], str]
+    ) -> None:
+        """Copies ranges of a stream field's items, one after another, into an array: only the blocks that they lie in are read.
+
+        Args:
+            field: the field.
+            ranges: at least one.
+            target: uint8 of shape (bytes,), C-contiguous and as long as all ranges.
+            name: gives what a slot of the ranges is called in messages.
+        """
+        self._open(ranges.shard_ids)
+
+        def owner(span: int, item: int) -> tuple[Located, str]:
+            sample_id = sample_of(int(ranges.shard_ids[span]), item, lambda alone: self.segments(field, alone))
+            return self._locate(np.array([sample_id])), f" in {name(int(ranges.slots[span]))}"
+
+        self._streams[field.name].read_ranges(ranges, target, owner)
+
+    def will_need_items(self, field: Field, ranges: ItemRanges) -> None:
+        """Tells the operating system which items will be read; a file system may refuse that, which is no reason not to read."""
+        if len(ranges):
+            self._open(ranges.shard_ids)
+            hinted = self._hinted_blocks[field.name] if self._fits else None
+            with contextlib.suppress(OSError):
+                self.engine.will_need(self._streams[field.name].hints(ranges, hinted))
+
+    def segments(self, field: Field, ranges: ItemRanges) -> Segments:
+        """Returns the parts of samples that ranges of a stream field's items consist of."""
+        number = self._schema.stream_fields.index(field)
+        num_items = self._table.entries["num_items"][ranges.shard_ids, number].astype(np.int64)
+        return segments_of(ranges, field, num_items, self._first, self._locate)
 
     def check_rows(self, shard_id: int, start: int, stop: int) -> None:
         """Checks that what the packed rows of a half-open range of a shard's samples say can be.
@@ -293,6 +329,11 @@ class Access:
             message = f"{self.location}: {error.message} (sample {sample_id})"
             raise FormatError(message, dataset=self.location, sample_id=sample_id) from None
 
+    def _open(self, shard_ids: Int64) -> None:
+        """Opens shards that are not yet."""
+        for shard_id in np.unique(shard_ids[~self._opened[shard_ids]]).tolist():
+            self.shard(shard_id)
+
     def shard(self, shard_id: int) -> ShardReader:
         """Returns the reader of a shard, opened and checked at the first call."""
         shard = self._shards.get(shard_id)
@@ -307,6 +348,7 @@ class Access:
                     )
                     self._facts.add(shard_id, shard)
                     self._shards[shard_id] = shard
+                    self._opened[shard_id] = True
         return shard
 
 

@@ -102,7 +102,7 @@ class ReadEngine:
         """Copies ranges into targets; those near each other in rising order are read together."""
         stops = ranges.starts + ranges.lengths
         shard_ids, lengths = ranges.shard_ids, ranges.lengths
-        pieces = _pieces(lengths, targets)
+        pieces = pieces_of(lengths, targets)
         rises = (np.diff(shard_ids) == 0) & (ranges.starts[1:] >= stops[:-1])
         edges = [0, *(np.flatnonzero(~rises) + 1).tolist(), len(ranges)]
         for first, last in pairwise(edges):
@@ -116,7 +116,7 @@ class ReadEngine:
         """Returns the bytes of each range."""
         data = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
         self.read(ranges, [data])
-        return [piece.tobytes() for piece in _pieces(ranges.lengths, [data])]
+        return [piece.tobytes() for piece in pieces_of(ranges.lengths, [data])]
 
     def read_joined(self, ranges: Ranges) -> bytes:
         """Returns the bytes of all ranges."""
@@ -343,7 +343,7 @@ def file_system(path: str) -> str:
     return "nfs" if kind.startswith("fuse") else kind
 
 
-def _pieces(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memoryview]:
+def pieces_of(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memoryview]:
     """Returns for each range the memory it goes to."""
     pieces: list[memoryview] = []
     views, sizes, i = iter(targets), lengths.tolist(), 0

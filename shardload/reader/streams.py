@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,9 @@ from shardload.format.checksum import block_sum, data_sums, rows_match, with_loc
 from shardload.format.ragged import Ragged
 from shardload.format.rows import stream_spans
 from shardload.format.schema import Field
+from shardload.planner import ItemRanges, counted
 from shardload.reader.checks import CheckedBlocks, Verify
-from shardload.reader.engines import Engine, Ranges
+from shardload.reader.engines import Engine, Ranges, pieces_of
 from shardload.reader.facts import ShardFacts
 from shardload.reader.located import Located, damaged
 
@@ -28,18 +29,22 @@ _GROUP_BLOCKS = 1024
 """Blocks compared with their checksums at once."""
 
 
+Owner = Callable[[int, int], tuple[Located, str]]
+"""For messages: the number of a span, and an item in it -> the sample that has the item, alone, and what more there is to say."""
+
+
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Where samples' items lie: arrays of shape (samples,)."""
+    """Where items lie: arrays of shape (spans,)."""
 
-    samples: Located
+    shard_ids: Int64
     low: Int64
     """First byte in the stream of the shard."""
     high: Int64
     """Byte after the last."""
 
     def __getitem__(self, slots: Int64 | slice | NDArray[np.bool_]) -> Spans:
-        return Spans(self.samples[slots], self.low[slots], self.high[slots])
+        return Spans(self.shard_ids[slots], self.low[slots], self.high[slots])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +102,51 @@ class StreamReader:
         # The spans are checked before memory is taken for what they add up to.
         spans = self._spans(samples[order])[np.argsort(order)]
         lengths, item_bytes = spans.high - spans.low, self._field.num_bytes
+        some = np.flatnonzero(lengths)
         made, first = [], 0
         for size in sizes:
             offsets = np.zeros(size + 1, dtype=np.int64)
             np.cumsum(lengths[first : first + size] // item_bytes, out=offsets[1:])
             made.append(Ragged(np.empty((int(offsets[-1]), *self._field.shape), self._field.dtype), offsets))
             first += size
-        some = spans[lengths > 0]
-        if len(some.low):
-            self._fill(some, made)
+        if len(some):
+            targets = [one.values.reshape(-1).view(np.uint8) for one in made]
+            self._fill(spans[some], targets, lambda span, item: (samples[some[span : span + 1]], ""))
         return made
+
+    def read_ranges(self, ranges: ItemRanges, target: NDArray[np.uint8], owner: Owner) -> None:
+        """Copies ranges of items, one after another, into an array.
+
+        Args:
+            ranges: of shards that are open, within their streams; at least one.
+            target: uint8 of shape (bytes,), C-contiguous and as long as all ranges; belongs to the caller.
+            owner: tells whose items are damaged.
+
+        Raises:
+            FormatError: a block is damaged; names shard and sample.
+            StorageError: a file cannot be read.
+        """
+        self._fill(self._spans_of(ranges), [target], owner)
+
+    def hints(self, ranges: ItemRanges, hinted: CheckedBlocks | None) -> Ranges:
+        """Returns what is to be announced of ranges of items.
+
+        Args:
+            ranges: as for `read_ranges`.
+            hinted: the blocks that were announced, which are left out and to which these are added; None to announce all.
+        """
+        spans = self._spans_of(ranges)
+        if hinted is not None:
+            first, counts = self._block_ranges(spans)
+            numbers = counted(first, counts)
+            new = np.logical_or.reduceat(hinted.missing(numbers), np.cumsum(counts) - counts)
+            hinted.add(numbers)
+            spans = spans[new]
+        return self._ranges(spans)
+
+    def _spans_of(self, ranges: ItemRanges) -> Spans:
+        size = self._field.num_bytes
+        return Spans(ranges.shard_ids, ranges.low * size, ranges.high * size)
 
     def _spans(self, samples: Located) -> Spans:
         """Returns where samples' items lie, checked against the streams and each other. Their ids do not fall."""
@@ -115,34 +155,31 @@ class StreamReader:
             starts, stops = stream_spans(samples.rows, self._field, num_items, samples.sample_ids, samples.shard_ids)
         except FormatError as error:
             raise damaged(FormatError, samples, error.sample_id or 0, error.message) from None
-        return Spans(samples, starts * self._field.num_bytes, stops * self._field.num_bytes)
+        return Spans(samples.shard_ids, starts * self._field.num_bytes, stops * self._field.num_bytes)
 
     def _ranges(self, spans: Spans) -> Ranges:
         spans = spans[spans.low < spans.high]
-        shard_ids = spans.samples.shard_ids
-        starts = self._facts.streams(self._number).starts[shard_ids]
-        return Ranges(shard_ids, starts + spans.low, spans.high - spans.low)
+        starts = self._facts.streams(self._number).starts[spans.shard_ids]
+        return Ranges(spans.shard_ids, starts + spans.low, spans.high - spans.low)
 
-    def _fill(self, spans: Spans, made: Sequence[Ragged]) -> None:
-        """Copies spans that hold something into the arrays of batches, one after another."""
-        flat = [one.values.reshape(-1).view(np.uint8) for one in made]
-        firsts = self._facts.first_blocks[spans.samples.shard_ids]
+    def _block_ranges(self, spans: Spans) -> tuple[Int64, Int64]:
+        """Returns the first block of each span, by its number in the dataset, and how many there are."""
+        firsts = self._facts.first_blocks[spans.shard_ids]
         first, stop = firsts + spans.low // layout.BLOCK_BYTES, firsts - -spans.high // layout.BLOCK_BYTES
-        numbers = _counted(first, stop - first)
-        if not self._checked.due(numbers, self._verify).any():
-            self._engine.read(self._ranges(spans), flat)
+        return first, stop - first
+
+    def _fill(self, spans: Spans, targets: Sequence[NDArray[np.uint8]], owner: Owner) -> None:
+        """Copies spans that hold something, one after another, into arrays; none crosses from one into the next."""
+        first, counts = self._block_ranges(spans)
+        if not self._checked.due(counted(first, counts), self._verify).any():
+            self._engine.read(self._ranges(spans), targets)
             return
-        outs = [
-            data.data[low:high]
-            for data, one in zip(flat, made, strict=True)
-            for low, high in pairwise((one.offsets * self._field.num_bytes).tolist())
-            if low < high
-        ]
-        for part in _pieces((stop - first) * layout.BLOCK_BYTES):
+        outs = pieces_of(spans.high - spans.low, targets)
+        for part in _parts(counts * layout.BLOCK_BYTES):
             mine = spans[part]
-            blocks = self._blocks(np.unique(_counted(first[part], (stop - first)[part])))
+            blocks = self._blocks(np.unique(counted(first[part], counts[part])))
             data = self._read_blocks(blocks)
-            self._check(blocks, data, mine)
+            self._check(blocks, data, mine, partial(_later, owner, part.start))
             at = np.searchsorted(blocks.numbers, first[part]) * layout.BLOCK_BYTES + mine.low % layout.BLOCK_BYTES
             content, ends = data.reshape(-1).data, at + mine.high - mine.low
             for out, start, end in zip(outs[part], at.tolist(), ends.tolist(), strict=True):
@@ -168,7 +205,7 @@ class StreamReader:
         self._engine.read(_runs(blocks, starts, blocks.lengths), [*targets, flat[first:]])
         return data
 
-    def _check(self, blocks: Blocks, data: NDArray[np.uint8], spans: Spans) -> None:
+    def _check(self, blocks: Blocks, data: NDArray[np.uint8], spans: Spans, owner: Owner) -> None:
         """Compares blocks with their checksums."""
         starts = self._facts.streams(self._number).sum_starts[blocks.shard_ids] + 4 * blocks.local_ids
         stored = np.empty(len(data), dtype="<u4")
@@ -184,25 +221,24 @@ class StreamReader:
         if not good or not all(rows_match(data[group], sums[group]) for group in groups):
             for i in range(len(data)):
                 if block_sum(data[i, : blocks.lengths[i]], int(identities[i])) != stored[i]:
-                    raise self._damaged(blocks, i, spans)
+                    raise self._damaged(blocks, i, spans, owner)
         self._checked.add(blocks.numbers)
 
-    def _damaged(self, blocks: Blocks, i: int, spans: Spans) -> ChecksumError:
-        """Returns the error for a block; it names the first of the samples that have part of it."""
+    def _damaged(self, blocks: Blocks, i: int, spans: Spans, owner: Owner) -> ChecksumError:
+        """Returns the error for a block; it names the owner of the first of the spans that have part of it."""
         shard_id, low = int(blocks.shard_ids[i]), int(blocks.local_ids[i]) * layout.BLOCK_BYTES
         high = low + int(blocks.lengths[i])
-        inside = (spans.samples.shard_ids == shard_id) & (spans.low < high) & (spans.high > low)
-        slots = np.flatnonzero(inside)
-        slot = int(slots[np.argmin(spans.samples.sample_ids[slots])])
+        spanning = np.flatnonzero((spans.shard_ids == shard_id) & (spans.low < high) & (spans.high > low))
+        span = int(spanning[np.argmin(spans.low[spanning])])
+        sample, more = owner(span, max(low, int(spans.low[span])) // self._field.num_bytes)
         start = int(self._facts.streams(self._number).starts[shard_id])
-        detail = f"the items of field {self._field.name!r} do not have their checksum"
-        return damaged(ChecksumError, spans.samples, slot, detail, start + low, start + high)
+        detail = f"the items of field {self._field.name!r}{more} do not have their checksum"
+        return damaged(ChecksumError, sample, 0, detail, start + low, start + high)
 
 
-def _counted(firsts: Int64, counts: Int64) -> Int64:
-    """Returns first, first + 1, ... for each count, one after another."""
-    ends = np.cumsum(counts)
-    return np.repeat(firsts - ends + counts, counts) + np.arange(ends[-1])
+def _later(owner: Owner, skipped: int, span: int, item: int) -> tuple[Located, str]:
+    """Asks the owner of spans about those that follow some."""
+    return owner(skipped + span, item)
 
 
 def _runs(blocks: Blocks, starts: Int64, lengths: Int64) -> Ranges:
@@ -211,14 +247,14 @@ def _runs(blocks: Blocks, starts: Int64, lengths: Int64) -> Ranges:
     return Ranges(blocks.shard_ids[edges], starts[edges], np.add.reduceat(lengths, edges))
 
 
-def _pieces(sizes: Int64) -> list[slice]:
+def _parts(sizes: Int64) -> list[slice]:
     """Returns runs of at most `PIECE_BYTES`, or of one larger."""
     if int(sizes.sum()) <= PIECE_BYTES:
         return [slice(0, len(sizes))]
-    pieces, first, total = [], 0, 0
+    parts, first, total = [], 0, 0
     for i, size in enumerate(sizes.tolist()):
         if i > first and total + size > PIECE_BYTES:
-            pieces.append(slice(first, i))
+            parts.append(slice(first, i))
             first, total = i, 0
         total += size
-    return [*pieces, slice(first, len(sizes))]
+    return [*parts, slice(first, len(sizes))]

@@ -35,6 +35,7 @@ HEAVY = {
     "accelerate": ("integrations",),
     "transformers": ("integrations",),
     "matplotlib": ("capacity", "cli"),
+    "tokenizers": ("importers",),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

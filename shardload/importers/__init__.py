@@ -2,5 +2,19 @@
 
 from shardload.importers.base import Piece, Reject, Sample, Source, SourceFile, SourcePlan, Unit, UnitReader
 from shardload.importers.choose import open_source
+from shardload.importers.tokenizer import Token
+from shardload.importers.tokens import Tokenization
 
-__all__ = ["Piece", "Reject", "Sample", "Source", "SourceFile", "SourcePlan", "Unit", "UnitReader", "open_source"]
+__all__ = [
+    "Piece",
+    "Reject",
+    "Sample",
+    "Source",
+    "SourceFile",
+    "SourcePlan",
+    "Token",
+    "Tokenization",
+    "Unit",
+    "UnitReader",
+    "open_source",
+]

@@ -12,7 +12,7 @@ from shardload.errors import PackError, ShardloadError
 from shardload.format.manifest import Description, Manifest
 from shardload.format.schema import canonical_json
 from shardload.format.table import ShardEntry
-from shardload.importers import Unit
+from shardload.importers import SourcePlan, Unit
 from shardload.packing.journal import Journal
 from shardload.packing.processes import pack_in_processes
 from shardload.packing.progress import Count, Tally
@@ -47,31 +47,31 @@ class Session:
         self._continued = resume and place.has_job
 
     def find_complete(
-        self, options: Mapping[str, Any], units: Sequence[Unit]
+        self, options: Mapping[str, Any], plan: SourcePlan
     ) -> tuple[Manifest, list[ShardEntry], int] | None:
         """Returns manifest, shards and number of rejects of what is there, if the same pack made it, or None."""
         packed, current = read_packed(self.place.storage), self.place.current
         if self._continued or packed is None or current is None or packed.version != current.version:
             return None
-        if packed.job != make_record(options, units).digest:
+        if packed.job != make_record(options, plan).digest:
             return None
         entries = read_entries(self.place.storage, current, packed.generation)
         self.place.leave_finished()
         return current, entries, packed.num_rejects
 
-    def begin(self, options: Mapping[str, Any], units: list[Unit]) -> Journal:
+    def begin(self, options: Mapping[str, Any], plan: SourcePlan) -> Journal:
         """Begins a pack, or takes up the one that is there.
 
         Args:
             options: all that decides the bytes.
-            units: the source.
+            plan: the source.
 
         Raises:
             PackError: the pack that is there was begun with something else, or the target may not be written to.
         """
-        record = make_record(options, units)
+        record = make_record(options, plan)
         with named(self.place.root):
-            self.journal = self._take_up(record, units) if self._continued else self._begin(record)
+            self.journal = self._take_up(record, plan.units) if self._continued else self._begin(record)
         self._digest = record.digest
         return self.journal
 

@@ -2,6 +2,7 @@
 
 from shardload.importers.base import Piece, Reject, Sample, Source, SourceFile, SourcePlan, Unit, UnitReader
 from shardload.importers.choose import open_source
+from shardload.importers.megatron import named_by_index
 from shardload.importers.tokenizer import Token
 from shardload.importers.tokens import Tokenization
 
@@ -16,5 +17,6 @@ __all__ = [
     "Tokenization",
     "Unit",
     "UnitReader",
+    "named_by_index",
     "open_source",
 ]

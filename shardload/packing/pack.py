@@ -13,7 +13,7 @@ from shardload.errors import PackError
 from shardload.format.manifest import Manifest
 from shardload.format.schema import FieldType
 from shardload.format.table import ShardEntry
-from shardload.importers import SourcePlan, Token, open_source
+from shardload.importers import SourcePlan, Token, named_by_index, open_source
 from shardload.packing.call import (
     Call,
     Settings,
@@ -107,9 +107,9 @@ def pack(
     finished a shard, is continued by the same call with `resume=True`, and ends with the same bytes as one that was not.
 
     Args:
-        source: a folder of images, texts or other files; or JSON Lines files or WebDataset tars, plain, `.gz` or `.zst`,
-            one, several or a folder of them. With a tokenizer also single texts. Links to files are followed, links to
-            directories are not.
+        source: a folder of images, texts or other files; or JSON Lines files or WebDataset tars, plain, `.gz` or `.zst`, or
+            Megatron pairs of `.idx` and `.bin`, one, several or a folder of them. With a tokenizer also single texts. Links
+            to files are followed, links to directories are not.
         target: directory of the dataset; created if it is not there.
         schema: field name -> type, or type and compression as for `ShardWriter`: for a folder in place of inferred ones,
             for JSON Lines and tars the whole schema. An append may name new nullable fields.
@@ -148,7 +148,8 @@ def pack(
     types = None if schema is None else dict(schema)
     settings = checked_settings(types, compression, dictionary, key, shard_size, unit_size, workers)
     tokens = checked_tokenization(tokenizer, append_token, prepend_token, text_key), token_field or ""
-    paths = [os.fspath(path) for path in ([source] if isinstance(source, str | os.PathLike) else source)]
+    given = [os.fspath(path) for path in ([source] if isinstance(source, str | os.PathLike) else source)]
+    paths = named_by_index(given)
     call = Call(paths, listed(include), listed(exclude), settings, *tokens, resume, on_error, max_rejects, progress)
     root = os.fspath(target)
     check_places(paths, root)

@@ -119,6 +119,12 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
 )
 @click.option("--text-key", metavar="KEY", help="Field of the text.  [default: text, in tars txt]")
 @click.option("--token-field", metavar="FIELD", help="Field of the tokens.  [default: tokens]")
+@click.option(
+    "--shuffle",
+    type=click.IntRange(0, (1 << 63) - 1),
+    metavar="SEED",
+    help="Write the samples in a random order; meanwhile this takes room for a second copy.",
+)
 @click.option("--replace", is_flag=True, help="Write the next version of a dataset that is there.")
 @click.option("--append", is_flag=True, help="Add to the dataset that is there.")
 @click.option(

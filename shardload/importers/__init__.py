@@ -3,10 +3,12 @@
 from shardload.importers.base import Piece, Reject, Sample, Source, SourceFile, SourcePlan, Unit, UnitReader
 from shardload.importers.choose import open_source
 from shardload.importers.megatron import named_by_index
+from shardload.importers.shuffled import MAX_SEED, plan_shuffled
 from shardload.importers.tokenizer import Token
 from shardload.importers.tokens import Tokenization
 
 __all__ = [
+    "MAX_SEED",
     "Piece",
     "Reject",
     "Sample",
@@ -19,4 +21,5 @@ __all__ = [
     "UnitReader",
     "named_by_index",
     "open_source",
+    "plan_shuffled",
 ]

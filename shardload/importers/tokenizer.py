@@ -141,9 +141,11 @@ class FileTokenizer:
         try:
             # One by one, in this thread: the library's own threads would outnumber the cores that packing takes.
             return np.array(self._loaded.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
-        except Exception as error:
-            # The library has one class of errors, which is that of all.
-            raise TextError(f"cannot be tokenized with {self.name}: {error}") from None
+        except BaseException as error:
+            # The library's errors have no class of their own, and those of its panics stands outside of all.
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise TextError(f"cannot be tokenized with {self.name}: {error}") from None
+            raise
 
     @property
     def _loaded(self) -> Any:

@@ -10,7 +10,7 @@ from shardload.codecs import make_codec
 from shardload.codecs.dictionary import DictionaryMode, check_dictionary
 from shardload.errors import PackError
 from shardload.format.schema import parse_schema
-from shardload.importers import Token, Tokenization
+from shardload.importers import MAX_SEED, Token, Tokenization
 from shardload.packing.progress import Report
 from shardload.packing.unit import OnError
 from shardload.quantities import parse_bytes
@@ -40,6 +40,8 @@ class Call:
     settings: Settings
     tokenization: Tokenization | None
     token_field: str
+    shuffle: int | None
+    """Seed of the order that is written; None for that of the source."""
     resume: bool
     on_error: OnError
     max_rejects: int | None
@@ -63,6 +65,14 @@ def check_policy(replace: bool, append: bool, key: str, on_error: str, max_rejec
         raise ValueError("max_rejects goes with on_error='reject'")
     if max_rejects is not None and max_rejects < 0:
         raise ValueError(f"max_rejects must be at least 0, not {max_rejects}")
+
+
+def check_seed(shuffle: int | None) -> None:
+    """Refuses what is no seed of a shuffle."""
+    if shuffle is not None and (isinstance(shuffle, bool) or not isinstance(shuffle, int)):
+        raise ValueError(f"shuffle must be a seed, an integer, not {shuffle!r}")
+    if shuffle is not None and not 0 <= shuffle <= MAX_SEED:
+        raise ValueError(f"shuffle must be 0 to {MAX_SEED}, not {shuffle}")
 
 
 def checked_settings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,21 +15,20 @@ from shardload.format.table import ShardEntry
 from shardload.importers import SourcePlan, Token, named_by_index, open_source
 from shardload.packing.call import (
     Call,
-    Settings,
     check_places,
     check_policy,
+    check_seed,
     checked_settings,
     checked_tokenization,
     listed,
 )
-from shardload.packing.dictionary import train_on_source
-from shardload.packing.progress import Count, Progress, Report, Tally
+from shardload.packing.passes import Pass, Published, check_workers, in_session, run_pass
+from shardload.packing.progress import Report
 from shardload.packing.session import Session
-from shardload.packing.signals import signals_held
-from shardload.packing.unit import Job, OnError
+from shardload.packing.shuffle import shuffle as shuffle_source
+from shardload.packing.unit import OnError
 from shardload.storage import OPERATIONS, Operations
-from shardload.writer.describe import Types, make_recipe, schema_for
-from shardload.writer.resume import ResumableTarget
+from shardload.writer.describe import Types, schema_for
 from shardload.writer.target import Mode, Target
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
 
@@ -93,6 +91,7 @@ def pack(
     prepend_token: Token | None = None,
     text_key: str | None = None,
     token_field: str | None = None,
+    shuffle: int | None = None,
     replace: bool = False,
     append: bool = False,
     resume: bool = False,
@@ -128,6 +127,8 @@ def pack(
         prepend_token: token before each text.
         text_key: field of the text: None for `text` in JSON Lines, `txt` in tars.
         token_field: field of the tokens; None for `tokens`.
+        shuffle: seed of the order in which the samples are written: a permutation of all of them. Meanwhile the samples
+            lie in `.work` in the order of the source, which takes room for as much again.
         replace: write the next version of a dataset that is there.
         append: add to the dataset that is there, with its schema unless another is given.
         resume: go on with the pack that the same call began; begin it if there is none, and change nothing if it is
@@ -145,32 +146,19 @@ def pack(
         ValueError: another argument cannot be.
     """
     check_policy(replace, append, key, on_error, max_rejects)
+    check_seed(shuffle)
     types = None if schema is None else dict(schema)
     settings = checked_settings(types, compression, dictionary, key, shard_size, unit_size, workers)
     tokens = checked_tokenization(tokenizer, append_token, prepend_token, text_key), token_field or ""
     given = [os.fspath(path) for path in ([source] if isinstance(source, str | os.PathLike) else source)]
     paths = named_by_index(given)
-    call = Call(paths, listed(include), listed(exclude), settings, *tokens, resume, on_error, max_rejects, progress)
+    call = Call(
+        paths, listed(include), listed(exclude), settings, *tokens, shuffle, resume, on_error, max_rejects, progress
+    )
     root = os.fspath(target)
     check_places(paths, root)
     mode: Mode = "append" if append else "replace" if replace else "create"
-    return _in_session(root, mode, operations, call)
-
-
-def _in_session(root: str, mode: Mode, operations: Operations, call: Call) -> PackSummary:
-    """Carries out a call at a target, which is given back whatever happens."""
-    session: Session | None = None
-    try:
-        with signals_held():
-            session = Session(ResumableTarget(root, mode, operations, call.resume), call.resume)
-        summary = _pack_into(session, call)
-    except BaseException as error:
-        with signals_held(error):
-            if session is not None:
-                session.leave(error)
-        raise
-    session.leave(None)
-    return summary
+    return in_session(root, mode, operations, resume, lambda session: _pack_into(session, call))
 
 
 def _pack_into(session: Session, call: Call) -> PackSummary:
@@ -183,29 +171,15 @@ def _pack_into(session: Session, call: Call) -> PackSummary:
     schema = schema_for(place, types, settings.compression.partition(":")[0], settings.key)
     options = _options(call, plan, place.mode == "append")
     if call.resume and (complete := session.find_complete(options, plan)):
-        manifest, entries, num_rejects = complete
-        return _summary(place, manifest, entries, plan, Tally(_blank(plan, 0), None), num_rejects, source.skipped)
-    num_workers = _num_workers(settings, plan)
-    journal = session.begin(options, plan)
-    tally = Tally(_blank(plan, num_workers), call.progress, journal.counts)
-    if call.on_error == "raise" and tally.done.num_rejects:
-        raise PackError(
-            f"{place.root}: {tally.done.num_rejects:,} rejects were set aside before: continue with --on-error reject "
-            "(on_error='reject')"
-        )
-    dictionary = train_on_source(plan, schema, settings.compression, settings.dictionary, settings.shard_size)
-    facts = (dictionary, plan.metadata, settings.shard_size, len(plan.units))
-    recipe = make_recipe(place, schema, settings.compression, *facts)
-    session.run(
-        Job(plan.reader, place.storage, recipe, plan.hint, call.on_error),
-        plan.units,
-        num_workers,
-        tally,
-        call.max_rejects,
-    )
-    manifest, entries = session.commit(recipe.description, source.location)
-    tally.tell(last=True)
-    return _summary(place, manifest, entries, plan, tally, tally.done.num_rejects, source.skipped)
+        return _summary(place, Published(*complete), plan, source.skipped)
+    check_workers(settings, plan)
+    session.begin(options, plan)
+    described = Pass(plan, schema, plan.metadata, source.location)
+    if call.shuffle is None:
+        done = run_pass(session, call, described)
+    else:
+        done = shuffle_source(session, call, described, options)
+    return _summary(place, done, plan, source.skipped)
 
 
 def _plain_types(types: Types | None, place: Target) -> dict[str, str] | None:
@@ -236,35 +210,13 @@ def _options(call: Call, plan: SourcePlan, append: bool) -> dict[str, Any]:
         "shard_size": settings.shard_size,
         "source": [os.path.normpath(path) for path in call.paths],
         "unit_size": settings.unit_size,
+        **({} if call.shuffle is None else {"shuffle": call.shuffle}),
         **plan.options,
     }
 
 
-def _blank(plan: SourcePlan, num_workers: int) -> Progress:
-    return Progress(Count(), plan.num_bytes, 0.0, dict(plan.types), len(plan.units), num_workers)
-
-
-def _num_workers(settings: Settings, plan: SourcePlan) -> int:
-    daemonic = multiprocessing.current_process().daemon
-    wanted = settings.num_workers or (1 if daemonic else len(os.sched_getaffinity(0)))
-    num_workers = max(1, min(wanted, len(plan.units)))
-    if daemonic and num_workers > 1:
-        raise PackError(
-            f"{num_workers} workers cannot be started: this is a daemonic process, such as a worker of a "
-            "multiprocessing.Pool or a DataLoader, and may start no others: pack with workers=1",
-        )
-    return num_workers
-
-
-def _summary(
-    place: Target,
-    manifest: Manifest,
-    entries: Sequence[ShardEntry],
-    plan: SourcePlan,
-    tally: Tally,
-    num_rejects: int,
-    skipped: dict[str, int],
-) -> PackSummary:
+def _summary(place: Target, done: Published, plan: SourcePlan, skipped: dict[str, int]) -> PackSummary:
+    manifest, entries = done.manifest, done.entries
     return PackSummary(
         target=place.root,
         version=manifest.version,
@@ -273,12 +225,12 @@ def _summary(
         num_samples=sum(entry.num_samples for entry in entries),
         num_shards=len(entries),
         num_units=len(plan.units),
-        num_workers=tally.num_workers,
+        num_workers=done.num_workers,
         source_bytes=plan.num_bytes,
         stored_bytes=sum(entry.num_bytes for entry in entries),
-        seconds=tally.seconds,
+        seconds=done.seconds,
         skipped=dict(skipped),
-        num_rejects=num_rejects,
+        num_rejects=done.num_rejects,
         num_tokens=_num_tokens(manifest, entries, plan.tokens),
         note=plan.note,
     )

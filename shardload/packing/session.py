@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from shardload.errors import PackError, ShardloadError
-from shardload.format.manifest import Description, Manifest
+from shardload.format.manifest import MANIFEST_NAME, Description, Manifest
 from shardload.format.schema import canonical_json
 from shardload.format.table import ShardEntry
 from shardload.importers import SourcePlan, Unit
@@ -32,8 +32,17 @@ from shardload.writer.failures import named, write_error
 from shardload.writer.resume import ResumableTarget
 from shardload.writer.target import PACKED_NAME, REJECTS_NAME, WORK
 from shardload.writer.versions import read_entries
+from shardload.writer.work import JOB, UNSHUFFLED
 
 _STAYS = "what was packed stays: go on with the same command and --continue (resume=True)"
+
+
+class SetAside(NamedTuple):
+    """Rejects of another pass."""
+
+    number: int
+    rows: Callable[[], Iterator[tuple[int, str, str]]]
+    """Gives unit, place and reason of each."""
 
 
 class Session:
@@ -43,6 +52,8 @@ class Session:
         self.place = place
         self.journal: Journal | None = None
         self._committed: Manifest | None = None
+        self.set_aside: SetAside | None = None
+        """What an earlier pass rejected in the place of this one."""
         self._resume = resume
         self._continued = resume and place.has_job
 
@@ -119,9 +130,12 @@ class Session:
         if not entries:
             raise PackError(f"{source} holds no sample to pack{_first_reject(journal)}")
         num_rejects = sum(count.num_rejects for count in journal.counts.values())
+        rows: Iterable[tuple[int, str, str]] = journal.rejects()
+        if self.set_aside is not None:
+            num_rejects, rows = self.set_aside.number, self.set_aside.rows()
         packed = PackedRecord(place.generation, self._digest, num_rejects, place.version)
         with named(place.root):
-            rejects = prepare_rejects(place.storage, journal, place.generation, source, place.mode == "append")
+            rejects = prepare_rejects(place.storage, rows, place.generation, source, place.mode == "append")
             place.storage.write(f"{WORK}/packed", canonical_json(msgspec.to_builtins(packed)) + b"\n")
         place.beside |= {REJECTS_NAME: rejects, PACKED_NAME: f"{WORK}/packed"}
         with signals_held(), named(place.root):
@@ -135,7 +149,7 @@ class Session:
         """Gives the target back: as it was where nothing is worth keeping, else so that the pack can be continued."""
         place, journal = self.place, self.journal
         if not place.is_released:
-            kept = self._continued or (journal is not None and journal.has_shards)
+            kept = self._continued or (journal is not None and (journal.has_shards or self._has_unshuffled))
             if kept and place.is_mine:
                 place.suspend(journal.entries if journal is not None else None)
                 # An error before the journal was taken up is that of this call, and says what to do.
@@ -145,6 +159,12 @@ class Session:
                 place.abandon()
         if journal is not None:
             journal.close()
+
+    @property
+    def _has_unshuffled(self) -> bool:
+        """Whether a pass before this one has come to anything."""
+        storage = self.place.storage
+        return any(storage.exists(f"{UNSHUFFLED}/{name}") for name in (JOB, MANIFEST_NAME))
 
 
 class _Take:
@@ -192,7 +212,8 @@ def _first_reject(journal: Journal) -> str:
 
 
 def _add(error: BaseException, text: str) -> None:
+    # Of two passes both say so.
     if isinstance(error, ShardloadError):
-        error.message += f"; {text}"
-    else:
+        error.message += f"; {text}" if text not in error.message else ""
+    elif text not in getattr(error, "__notes__", ()):
         error.add_note(text)

@@ -181,6 +181,23 @@ def test_pairs_that_are_not_sound_are_named(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=4), st.integers(1, 30))
+def test_any_change_of_an_index_is_an_error_or_loses_nothing(tmp_path: Path, changes, unit_size: int) -> None:
+    write_pair(tmp_path / "a", [[[1, 2], [3, 4]], [], [[5]], [[6, 7, 8]], [[]]], "int32")
+    index, content = tmp_path / "a.idx", (tmp_path / "a.bin").read_bytes()
+    for at, value in changes:
+        patched(index, at % index.stat().st_size, bytes([value]))
+    try:
+        source = open_source([f"{tmp_path}/a.idx"])
+        plan = source.plan(None, unit_size)
+    except PackError as error:
+        assert "a.idx" in str(error)
+        return
+    read = [sample.values["tokens"].tobytes() for unit in plan.units for sample in plan.reader.read(unit)]
+    assert b"".join(read) == content
+
+
 def test_no_bounds(tmp_path: Path) -> None:
     write_pair(tmp_path / "a", [], "int32")
     assert read_all(f"{tmp_path}/a")[1] == [[]]

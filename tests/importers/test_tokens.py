@@ -212,6 +212,28 @@ def test_documents_that_are_no_text_are_named(tmp_path: Path, tree, read, monkey
     assert isinstance(read(tree({}), tokenizer="bytes")[1][0].values, dict)
 
 
+class Panicking:
+    """A tokenizer whose library panics, which is no `Exception`, or is interrupted."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def encode(self, text: str, add_special_tokens: bool) -> None:
+        raise self.error
+
+
+def test_a_panic_of_the_library_is_that_text_s_fault(tmp_path: Path, tree, read, monkeypatch) -> None:
+    word_tokenizer(tmp_path / "words.json")
+    plan, _ = read(tree({"a.txt": b"a"}), tokenizer=tmp_path / "words.json")
+    panic = type("PanicException", (BaseException,), {})
+    monkeypatch.setattr(tokenizer, "_load", lambda definition, name: Panicking(panic("index out of bounds")))
+    (item,) = plan.reader.read(plan.units[0])
+    assert item.message.endswith("words.json: index out of bounds") and "a.txt cannot be tokenized with" in item.message
+    monkeypatch.setattr(tokenizer, "_load", lambda definition, name: Panicking(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        list(plan.reader.read(plan.units[0]))
+
+
 def refused(read, *paths, **wanted) -> str:
     with pytest.raises(PackError) as caught:
         read(*paths, **wanted)

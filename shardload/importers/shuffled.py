@@ -1,0 +1,74 @@
+"""A packed dataset as a source in another order: a keyed permutation of its samples, cut into units by position."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardload.importers.base import Piece, Sample, SourceFile, SourcePlan, Unit
+from shardload.importers.units import default_unit_size
+from shardload.order import Permutation
+from shardload.reader import open_dataset
+
+MAX_SEED = (1 << 63) - 1
+"""Highest seed of a shuffle: manifests hold integers of 64 bits with sign."""
+
+_EPOCH = (1 << 63) - 1
+"""The epoch whose order is written: no training gets there, so that none repeats it with the same seed."""
+_READ_BYTES = 16 << 20
+"""Stored bytes that are read together, about, ..."""
+_READ_SAMPLES = 4096
+"""... and samples at most."""
+
+
+def plan_shuffled(location: str, seed: int, unit_size: int | None) -> SourcePlan:
+    """Returns a dataset as a source: position p gives sample `Permutation(num_samples, seed, 2^63 - 1)(p)`.
+
+    Args:
+        location: directory of the dataset.
+        seed: 0 to `MAX_SEED`.
+        unit_size: stored bytes of a unit; None for the default.
+    """
+    dataset = open_dataset(location)
+    num_samples, num_bytes = len(dataset), dataset.manifest.num_bytes
+    size = unit_size or default_unit_size(num_bytes)
+    num_units = min(num_samples, -(-num_bytes // size))
+    file = SourceFile(location, num_bytes, 0)
+    bounds = [num_bytes * number // num_units for number in range(num_units + 1)]
+    units = [Unit(i, (Piece(file, bounds[i], bounds[i + 1]),)) for i in range(num_units)]
+    reader = ShuffledReader(location, dataset.fingerprint, seed, num_units)
+    return SourcePlan(reader, units, {field.name: field.type for field in dataset.schema.fields}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class ShuffledReader:
+    """Reads units of positions."""
+
+    location: str
+    fingerprint: str
+    seed: int
+    num_units: int
+
+    def read(self, unit: Unit) -> Generator[Sample, None, None]:
+        """Yields the samples of a unit's positions, read in bursts that are announced one ahead.
+
+        Raises:
+            FormatError: the dataset is damaged.
+            StorageError: it cannot be read.
+        """
+        dataset = open_dataset(self.location, fingerprint=self.fingerprint)
+        num_samples, num_bytes = len(dataset), dataset.manifest.num_bytes
+        order = Permutation(num_samples, seed=self.seed, epoch=_EPOCH)
+        first, stop = (num_samples * number // self.num_units for number in (unit.number, unit.number + 1))
+        step = min(_READ_SAMPLES, max(1, _READ_BYTES * num_samples // num_bytes))
+        bursts = [range(start, min(start + step, stop)) for start in range(first, stop, step)]
+        for burst, ahead in zip(bursts, [*bursts[1:], range(0)], strict=True):
+            if ahead:
+                dataset.will_need(order.sample_ids(np.arange(ahead.start, ahead.stop)))
+            batch = dataset.read_batch(order.sample_ids(np.arange(burst.start, burst.stop)))
+            for position, sample in zip(burst, batch, strict=True):
+                # What a sample took of the source is not known any more: each counts alike, and all together as a whole.
+                taken = num_bytes * (position + 1) // num_samples - num_bytes * position // num_samples
+                yield Sample(sample, f"sample {batch.sample_ids[position - burst.start]} of {self.location}", taken)

@@ -3,12 +3,13 @@
 from shardload.importers.base import Piece, Reject, Sample, Source, SourceFile, SourcePlan, Unit, UnitReader
 from shardload.importers.choose import open_source
 from shardload.importers.megatron import named_by_index
-from shardload.importers.shuffled import MAX_SEED, plan_shuffled
+from shardload.importers.shuffled import MAX_SEED, LostCopyError, copy_named, plan_shuffled
 from shardload.importers.tokenizer import Token
 from shardload.importers.tokens import Tokenization
 
 __all__ = [
     "MAX_SEED",
+    "LostCopyError",
     "Piece",
     "Reject",
     "Sample",
@@ -19,6 +20,7 @@ __all__ = [
     "Tokenization",
     "Unit",
     "UnitReader",
+    "copy_named",
     "named_by_index",
     "open_source",
     "plan_shuffled",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import contextlib
+import os
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from shardload.errors import FormatError, PackError, StateMismatchError, StorageError
 from shardload.importers.base import Piece, Sample, SourceFile, SourcePlan, Unit
 from shardload.importers.units import default_unit_size
 from shardload.order import Permutation
@@ -23,6 +26,10 @@ _READ_SAMPLES = 4096
 """... and samples at most."""
 
 
+class LostCopyError(PackError):
+    """The dataset that is rewritten cannot be read any more, so that going on is of no use."""
+
+
 def plan_shuffled(location: str, seed: int, unit_size: int | None) -> SourcePlan:
     """Returns a dataset as a source: position p gives sample `Permutation(num_samples, seed, 2^63 - 1)(p)`.
 
@@ -30,8 +37,12 @@ def plan_shuffled(location: str, seed: int, unit_size: int | None) -> SourcePlan
         location: directory of the dataset.
         seed: 0 to `MAX_SEED`.
         unit_size: stored bytes of a unit; None for the default.
+
+    Raises:
+        LostCopyError: it cannot be read.
     """
-    dataset = open_dataset(location)
+    with copy_named(location):
+        dataset = open_dataset(location)
     num_samples, num_bytes = len(dataset), dataset.manifest.num_bytes
     size = unit_size or default_unit_size(num_bytes)
     num_units = min(num_samples, -(-num_bytes // size))
@@ -55,10 +66,10 @@ class ShuffledReader:
         """Yields the samples of a unit's positions, read in bursts that are announced one ahead.
 
         Raises:
-            FormatError: the dataset is damaged.
-            StorageError: it cannot be read.
+            LostCopyError: the dataset is damaged or cannot be read.
         """
-        dataset = open_dataset(self.location, fingerprint=self.fingerprint)
+        with copy_named(self.location):
+            dataset = open_dataset(self.location, fingerprint=self.fingerprint)
         num_samples, num_bytes = len(dataset), dataset.manifest.num_bytes
         order = Permutation(num_samples, seed=self.seed, epoch=_EPOCH)
         first, stop = (num_samples * number // self.num_units for number in (unit.number, unit.number + 1))
@@ -67,8 +78,22 @@ class ShuffledReader:
         for burst, ahead in zip(bursts, [*bursts[1:], range(0)], strict=True):
             if ahead:
                 dataset.will_need(order.sample_ids(np.arange(ahead.start, ahead.stop)))
-            batch = dataset.read_batch(order.sample_ids(np.arange(burst.start, burst.stop)))
-            for position, sample in zip(burst, batch, strict=True):
+            with copy_named(self.location):
+                batch = dataset.read_batch(order.sample_ids(np.arange(burst.start, burst.stop)))
+                samples = list(batch)
+            for position, sample in zip(burst, samples, strict=True):
                 # What a sample took of the source is not known any more: each counts alike, and all together as a whole.
                 taken = num_bytes * (position + 1) // num_samples - num_bytes * position // num_samples
                 yield Sample(sample, f"sample {batch.sample_ids[position - burst.start]} of {self.location}", taken)
+
+
+@contextlib.contextmanager
+def copy_named(location: str) -> Iterator[None]:
+    """Says what to do about a dataset that cannot be read."""
+    try:
+        yield
+    except (FormatError, StateMismatchError, StorageError) as error:
+        raise LostCopyError(
+            f"{error}; without that copy the pack cannot be continued: begin again with --replace (replace=True), or remove "
+            f"{os.path.dirname(location)} to give it up"
+        ) from None

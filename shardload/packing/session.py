@@ -12,7 +12,7 @@ from shardload.errors import PackError, ShardloadError
 from shardload.format.manifest import MANIFEST_NAME, Description, Manifest
 from shardload.format.schema import canonical_json
 from shardload.format.table import ShardEntry
-from shardload.importers import SourcePlan, Unit
+from shardload.importers import LostCopyError, SourcePlan, Unit
 from shardload.packing.journal import Journal
 from shardload.packing.processes import pack_in_processes
 from shardload.packing.progress import Count, Tally
@@ -152,8 +152,9 @@ class Session:
             kept = self._continued or (journal is not None and (journal.has_shards or self._has_unshuffled))
             if kept and place.is_mine:
                 place.suspend(journal.entries if journal is not None else None)
-                # An error before the journal was taken up is that of this call, and says what to do.
-                if error is not None and journal is not None and place.has_job:
+                # An error before the journal was taken up is that of this call, and says what to do; so does a lost copy.
+                says_it = journal is None or isinstance(error, LostCopyError)
+                if error is not None and not says_it and place.has_job:
                     _add(error, _STAYS)
             else:
                 place.abandon()

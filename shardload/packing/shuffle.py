@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from shardload.importers import plan_shuffled
+from shardload.importers import copy_named, plan_shuffled
 from shardload.packing.call import Call
 from shardload.packing.passes import Pass, Published, check_set_aside, in_session, run_pass
 from shardload.packing.rejects import read_rejects
@@ -54,7 +54,9 @@ def shuffle(session: Session, call: Call, described: Pass, options: Mapping[str,
 
 def _pack_unshuffled(session: Session, call: Call, described: Pass, options: Mapping[str, Any]) -> Published:
     """Packs the source in its own order, or finds it packed."""
-    if complete := session.find_complete(options, described.plan):
+    with copy_named(session.place.root):
+        complete = session.find_complete(options, described.plan)
+    if complete:
         check_set_aside(call, session.place.root, complete[2])
         return Published(*complete)
     session.begin(options, described.plan)

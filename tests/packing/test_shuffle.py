@@ -20,7 +20,7 @@ from scenarios import every
 from scipy import stats
 
 import shardload
-from shardload.errors import PackError, ShardloadError
+from shardload.errors import PackError
 from shardload.importers import MAX_SEED
 from shardload.order import Permutation
 from shardload.packing import Progress, pack
@@ -245,7 +245,13 @@ def test_a_copy_that_was_damaged_meanwhile_is_named(tmp_path: Path, dirty: Path)
         data = bytearray(shard.read_bytes())
         data[4200] ^= 1
         shard.write_bytes(data)
-    with pytest.raises(ShardloadError, match="unshuffled"):
+    for workers in (1, 2):
+        with pytest.raises(
+            PackError, match=r"\(sample \d+\); .* begin again with --replace .*, or remove .*/\.work to give it up$"
+        ):
+            pack(dirty, target, resume=True, **options(dirty, workers=workers))
+    shutil.rmtree(target / ".work" / "unshuffled" / "tables")
+    with pytest.raises(PackError, match=r"tables/.* begin again with --replace .*, or remove .*/\.work to give it up$"):
         pack(dirty, target, resume=True, **options(dirty))
     assert not (target / "manifest.json").exists()
     shardload.pack(dirty, target, **options(dirty, replace=True))

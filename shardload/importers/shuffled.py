@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from shardload.errors import FormatError, PackError, StateMismatchError, Storage
 from shardload.importers.base import Piece, Sample, SourceFile, SourcePlan, Unit
 from shardload.importers.units import default_unit_size
 from shardload.order import Permutation
-from shardload.reader import open_dataset
+from shardload.reader import ShardDataset, open_dataset
 
 MAX_SEED = (1 << 63) - 1
 """Highest seed of a shuffle: manifests hold integers of 64 bits with sign."""
@@ -53,9 +54,9 @@ def plan_shuffled(location: str, seed: int, unit_size: int | None) -> SourcePlan
     return SourcePlan(reader, units, {field.name: field.type for field in dataset.schema.fields}, {})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ShuffledReader:
-    """Reads units of positions."""
+    """Reads units of positions. The dataset stays open for all units, since each of them touches all of its shards."""
 
     location: str
     fingerprint: str
@@ -69,8 +70,8 @@ class ShuffledReader:
             LostCopyError: the dataset is damaged or cannot be read.
         """
         with copy_named(self.location):
-            dataset = open_dataset(self.location, fingerprint=self.fingerprint)
-        num_samples, num_bytes = len(dataset), dataset.manifest.num_bytes
+            dataset = self._dataset
+            num_samples, num_bytes = len(dataset), dataset.manifest.num_bytes
         order = Permutation(num_samples, seed=self.seed, epoch=_EPOCH)
         first, stop = (num_samples * number // self.num_units for number in (unit.number, unit.number + 1))
         step = min(_READ_SAMPLES, max(1, _READ_BYTES * num_samples // num_bytes))
@@ -85,6 +86,13 @@ class ShuffledReader:
                 # What a sample took of the source is not known any more: each counts alike, and all together as a whole.
                 taken = num_bytes * (position + 1) // num_samples - num_bytes * position // num_samples
                 yield Sample(sample, f"sample {batch.sample_ids[position - burst.start]} of {self.location}", taken)
+
+    @cached_property
+    def _dataset(self) -> ShardDataset:
+        return open_dataset(self.location, fingerprint=self.fingerprint)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_dataset"}
 
 
 @contextlib.contextmanager

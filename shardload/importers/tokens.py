@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.errors import PackError
-from shardload.format.manifest import Fact
+from shardload.format.manifest import Metadata
 from shardload.format.schema import Field, parse_field
 from shardload.importers.base import Reject, Sample, Source, SourcePlan, Unit, UnitReader
 from shardload.importers.tokenizer import BYTES, TextError, Token, Tokenizer, open_tokenizer
@@ -170,12 +170,12 @@ class TokenSource:
             "that of the text with --text-key (text_key=)"
         )
 
-    def _facts(self) -> dict[str, Fact | list[Fact]]:
+    def _facts(self) -> Metadata:
         """Returns what stands in the manifest: with it an append of other tokens is refused."""
         encoder = self._encoder
         return {
-            "appended_tokens": list(encoder.after),
-            "prepended_tokens": list(encoder.before),
+            "append_token": encoder.after[0] if encoder.after else "none",
+            "prepend_token": encoder.before[0] if encoder.before else "none",
             "tokenizer": encoder.tokenizer.identity,
             "vocabulary_size": encoder.max_id + 1,
         }

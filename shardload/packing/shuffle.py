@@ -8,6 +8,7 @@ options, so the bytes are the same for any number of workers and interruptions. 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -49,6 +50,9 @@ def shuffle(session: Session, call: Call, described: Pass, options: Mapping[str,
     # All that could be rejected was, so that anything now is damage.
     strict = replace(call, on_error="raise", max_rejects=None)
     second = run_pass(session, strict, Pass(plan, described.schema, metadata, described.source, "shuffling"))
+    del plan
+    # What this process has mapped of the copy takes its room on the disk until it is let go, and it lies in a cycle.
+    gc.collect()
     return replace(second, num_rejects=first.num_rejects, seconds=first.seconds + second.seconds)
 
 

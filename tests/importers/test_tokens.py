@@ -60,8 +60,8 @@ def test_bytes_of_utf_8(tree, read) -> None:
     plan, items = read(root)
     assert plan.types == {"tokens": "uint8[*]", "path": "str"} and plan.versions == {}
     assert plan.metadata == {
-        "appended_tokens": [],
-        "prepended_tokens": [],
+        "append_token": "none",
+        "prepend_token": "none",
         "tokenizer": "bytes",
         "vocabulary_size": 256,
     }
@@ -81,7 +81,7 @@ def test_a_tokenizer_file_gives_the_library_s_ids_of_whole_texts(tmp_path: Path,
     plan, items = read(root, tokenizer=tmp_path / "words.json", append_token="<end>", prepend_token=10, unit_size=9)
     assert plan.types == {"tokens": "uint16[*]", "path": "str"} and len(plan.units) > 2
     end = clean.token_to_id("<end>")
-    assert plan.metadata["vocabulary_size"] == 21 and plan.metadata["appended_tokens"] == [end]
+    assert plan.metadata["vocabulary_size"] == 21 and plan.metadata["append_token"] == end
     for item, name in zip(items, sorted(TEXTS), strict=True):
         assert item.values["tokens"].dtype == np.uint16
         assert item.values["tokens"].tolist() == [10, *clean.encode(TEXTS[name]).ids, end]

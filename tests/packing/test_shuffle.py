@@ -104,8 +104,16 @@ def test_tokens_and_folders(tmp_path: Path, texts: Path) -> None:
     dataset = shardload.open(tmp_path / "shuffled")
     assert [comparable(sample) for sample in dataset] == expected
     assert dataset.metadata["classes"] == ["class0", "class1", "class2"] and dataset.metadata["tokenizer"] == "bytes"
+    assert not [name for name in held_files() if "unshuffled" in name]
     stages = list(dict.fromkeys(progress.stage for progress in told))
     assert stages == ["packing", "shuffling"] and told[-1].fraction == 1 and told[-1].done.num_samples == 300
+
+
+def held_files() -> list[str]:
+    """Returns what this process has mapped and open: removed files among them still take their room."""
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    opened = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return [*Path("/proc/self/maps").read_text().splitlines(), *opened]
 
 
 def test_class_sorted_input_is_mixed(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_another_tokenizer_is_refused_in_a_continuation_and_an_append(tmp_path: 
     ):
         pack(rows, target, resume=True, **options)
     tokenizer.write_bytes(words.read_bytes())
-    with pytest.raises(PackError, match=r"option appended_tokens was \[\] when it was begun and is \[0\] now"):
+    with pytest.raises(PackError, match='option append_token was "none" when it was begun and is 0 now'):
         pack(rows, target, resume=True, append_token=0, **options)
     with pytest.raises(PackError, match=r"option tokenizer was "):
         pack(rows, target, resume=True, **{**options, "tokenizer": "bytes"})
@@ -89,9 +89,9 @@ def test_another_tokenizer_is_refused_in_a_continuation_and_an_append(tmp_path: 
 def test_metadata_tells_the_tokenizer(tmp_path: Path, texts, words) -> None:
     pack(texts, tmp_path / "out", tokenizer=words, append_token="<end>", workers=1)
     assert shardload.open(tmp_path / "out").metadata == {
-        "appended_tokens": [0],
+        "append_token": 0,
         "classes": ["class0", "class1", "class2"],
-        "prepended_tokens": [],
+        "prepend_token": "none",
         "tokenizer": f"sha256:{hashlib.sha256(words.read_bytes()).hexdigest()}",
         "vocabulary_size": 300,
     }

@@ -36,6 +36,7 @@ HEAVY = {
     "accelerate": ("integrations",),
     "transformers": ("integrations",),
     "matplotlib": ("capacity", "cli"),
+    "tokenizers": ("importers",),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

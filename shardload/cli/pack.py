@@ -59,6 +59,11 @@ def _compression(context: click.Context, parameter: click.Parameter, value: str)
     return value
 
 
+def _token(context: click.Context, parameter: click.Parameter, value: str | None) -> str | int | None:
+    """Returns a number as the id of a token, all else as its name."""
+    return int(value) if value is not None and value.isascii() and value.isdecimal() else value
+
+
 def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
     try:
         return parse_bytes(value, "it")
@@ -101,6 +106,25 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
 @click.option(
     "--exclude", multiple=True, metavar="GLOB", help="Files and folders of a folder to leave out; repeatable."
 )
+@click.option(
+    "--tokenizer",
+    metavar="FILE|bytes",
+    help="Pack texts as token ids: by a tokenizer.json (needs shardload[text]), or as the bytes of UTF-8.",
+)
+@click.option(
+    "--append-token", callback=_token, metavar="TOKEN", help="Token after each text, by name or id.  [default: none]"
+)
+@click.option(
+    "--prepend-token", callback=_token, metavar="TOKEN", help="Token before each text, by name or id.  [default: none]"
+)
+@click.option("--text-key", metavar="KEY", help="Field of the text.  [default: text, in tars txt]")
+@click.option("--token-field", metavar="FIELD", help="Field of the tokens.  [default: tokens]")
+@click.option(
+    "--shuffle",
+    type=click.IntRange(0, (1 << 63) - 1),
+    metavar="SEED",
+    help="Write the samples in a random order; meanwhile this takes room for a second copy.",
+)
 @click.option("--replace", is_flag=True, help="Write the next version of a dataset that is there.")
 @click.option("--append", is_flag=True, help="Add to the dataset that is there.")
 @click.option(
@@ -120,10 +144,11 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
 def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) -> int:
     """Pack SOURCE into the dataset TARGET.
 
-    SOURCE is a folder of images, texts or other files, one sample each; or JSON Lines files (.jsonl or .ndjson), one
-    sample a line, or WebDataset tars, one field an extension: plain, .gz or .zst, one, several or a folder of them.
-    First-level sub-folders give labels. Hidden
-    files are left out unless a GLOB writes their dot; links to directories are not followed.
+    SOURCE is a folder of images, texts or other files, one sample each, and first-level sub-folders give labels; or JSON
+    Lines files (.jsonl or .ndjson), one sample a line, or WebDataset tars, one field an extension: plain, .gz or .zst; or
+    Megatron pairs (.idx with .bin), one sample a document. Of these one, several or a folder of them. With --tokenizer the
+    texts become streams of token ids, one sample a text; then single text files are a SOURCE too, and text files may be
+    .gz or .zst. Hidden files are left out unless a GLOB writes their dot; links to directories are not followed.
 
     TARGET appears whole, or not at all. What was packed before an error, a signal or a crash stays: the same command with
     --continue goes on and ends with the same bytes.
@@ -132,6 +157,9 @@ def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) ->
         raise click.UsageError("--append and --replace exclude each other")
     if options["max_rejects"] is not None and options["on_error"] != "reject":
         raise click.UsageError("--max-rejects goes with --on-error reject")
+    for name in ("append_token", "prepend_token", "text_key"):
+        if options[name] is not None and options["tokenizer"] is None:
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --tokenizer")
     with PackDisplay() as display:
         summary = packing.pack(source, target, progress=display, **options)
     if as_json:
@@ -152,6 +180,7 @@ def _echo(summary: packing.PackSummary) -> None:
             ("source", f"{format_bytes(summary.source_bytes)} in {counted(summary.num_units, 'unit')}"),
             ("stored", f"{format_bytes(summary.stored_bytes)} in {counted(summary.num_shards, 'shard')}"),
             ("ratio", f"{summary.ratio:.2f}"),
+            ("tokens", ", ".join(filter(None, (f"{summary.num_tokens:,}" * bool(summary.num_tokens), summary.note)))),
             ("time", f"{duration(summary.seconds)} with {counted(summary.num_workers, 'worker')}: {speed}" * packed),
             ("rejected", f"{summary.num_rejects:,}, told in rejects.jsonl" if summary.num_rejects else ""),
             ("left out", ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())),

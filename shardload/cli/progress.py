@@ -38,7 +38,7 @@ class PackDisplay:
             self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Shows one progress; the first tells the schema."""
+        """Shows one progress; the first of a pass tells what comes."""
         with contextlib.suppress(OSError):
             if not progress.seconds:
                 self._start(progress)
@@ -49,10 +49,15 @@ class PackDisplay:
                 self._tell(progress)
 
     def _start(self, progress: Progress) -> None:
-        fields = ", ".join(f"{printable(name)}: {text}" for name, text in progress.types.items())
-        click.echo(f"schema: {fields}", err=True)
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._told_seconds = None
+        if progress.stage == "packing":
+            fields = ", ".join(f"{printable(name)}: {text}" for name, text in progress.types.items())
+            click.echo(f"schema: {fields}", err=True)
         units, workers = counted(progress.num_units, "unit"), counted(progress.num_workers, "worker")
-        click.echo(f"packing {format_bytes(progress.total_bytes)} in {units} with {workers}", err=True)
+        click.echo(f"{progress.stage} {format_bytes(progress.total_bytes)} in {units} with {workers}", err=True)
         if sys.stderr is not None and sys.stderr.isatty():
             columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[facts]}"))
             # Refreshed by hand: no thread of its own, and no surprise when packing is interrupted.

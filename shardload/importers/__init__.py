@@ -2,5 +2,26 @@
 
 from shardload.importers.base import Piece, Reject, Sample, Source, SourceFile, SourcePlan, Unit, UnitReader
 from shardload.importers.choose import open_source
+from shardload.importers.megatron import named_by_index
+from shardload.importers.shuffled import MAX_SEED, LostCopyError, copy_named, plan_shuffled
+from shardload.importers.tokenizer import Token
+from shardload.importers.tokens import Tokenization
 
-__all__ = ["Piece", "Reject", "Sample", "Source", "SourceFile", "SourcePlan", "Unit", "UnitReader", "open_source"]
+__all__ = [
+    "MAX_SEED",
+    "LostCopyError",
+    "Piece",
+    "Reject",
+    "Sample",
+    "Source",
+    "SourceFile",
+    "SourcePlan",
+    "Token",
+    "Tokenization",
+    "Unit",
+    "UnitReader",
+    "copy_named",
+    "named_by_index",
+    "open_source",
+    "plan_shuffled",
+]

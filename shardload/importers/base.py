@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from shardload.format.manifest import Metadata
@@ -105,6 +105,16 @@ class SourcePlan:
     """What to do about a sample that does not fit, or nothing."""
     reject: Reject | None = None
     """The first thing that is no sample, as far as planning came across one."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What decides the samples beside the files and their types, by name: a pack with another is another pack."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of packages that decide the samples, by name."""
+    note: str = ""
+    """What the user is told of the tokens, or nothing."""
+    tokens: str = ""
+    """Name of the field that holds tokens, or nothing."""
+    untokenized: UnitReader | None = None
+    """Reads the same samples with that field empty, where filling it takes long."""
 
     @property
     def num_bytes(self) -> int:

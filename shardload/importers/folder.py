@@ -23,8 +23,9 @@ from shardload.errors import PackError
 from shardload.format import layout
 from shardload.format.schema import canonical_json, parse_field
 from shardload.importers.base import Reject, Sample, SourceFile, SourcePlan, Unit
-from shardload.importers.files import LostFileError, open_file, unreadable
+from shardload.importers.files import LostFileError
 from shardload.importers.units import cut_units
+from shardload.importers.whole import read_unpacked, read_whole
 
 _TEXT_SUFFIX_LINES = """
     .bat .bib .c .cc .cfg .clj .cmake .conf .cpp .cs .css .csv .cu .cuh .cxx .el .erl .ex .exs .f90 .go .h .hh .hpp .hs
@@ -47,9 +48,30 @@ _SHOWN_SUFFIXES = 6
 class FolderSource:
     """The files of a folder, one sample each."""
 
-    def __init__(self, location: str, files: Sequence[SourceFile], skipped: dict[str, int]) -> None:
+    def __init__(
+        self,
+        location: str,
+        root: str,
+        shown_root: str,
+        files: Sequence[SourceFile],
+        skipped: dict[str, int],
+        documents: bool = False,
+    ) -> None:
+        """Describes the source.
+
+        Args:
+            location: what the user called it.
+            root: absolute folder that the files' paths start from.
+            shown_root: the same folder in messages; empty where the files were named one by one.
+            files: the files, in order.
+            skipped: what was left out: reason -> number.
+            documents: whether all files are taken for text, and unpacked if they are compressed.
+        """
         self.location = location
         self.skipped = skipped
+        self._root = root
+        self._shown_root = shown_root
+        self._documents = documents
         self._files = files
         # What cannot be packed says nothing about the rest.
         self._sound = [file for file in files if not file.problem]
@@ -64,7 +86,7 @@ class FolderSource:
         # The order is that of the folder's fields, whatever the order of those given.
         fields |= given
         kind = parse_field(content, fields[content]).kind
-        reader = FolderReader(os.path.abspath(self.location), self.location, content, kind == "str", classes)
+        reader = FolderReader(self._root, self._shown_root, content, kind == "str", classes, self._documents)
         units = cut_units(self._files, [False] * len(self._files), unit_size)
         rejects = (reader.problem(file) for file in self._files)
         reject = next((reject for reject in rejects if reject is not None), None)
@@ -79,9 +101,11 @@ class FolderSource:
             )
         if named:
             return named[0], given[named[0]]
+        if self._documents:
+            return "text", "str"
         kinds = Counter(_kind(file.path) for file in self._sound)
         if not kinds:
-            raise PackError(f"{os.path.join(self.location, self._files[0].path)} {self._files[0].problem}")
+            raise PackError(f"{os.path.join(self._shown_root, self._files[0].path)} {self._files[0].problem}")
         if len(kinds) == 1:
             kind = next(iter(kinds))
             return _CONTENT_FIELDS[kind], _TYPES[kind]
@@ -101,7 +125,7 @@ class FolderSource:
 
     def _classes(self) -> dict[str, int]:
         """Returns the labels by name, or none if a file lies outside of any sub-folder."""
-        if not all("/" in file.path for file in self._sound):
+        if not self._shown_root or not all("/" in file.path for file in self._sound):
             return {}
         names = sorted({file.path.partition("/")[0] for file in self._sound}, key=str.encode)
         num_bytes = len(canonical_json(names))
@@ -140,6 +164,8 @@ class FolderReader:
     as_text: bool
     classes: Mapping[str, int]
     """Labels by the name of the first sub-folder; empty if there are none."""
+    documents: bool = False
+    """Whether compressed files are unpacked."""
 
     def read(self, unit: Unit) -> Generator[Sample | Reject, None, None]:
         """Yields one sample a file, or why it is none."""
@@ -153,44 +179,25 @@ class FolderReader:
     def _read_file(self, file: SourceFile) -> Sample | Reject:
         name = os.path.join(self.location, file.path)
         try:
-            data = _read_whole(self.root, file, name)
-            values: dict[str, object] = {self.content: _decode(data, name, self.content) if self.as_text else data}
+            data = (read_unpacked if self.documents else read_whole)(self.root, file, name)
+            values: dict[str, object] = {self.content: self._decode(data, name) if self.as_text else data}
         except LostFileError as error:
             return Reject(name, error.message.removeprefix(f"{name} "), file.num_bytes, " ")
         if self.classes:
             values["label"] = self.classes[file.path.partition("/")[0]]
         values["path"] = file.path
-        return Sample(values, name, len(data))
+        return Sample(values, name, file.num_bytes)
 
-
-def _read_whole(root: str, file: SourceFile, name: str) -> bytes:
-    if file.num_bytes > layout.MAX_RECORD_BYTES:
-        raise LostFileError(f"{name} has {file.num_bytes} bytes; a sample holds less than 4 GiB")
-    with open_file(root, file, name) as opened:
+    def _decode(self, data: bytes, name: str) -> str:
         try:
-            # One byte more than there was, so that a file that grows meanwhile is noticed.
-            parts, missing = [], file.num_bytes + 1
-            while missing and (part := opened.read(missing)):
-                parts.append(part)
-                missing -= len(part)
-        except OSError as error:
-            raise unreadable(name, error) from error
-    if missing != 1:
-        now = file.num_bytes + 1 - missing if missing else "more"
-        raise LostFileError(
-            f"{name} changed while it was being packed: it had {file.num_bytes} bytes and now has {now}"
-        )
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _decode(data: bytes, name: str, field: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise LostFileError(
-            f"{name} is not UTF-8: byte {error.start} is {data[error.start]:#04x}; to keep the bytes as they are, give "
-            f'--schema \'{{"{field}": "bytes"}}\''
-        ) from None
+            return data.decode()
+        except UnicodeDecodeError as error:
+            way_out = f'to keep the bytes as they are, give --schema \'{{"{self.content}": "bytes"}}\''
+            if self.documents:
+                way_out = "if it is no text, leave it out with include or exclude patterns"
+            raise LostFileError(
+                f"{name} is not UTF-8: byte {error.start} is {data[error.start]:#04x}; {way_out}"
+            ) from None
 
 
 def _suffix(path: str) -> str:

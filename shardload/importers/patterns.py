@@ -23,6 +23,8 @@ class Selection:
         """
         self._included = [_expression(pattern) for pattern in include or ("*",)]
         self._excluded = [_expression(pattern) for pattern in exclude]
+        self.takes_all = not include and not exclude
+        """Whether no pattern was given."""
         self.enters_hidden = any(part.startswith(".") for pattern in include for part in pattern.split("/"))
         """Whether files in hidden folders can be selected at all."""
 

@@ -24,7 +24,12 @@ def train_on_source(plan: SourcePlan, schema: Schema, compression: str, mode: Di
     first, encoder = FirstSamples(schema, compression, mode, shard_size), SampleEncoder(schema)
     if first.full or not plan.units:
         return first.dictionary()
-    with contextlib.suppress(PackError), contextlib.closing(plan.reader.read(plan.units[0])) as items:
+    tokens = schema.get(plan.tokens)
+    # What lies in a stream has no part in it.
+    reader = (
+        plan.untokenized if plan.untokenized is not None and tokens is not None and tokens.streamed else plan.reader
+    )
+    with contextlib.suppress(PackError), contextlib.closing(reader.read(plan.units[0])) as items:
         for item in items:
             if isinstance(item, Reject):
                 continue

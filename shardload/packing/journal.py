@@ -131,8 +131,9 @@ class Journal:
         data = _encode(step)
         line = _Line(self._num_bytes, len(data))
         self._write(data)
-        self._storage.operations.fsync(self._descriptor)
+        # Before the device is waited for: a signal meanwhile must not give up what is written.
         self._remember(line, step)
+        self._storage.operations.fsync(self._descriptor)
 
     def rejects(self) -> Iterator[tuple[int, str, str]]:
         """Yields unit, place and reason of all rejects, in the order of the source."""

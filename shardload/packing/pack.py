@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardload.codecs import make_codec
-from shardload.codecs.dictionary import DictionaryMode, check_dictionary
+from shardload.codecs.dictionary import DictionaryMode
 from shardload.errors import PackError
 from shardload.format.manifest import Manifest
-from shardload.format.schema import FieldType, parse_schema
+from shardload.format.schema import FieldType
 from shardload.format.table import ShardEntry
-from shardload.importers import SourcePlan, open_source
-from shardload.packing.dictionary import train_on_source
-from shardload.packing.progress import Count, Progress, Report, Tally
+from shardload.importers import SourcePlan, Token, named_by_index, open_source
+from shardload.packing.call import (
+    Call,
+    check_places,
+    check_policy,
+    check_seed,
+    checked_settings,
+    checked_tokenization,
+    listed,
+)
+from shardload.packing.passes import Pass, Published, check_workers, in_session, run_pass
+from shardload.packing.progress import Report
 from shardload.packing.session import Session
-from shardload.packing.signals import signals_held
-from shardload.packing.unit import Job, OnError
-from shardload.quantities import parse_bytes
+from shardload.packing.shuffle import shuffle as shuffle_source
+from shardload.packing.unit import OnError
 from shardload.storage import OPERATIONS, Operations
-from shardload.writer.describe import Types, make_recipe, schema_for
-from shardload.writer.resume import ResumableTarget
+from shardload.writer.describe import Types, schema_for
 from shardload.writer.target import Mode, Target
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
 
@@ -57,24 +62,15 @@ class PackSummary:
     """What was left out of the source: reason -> number."""
     num_rejects: int = 0
     """What was no sample or did not fit the schema: the lines of `rejects.jsonl` for this pack."""
+    num_tokens: int = 0
+    """Tokens packed, where the source gives tokens and they are not compressed."""
+    note: str = ""
+    """How texts became tokens, if they did."""
 
     @property
     def ratio(self) -> float:
         """Bytes of the source a byte stored."""
         return self.source_bytes / self.stored_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """How to pack, checked."""
-
-    types: Types | None
-    compression: str
-    dictionary: DictionaryMode
-    key: str
-    shard_size: int
-    unit_size: int | None
-    num_workers: int | None
 
 
 def pack(
@@ -90,6 +86,12 @@ def pack(
     include: Sequence[str] | str = (),
     exclude: Sequence[str] | str = (),
     unit_size: int | str | None = None,
+    tokenizer: Path | None = None,
+    append_token: Token | None = None,
+    prepend_token: Token | None = None,
+    text_key: str | None = None,
+    token_field: str | None = None,
+    shuffle: int | None = None,
     replace: bool = False,
     append: bool = False,
     resume: bool = False,
@@ -104,8 +106,9 @@ def pack(
     finished a shard, is continued by the same call with `resume=True`, and ends with the same bytes as one that was not.
 
     Args:
-        source: a folder of images, texts or other files; or JSON Lines files or WebDataset tars, plain, `.gz` or `.zst`,
-            one, several or a folder of them. Links to files are followed, links to directories are not.
+        source: a folder of images, texts or other files; or JSON Lines files or WebDataset tars, plain, `.gz` or `.zst`, or
+            Megatron pairs of `.idx` and `.bin`, one, several or a folder of them. With a tokenizer also single texts. Links
+            to files are followed, links to directories are not.
         target: directory of the dataset; created if it is not there.
         schema: field name -> type, or type and compression as for `ShardWriter`: for a folder in place of inferred ones,
             for JSON Lines and tars the whole schema. An append may name new nullable fields.
@@ -118,6 +121,14 @@ def pack(
         include: patterns that select files of a folder, such as `*.py` or `train/**/*.jpg`.
         exclude: patterns of files and folders of a folder that are left out, such as `tests` or `*_old.py`.
         unit_size: bytes of the source in a unit; None for a 64th of it, between 16 MiB and 1 GiB.
+        tokenizer: path of a `tokenizer.json` of Hugging Face's tokenizers, or `bytes` for the bytes of UTF-8: the text of
+            each sample becomes a stream of token ids. A pack is continued and a dataset appended to with the same one only.
+        append_token: token after each text, by its text in the vocabulary or by its id; None for nothing.
+        prepend_token: token before each text.
+        text_key: field of the text: None for `text` in JSON Lines, `txt` in tars.
+        token_field: field of the tokens; None for `tokens`.
+        shuffle: seed of the order in which the samples are written: a permutation of all of them. Meanwhile the samples
+            lie in `.work` in the order of the source, which takes room for as much again.
         replace: write the next version of a dataset that is there.
         append: add to the dataset that is there, with its schema unless another is given.
         resume: go on with the pack that the same call began; begin it if there is none, and change nothing if it is
@@ -134,131 +145,41 @@ def pack(
         FormatError: schema or compression are not of the format.
         ValueError: another argument cannot be.
     """
-    if replace and append:
-        raise ValueError("replace and append exclude each other")
-    if append and key:
-        raise ValueError("the key is that of the dataset; it cannot be given in an append")
-    _check_policy(on_error, max_rejects)
+    check_policy(replace, append, key, on_error, max_rejects)
+    check_seed(shuffle)
     types = None if schema is None else dict(schema)
-    settings = _checked(types, compression, dictionary, key, shard_size, unit_size, workers)
-    paths = [os.fspath(path) for path in ([source] if isinstance(source, str | os.PathLike) else source)]
-    call = _Call(paths, _listed(include), _listed(exclude), settings, resume, on_error, max_rejects, progress)
-    root = os.fspath(target)
-    _check_places(paths, root)
-    session: Session | None = None
-    try:
-        with signals_held():
-            mode: Mode = "append" if append else "replace" if replace else "create"
-            session = Session(ResumableTarget(root, mode, operations, resume), resume)
-        summary = _pack_into(session, call)
-    except BaseException as error:
-        with signals_held(error):
-            if session is not None:
-                session.leave(error)
-        raise
-    session.leave(None)
-    return summary
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What one call asks for."""
-
-    paths: list[str]
-    include: list[str]
-    exclude: list[str]
-    settings: _Settings
-    resume: bool
-    on_error: OnError
-    max_rejects: int | None
-    progress: Report | None
-
-
-def _listed(patterns: Sequence[str] | str) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
-
-
-def _check_policy(on_error: str, max_rejects: int | None) -> None:
-    if on_error not in ("raise", "reject"):
-        raise ValueError(f"on_error must be 'raise' or 'reject', not {on_error!r}")
-    if max_rejects is not None and on_error != "reject":
-        raise ValueError("max_rejects goes with on_error='reject'")
-    if max_rejects is not None and max_rejects < 0:
-        raise ValueError(f"max_rejects must be at least 0, not {max_rejects}")
-
-
-def _checked(
-    types: Types | None,
-    compression: str,
-    dictionary: str,
-    key: str,
-    shard_size: int | str,
-    unit_size: int | str | None,
-    workers: int | None,
-) -> _Settings:
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
-    make_codec(compression)
-    if types is not None:
-        parse_schema(types, compression.partition(":")[0])
-    return _Settings(
-        types=types,
-        compression=compression,
-        dictionary=check_dictionary(dictionary, compression),
-        key=key,
-        shard_size=parse_bytes(shard_size, "shard_size"),
-        unit_size=None if unit_size is None else parse_bytes(unit_size, "unit_size"),
-        num_workers=workers,
+    settings = checked_settings(types, compression, dictionary, key, shard_size, unit_size, workers)
+    tokens = checked_tokenization(tokenizer, append_token, prepend_token, text_key), token_field or ""
+    given = [os.fspath(path) for path in ([source] if isinstance(source, str | os.PathLike) else source)]
+    paths = named_by_index(given)
+    call = Call(
+        paths, listed(include), listed(exclude), settings, *tokens, shuffle, resume, on_error, max_rejects, progress
     )
+    root = os.fspath(target)
+    check_places(paths, root)
+    mode: Mode = "append" if append else "replace" if replace else "create"
+    return in_session(root, mode, operations, resume, lambda session: _pack_into(session, call))
 
 
-def _check_places(paths: Sequence[str], target: str) -> None:
-    there = os.path.realpath(target)
-    for path in paths:
-        if not os.path.lexists(path):
-            raise PackError(f"{path} does not exist")
-        here = os.path.realpath(path)
-        if here == there:
-            raise PackError(f"{target} is the source itself: choose another target")
-        shared = os.path.commonpath([here, there])
-        if shared in (here, there):
-            inner, outer = ("target", "source") if shared == here else ("source", "target")
-            raise PackError(f"the {inner} lies inside the {outer} ({path} and {target}): choose another target")
-
-
-def _pack_into(session: Session, call: _Call) -> PackSummary:
+def _pack_into(session: Session, call: Call) -> PackSummary:
     settings, place = call.settings, session.place
-    source = open_source(call.paths, call.include, call.exclude)
+    source = open_source(call.paths, call.include, call.exclude, call.tokenization, call.token_field)
     plan = source.plan(_plain_types(settings.types, place), settings.unit_size)
     if plan.reject is not None and call.on_error == "raise":
         raise PackError(plan.reject.message)
     types = {name: _with_codec(name, text, settings.types) for name, text in plan.types.items()}
     schema = schema_for(place, types, settings.compression.partition(":")[0], settings.key)
     options = _options(call, plan, place.mode == "append")
-    if call.resume and (complete := session.find_complete(options, plan.units)):
-        manifest, entries, num_rejects = complete
-        return _summary(place, manifest, entries, plan, Tally(_blank(plan, 0), None), num_rejects, source.skipped)
-    num_workers = _num_workers(settings, plan)
-    journal = session.begin(options, plan.units)
-    tally = Tally(_blank(plan, num_workers), call.progress, journal.counts)
-    if call.on_error == "raise" and tally.done.num_rejects:
-        raise PackError(
-            f"{place.root}: {tally.done.num_rejects:,} rejects were set aside before: continue with --on-error reject "
-            "(on_error='reject')"
-        )
-    dictionary = train_on_source(plan, schema, settings.compression, settings.dictionary, settings.shard_size)
-    facts = (dictionary, plan.metadata, settings.shard_size, len(plan.units))
-    recipe = make_recipe(place, schema, settings.compression, *facts)
-    session.run(
-        Job(plan.reader, place.storage, recipe, plan.hint, call.on_error),
-        plan.units,
-        num_workers,
-        tally,
-        call.max_rejects,
-    )
-    manifest, entries = session.commit(recipe.description, source.location)
-    tally.tell(last=True)
-    return _summary(place, manifest, entries, plan, tally, tally.done.num_rejects, source.skipped)
+    if call.resume and (complete := session.find_complete(options, plan)):
+        return _summary(place, Published(*complete), plan, source.skipped)
+    check_workers(settings, plan)
+    session.begin(options, plan)
+    described = Pass(plan, schema, plan.metadata, source.location)
+    if call.shuffle is None:
+        done = run_pass(session, call, described)
+    else:
+        done = shuffle_source(session, call, described, options)
+    return _summary(place, done, plan, source.skipped)
 
 
 def _plain_types(types: Types | None, place: Target) -> dict[str, str] | None:
@@ -274,7 +195,7 @@ def _with_codec(name: str, text: str, given: Types | None) -> FieldType:
     return text if isinstance(entry, str) else {**entry, "type": text}
 
 
-def _options(call: _Call, plan: SourcePlan, append: bool) -> dict[str, Any]:
+def _options(call: Call, plan: SourcePlan, append: bool) -> dict[str, Any]:
     """Returns what decides the bytes beside the source, by the names that the caller knows."""
     # How errors are treated is not among them: what was packed without a reject is the same with either.
     settings = call.settings
@@ -289,34 +210,13 @@ def _options(call: _Call, plan: SourcePlan, append: bool) -> dict[str, Any]:
         "shard_size": settings.shard_size,
         "source": [os.path.normpath(path) for path in call.paths],
         "unit_size": settings.unit_size,
+        **({} if call.shuffle is None else {"shuffle": call.shuffle}),
+        **plan.options,
     }
 
 
-def _blank(plan: SourcePlan, num_workers: int) -> Progress:
-    return Progress(Count(), plan.num_bytes, 0.0, dict(plan.types), len(plan.units), num_workers)
-
-
-def _num_workers(settings: _Settings, plan: SourcePlan) -> int:
-    daemonic = multiprocessing.current_process().daemon
-    wanted = settings.num_workers or (1 if daemonic else len(os.sched_getaffinity(0)))
-    num_workers = max(1, min(wanted, len(plan.units)))
-    if daemonic and num_workers > 1:
-        raise PackError(
-            f"{num_workers} workers cannot be started: this is a daemonic process, such as a worker of a "
-            "multiprocessing.Pool or a DataLoader, and may start no others: pack with workers=1",
-        )
-    return num_workers
-
-
-def _summary(
-    place: Target,
-    manifest: Manifest,
-    entries: Sequence[ShardEntry],
-    plan: SourcePlan,
-    tally: Tally,
-    num_rejects: int,
-    skipped: dict[str, int],
-) -> PackSummary:
+def _summary(place: Target, done: Published, plan: SourcePlan, skipped: dict[str, int]) -> PackSummary:
+    manifest, entries = done.manifest, done.entries
     return PackSummary(
         target=place.root,
         version=manifest.version,
@@ -325,10 +225,18 @@ def _summary(
         num_samples=sum(entry.num_samples for entry in entries),
         num_shards=len(entries),
         num_units=len(plan.units),
-        num_workers=tally.num_workers,
+        num_workers=done.num_workers,
         source_bytes=plan.num_bytes,
         stored_bytes=sum(entry.num_bytes for entry in entries),
-        seconds=tally.seconds,
+        seconds=done.seconds,
         skipped=dict(skipped),
-        num_rejects=num_rejects,
+        num_rejects=done.num_rejects,
+        num_tokens=_num_tokens(manifest, entries, plan.tokens),
+        note=plan.note,
     )
+
+
+def _num_tokens(manifest: Manifest, entries: Sequence[ShardEntry], name: str) -> int:
+    """Returns the items of the stream of tokens; 0 where there is none, or they lie in the records."""
+    names = [field.name for field in manifest.parsed_schema.stream_fields]
+    return sum(entry.num_items[names.index(name)] for entry in entries) if name in names else 0

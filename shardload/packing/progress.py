@@ -57,6 +57,8 @@ class Progress:
     num_workers: int
     before: Count = NO_COUNT
     """What of it an earlier pack did that this one continues."""
+    stage: str = "packing"
+    """What is done: `packing`, or after it `shuffling`, whose bytes are those of the first."""
 
     @property
     def fraction(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ import numpy as np
 from shardload.codecs.zstd import library_version
 from shardload.errors import FormatError, PackError
 from shardload.format.schema import canonical_json
-from shardload.importers import Unit
+from shardload.importers import SourcePlan, Unit
 from shardload.storage import LocalStorage
 from shardload.version import VERSION
 from shardload.writer.target import JOB, PACKED_NAME, WORK
@@ -48,10 +48,10 @@ class PackedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
 
 
-def make_record(options: Mapping[str, Any], units: Iterable[Unit]) -> JobRecord:
+def make_record(options: Mapping[str, Any], plan: SourcePlan) -> JobRecord:
     """Returns the record of a pack that is to be begun, without generation and version."""
-    versions = {"numpy": np.__version__, "shardload": VERSION, "zstd": library_version()}
-    return JobRecord(dict(options), [_unit_digest(unit) for unit in units], versions)
+    versions = {"numpy": np.__version__, "shardload": VERSION, "zstd": library_version(), **plan.versions}
+    return JobRecord(dict(options), [_unit_digest(unit) for unit in plan.units], versions)
 
 
 def write_record(storage: LocalStorage, record: JobRecord) -> None:
@@ -91,8 +91,11 @@ def check_same(storage: LocalStorage, before: JobRecord, now: JobRecord, units: 
     Raises:
         PackError: another version, option or source; says which.
     """
+    # A package that only one of them needs is no cause: an option is.
+    shared = before.versions.keys() & now.versions.keys()
+    versions = ({name: record.versions[name] for name in shared} for record in (before, now))
     difference = (
-        _difference("version of", before.versions, now.versions)
+        _difference("version of", *versions)
         # The schema may have been inferred: it differs because the source does.
         or _difference("option", _without_schema(before.options), _without_schema(now.options))
         or _source_difference(before.units, now.units, units)

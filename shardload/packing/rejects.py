@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 
 from shardload.format.schema import canonical_json
-from shardload.packing.journal import Journal, lines_of
+from shardload.packing.journal import lines_of
 from shardload.storage import FileWriter, LocalStorage
 from shardload.writer.target import REJECTS_NAME, WORK
 
 _PREPARED = f"{WORK}/rejects"
 
 
-def prepare_rejects(storage: LocalStorage, journal: Journal, generation: int, source: str, keep: bool) -> str:
+def prepare_rejects(
+    storage: LocalStorage, rejects: Iterable[tuple[int, str, str]], generation: int, source: str, keep: bool
+) -> str:
     """Writes the rejects of a pack to a file that the commit puts in its place.
 
     Args:
         storage: files of the target.
-        journal: where the rejects are.
+        rejects: unit, place and reason of each.
         generation: that of the pack.
         source: what the user called the source.
         keep: whether the rejects of earlier generations stay, before those of this one.
@@ -31,10 +34,18 @@ def prepare_rejects(storage: LocalStorage, journal: Journal, generation: int, so
                 # After a commit that was cut off those of this generation may be there already.
                 if json.loads(line)["generation"] < generation:
                     writer.write(line)
-        for unit, place, reason in journal.rejects():
+        for unit, place, reason in rejects:
             facts = {"generation": generation, "place": place, "reason": reason, "source": source, "unit": unit}
             writer.write(canonical_json(facts) + b"\n")
         if writer.num_bytes:
             writer.finish()
             return _PREPARED
     return ""
+
+
+def read_rejects(storage: LocalStorage) -> Iterator[tuple[int, str, str]]:
+    """Yields unit, place and reason of the rejects of a dataset, in their order."""
+    if storage.exists(REJECTS_NAME):
+        for line in lines_of(storage.open(REJECTS_NAME)):
+            facts = json.loads(line)
+            yield facts["unit"], facts["place"], facts["reason"]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from shardload.errors import PackError, ShardloadError
-from shardload.format.manifest import Description, Manifest
+from shardload.format.manifest import MANIFEST_NAME, Description, Manifest
 from shardload.format.schema import canonical_json
 from shardload.format.table import ShardEntry
-from shardload.importers import Unit
+from shardload.importers import LostCopyError, SourcePlan, Unit
 from shardload.packing.journal import Journal
 from shardload.packing.processes import pack_in_processes
 from shardload.packing.progress import Count, Tally
@@ -32,8 +32,17 @@ from shardload.writer.failures import named, write_error
 from shardload.writer.resume import ResumableTarget
 from shardload.writer.target import PACKED_NAME, REJECTS_NAME, WORK
 from shardload.writer.versions import read_entries
+from shardload.writer.work import JOB, UNSHUFFLED
 
 _STAYS = "what was packed stays: go on with the same command and --continue (resume=True)"
+
+
+class SetAside(NamedTuple):
+    """Rejects of another pass."""
+
+    number: int
+    rows: Callable[[], Iterator[tuple[int, str, str]]]
+    """Gives unit, place and reason of each."""
 
 
 class Session:
@@ -43,35 +52,37 @@ class Session:
         self.place = place
         self.journal: Journal | None = None
         self._committed: Manifest | None = None
+        self.set_aside: SetAside | None = None
+        """What an earlier pass rejected in the place of this one."""
         self._resume = resume
         self._continued = resume and place.has_job
 
     def find_complete(
-        self, options: Mapping[str, Any], units: Sequence[Unit]
+        self, options: Mapping[str, Any], plan: SourcePlan
     ) -> tuple[Manifest, list[ShardEntry], int] | None:
         """Returns manifest, shards and number of rejects of what is there, if the same pack made it, or None."""
         packed, current = read_packed(self.place.storage), self.place.current
         if self._continued or packed is None or current is None or packed.version != current.version:
             return None
-        if packed.job != make_record(options, units).digest:
+        if packed.job != make_record(options, plan).digest:
             return None
         entries = read_entries(self.place.storage, current, packed.generation)
         self.place.leave_finished()
         return current, entries, packed.num_rejects
 
-    def begin(self, options: Mapping[str, Any], units: list[Unit]) -> Journal:
+    def begin(self, options: Mapping[str, Any], plan: SourcePlan) -> Journal:
         """Begins a pack, or takes up the one that is there.
 
         Args:
             options: all that decides the bytes.
-            units: the source.
+            plan: the source.
 
         Raises:
             PackError: the pack that is there was begun with something else, or the target may not be written to.
         """
-        record = make_record(options, units)
+        record = make_record(options, plan)
         with named(self.place.root):
-            self.journal = self._take_up(record, units) if self._continued else self._begin(record)
+            self.journal = self._take_up(record, plan.units) if self._continued else self._begin(record)
         self._digest = record.digest
         return self.journal
 
@@ -119,9 +130,12 @@ class Session:
         if not entries:
             raise PackError(f"{source} holds no sample to pack{_first_reject(journal)}")
         num_rejects = sum(count.num_rejects for count in journal.counts.values())
+        rows: Iterable[tuple[int, str, str]] = journal.rejects()
+        if self.set_aside is not None:
+            num_rejects, rows = self.set_aside.number, self.set_aside.rows()
         packed = PackedRecord(place.generation, self._digest, num_rejects, place.version)
         with named(place.root):
-            rejects = prepare_rejects(place.storage, journal, place.generation, source, place.mode == "append")
+            rejects = prepare_rejects(place.storage, rows, place.generation, source, place.mode == "append")
             place.storage.write(f"{WORK}/packed", canonical_json(msgspec.to_builtins(packed)) + b"\n")
         place.beside |= {REJECTS_NAME: rejects, PACKED_NAME: f"{WORK}/packed"}
         with signals_held(), named(place.root):
@@ -135,16 +149,23 @@ class Session:
         """Gives the target back: as it was where nothing is worth keeping, else so that the pack can be continued."""
         place, journal = self.place, self.journal
         if not place.is_released:
-            kept = self._continued or (journal is not None and journal.has_shards)
+            kept = self._continued or (journal is not None and (journal.has_shards or self._has_unshuffled))
             if kept and place.is_mine:
                 place.suspend(journal.entries if journal is not None else None)
-                # An error before the journal was taken up is that of this call, and says what to do.
-                if error is not None and journal is not None and place.has_job:
+                # An error before the journal was taken up is that of this call, and says what to do; so does a lost copy.
+                says_it = journal is None or isinstance(error, LostCopyError)
+                if error is not None and not says_it and place.has_job:
                     _add(error, _STAYS)
             else:
                 place.abandon()
         if journal is not None:
             journal.close()
+
+    @property
+    def _has_unshuffled(self) -> bool:
+        """Whether a pass before this one has come to anything."""
+        storage = self.place.storage
+        return any(storage.exists(f"{UNSHUFFLED}/{name}") for name in (JOB, MANIFEST_NAME))
 
 
 class _Take:
@@ -192,7 +213,8 @@ def _first_reject(journal: Journal) -> str:
 
 
 def _add(error: BaseException, text: str) -> None:
+    # Of two passes both say so.
     if isinstance(error, ShardloadError):
-        error.message += f"; {text}"
-    else:
+        error.message += f"; {text}" if text not in error.message else ""
+    elif text not in getattr(error, "__notes__", ()):
         error.add_note(text)

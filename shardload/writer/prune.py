@@ -12,7 +12,7 @@ from shardload.format.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from shardload.format.table import decode_table, table_bytes, table_name
 from shardload.storage import OPERATIONS, LocalStorage, Operations
 from shardload.writer.maintenance import locked, shard_identity
-from shardload.writer.target import WORK
+from shardload.writer.work import WORK, remove_work_directories, work_files
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def prune(
         versions = sorted(manifests)[:-keep]
         kept = [manifest for version, manifest in manifests.items() if version not in versions]
         files = [f"manifests/{version}" for version in versions]
-        files += [f"{WORK}/{name}" for name in storage.list(WORK)]
+        files += work_files(storage)
         files += _unreferenced(storage, kept)
         num_bytes = sum(os.path.getsize(storage.path(name)) for name in files)
         if not dry_run:
@@ -116,6 +116,6 @@ def _remove(storage: LocalStorage, files: list[str]) -> None:
             synced = True
         storage.operations.unlink(storage.path(name))
     if storage.exists(WORK):
-        storage.operations.rmdir(storage.path(WORK))
+        remove_work_directories(storage)
     for directory in ("manifests", "tables", "shards"):
         storage.sync_directory(directory)

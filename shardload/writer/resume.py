@@ -9,8 +9,9 @@ from shardload.errors import PackError
 from shardload.format.manifest import Manifest
 from shardload.format.table import ShardEntry
 from shardload.writer.failures import named
-from shardload.writer.target import JOB, JOURNAL_NAMES, WORK, Target
+from shardload.writer.target import Target
 from shardload.writer.versions import read_entries, read_manifest
+from shardload.writer.work import JOB, JOURNAL_NAMES, UNSHUFFLED, WORK
 
 
 class ResumableTarget(Target):
@@ -39,7 +40,7 @@ class ResumableTarget(Target):
                 )
             self.version, self.generation = version, generation
             for name in self.storage.list(WORK):
-                if f"{WORK}/{name}" != JOB and name not in JOURNAL_NAMES:
+                if f"{WORK}/{name}" not in (JOB, UNSHUFFLED) and name not in JOURNAL_NAMES:
                     self.storage.operations.unlink(self.storage.path(f"{WORK}/{name}"))
             self._make_directories()
         return committed

@@ -19,12 +19,11 @@ from shardload.writer.failures import write_error as write_error
 from shardload.writer.keys import check_keys
 from shardload.writer.lock import DirectoryLock
 from shardload.writer.versions import find_versions, read_current, read_entries
+from shardload.writer.work import JOB as JOB
+from shardload.writer.work import JOURNAL_NAMES as JOURNAL_NAMES
+from shardload.writer.work import WORK as WORK
+from shardload.writer.work import remove_work
 
-WORK = ".work"
-JOB = f"{WORK}/job.json"
-"""What an unfinished pack was asked for; while it is there the pack can be continued."""
-JOURNAL_NAMES = ("journal", "journal.old")
-"""Files in `.work` that tell what an unfinished pack has done."""
 REJECTS_NAME = "rejects.jsonl"
 PACKED_NAME = "packed.json"
 
@@ -379,12 +378,7 @@ class Target:
                 self.storage.operations.unlink(self.storage.path(self._table))
 
     def _remove_work(self) -> None:
-        operations, work = self.storage.operations, self.storage.path(WORK)
-        # The job first: without it nobody takes the rest for something to go on with.
-        for name in sorted(self.storage.list(WORK), key=lambda name: f"{WORK}/{name}" != JOB):
-            operations.unlink(os.path.join(work, name))
-        with contextlib.suppress(FileNotFoundError):
-            operations.rmdir(work)
+        remove_work(self.storage)
 
 
 def _missing_directories(path: str) -> list[str]:

@@ -83,6 +83,32 @@ def test_several_files(run, tmp_path: Path) -> None:
     assert [sample["name"] for sample in shardload.open(tmp_path / "out")] == ["b", "a"]
 
 
+def test_texts_as_tokens(run, texts: Path, tmp_path: Path) -> None:
+    status, output, errors = run("pack", texts, tmp_path / "out", "--tokenizer", "bytes", "--append-token", 256)
+    assert status == 0 and errors[0] == "schema: tokens: uint16[*], label: int64, path: str"
+    lengths = shardload.open(tmp_path / "out").lengths("tokens")
+    assert lengths.tolist() == [len((texts / s["path"]).read_bytes()) + 1 for s in shardload.open(tmp_path / "out")]
+    told = f"tokens +{lengths.sum():,}, uint16 by bytes, ids below 257, token 256 after each document\n"
+    assert re.search(told, output)
+    names = [texts / "class0" / "2.txt", texts / "class1" / "1.txt"]
+    words = "--tokenizer", "bytes", "--token-field", "ids", "--json"
+    status, output, _ = run("pack", *names, tmp_path / "files", *words)
+    assert status == 0 and json.loads(output)["num_tokens"] == sum(name.stat().st_size for name in names)
+    assert json.loads(output)["note"].endswith("nothing between documents")
+    status, _, errors = run("pack", texts, tmp_path / "no", "--tokenizer", "bytes", "--append-token", "<end>")
+    assert status == 1 and errors[-1].startswith("shardload: error: bytes have no token '<end>': give a number")
+
+
+def test_shuffled(run, texts: Path, tmp_path: Path) -> None:
+    status, output, errors = run("pack", texts, tmp_path / "out", "--shuffle", 4, "--compression", "none")
+    assert status == 0 and output.startswith(f"{tmp_path}/out: 20 samples packed and on disk\n")
+    assert errors[0].startswith("schema: ") and sum(line.startswith("schema: ") for line in errors) == 1
+    assert errors[1].startswith("packing ") and errors[3].startswith("shuffling ")
+    assert errors[2].startswith("100 %: 20 samples, ") and errors[4].startswith("100 %: 20 samples, ")
+    paths = [sample["path"] for sample in shardload.open(tmp_path / "out")]
+    assert len(set(paths)) == 20 and paths != sorted(paths)
+
+
 def test_live_progress_on_a_terminal(environment, texts: Path, tmp_path: Path) -> None:
     parent, child = pty.openpty()
     command = [sys.executable, "-m", "shardload", "pack", str(texts), str(tmp_path / "out"), "--json"]
@@ -138,6 +164,8 @@ WRONG_USAGE = [
     ),
     (["a", "b", "--schema", "{}"], "Invalid value for '--schema': a schema has 1 to 1024 fields, not 0"),
     (["a", "b", "--fast"], "No such option"),
+    (["a", "b", "--append-token", "1"], "--append-token goes with --tokenizer (see shardload pack --help)"),
+    (["a", "b", "--shuffle", "-1"], "Invalid value for '--shuffle': -1 is not in the range 0<=x<="),
     (["a", "b", "--append", "--replace"], "--append and --replace exclude each other (see shardload pack --help)"),
     (["a", "b", "--on-error", "skip"], "Invalid value for '--on-error': 'skip' is not one of 'raise', 'reject'."),
     (["a", "b", "--max-rejects", "3"], "--max-rejects goes with --on-error reject (see shardload pack --help)"),

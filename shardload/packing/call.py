@@ -1,0 +1,144 @@
+"""What one call of `pack` asks for, checked before anything is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shardload.codecs import make_codec
+from shardload.codecs.dictionary import DictionaryMode, check_dictionary
+from shardload.errors import PackError
+from shardload.format.schema import parse_schema
+from shardload.importers import MAX_SEED, Token, Tokenization
+from shardload.packing.progress import Report
+from shardload.packing.unit import OnError
+from shardload.quantities import parse_bytes
+from shardload.writer.describe import Types
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to pack, checked."""
+
+    types: Types | None
+    compression: str
+    dictionary: DictionaryMode
+    key: str
+    shard_size: int
+    unit_size: int | None
+    num_workers: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one call asks for."""
+
+    paths: list[str]
+    include: list[str]
+    exclude: list[str]
+    settings: Settings
+    tokenization: Tokenization | None
+    token_field: str
+    shuffle: int | None
+    """Seed of the order that is written; None for that of the source."""
+    resume: bool
+    on_error: OnError
+    max_rejects: int | None
+    progress: Report | None
+
+
+def listed(patterns: Sequence[str] | str) -> list[str]:
+    """Returns patterns as a list; a single one may be text."""
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def check_policy(replace: bool, append: bool, key: str, on_error: str, max_rejects: int | None) -> None:
+    """Refuses what contradicts itself, and a treatment of errors that there is not."""
+    if replace and append:
+        raise ValueError("replace and append exclude each other")
+    if append and key:
+        raise ValueError("the key is that of the dataset; it cannot be given in an append")
+    if on_error not in ("raise", "reject"):
+        raise ValueError(f"on_error must be 'raise' or 'reject', not {on_error!r}")
+    if max_rejects is not None and on_error != "reject":
+        raise ValueError("max_rejects goes with on_error='reject'")
+    if max_rejects is not None and max_rejects < 0:
+        raise ValueError(f"max_rejects must be at least 0, not {max_rejects}")
+
+
+def check_seed(shuffle: int | None) -> None:
+    """Refuses what is no seed of a shuffle."""
+    if shuffle is not None and (isinstance(shuffle, bool) or not isinstance(shuffle, int)):
+        raise ValueError(f"shuffle must be a seed, an integer, not {shuffle!r}")
+    if shuffle is not None and not 0 <= shuffle <= MAX_SEED:
+        raise ValueError(f"shuffle must be 0 to {MAX_SEED}, not {shuffle}")
+
+
+def checked_settings(
+    types: Types | None,
+    compression: str,
+    dictionary: str,
+    key: str,
+    shard_size: int | str,
+    unit_size: int | str | None,
+    workers: int | None,
+) -> Settings:
+    """Returns how to pack.
+
+    Raises:
+        ValueError: an argument cannot be.
+        FormatError: schema or compression are not of the format.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    make_codec(compression)
+    if types is not None:
+        parse_schema(types, compression.partition(":")[0])
+    return Settings(
+        types=types,
+        compression=compression,
+        dictionary=check_dictionary(dictionary, compression),
+        key=key,
+        shard_size=parse_bytes(shard_size, "shard_size"),
+        unit_size=None if unit_size is None else parse_bytes(unit_size, "unit_size"),
+        num_workers=workers,
+    )
+
+
+def checked_tokenization(
+    tokenizer: str | os.PathLike[str] | None,
+    append_token: Token | None,
+    prepend_token: Token | None,
+    text_key: str | None,
+) -> Tokenization | None:
+    """Returns how texts become tokens, or None where they stay texts.
+
+    Raises:
+        ValueError: an argument cannot be, or says something of a tokenizer where there is none.
+    """
+    tokens = {"append_token": append_token, "prepend_token": prepend_token}
+    given = [name for name, value in {**tokens, "text_key": text_key}.items() if value is not None]
+    if tokenizer is None:
+        if given:
+            raise ValueError(f"{given[0]} goes with tokenizer")
+        return None
+    for name, token in tokens.items():
+        if token is not None and (isinstance(token, bool) or not isinstance(token, str | int)):
+            raise ValueError(f"{name} must be the text of a token or its id, not {token!r}")
+    return Tokenization(os.fspath(tokenizer), append_token, prepend_token, text_key or "")
+
+
+def check_places(paths: Sequence[str], target: str) -> None:
+    """Refuses sources that are not there, and a source and a target inside of each other."""
+    there = os.path.realpath(target)
+    for path in paths:
+        if not os.path.lexists(path):
+            raise PackError(f"{path} does not exist")
+        here = os.path.realpath(path)
+        if here == there:
+            raise PackError(f"{target} is the source itself: choose another target")
+        shared = os.path.commonpath([here, there])
+        if shared in (here, there):
+            inner, outer = ("target", "source") if shared == here else ("source", "target")
+            raise PackError(f"the {inner} lies inside the {outer} ({path} and {target}): choose another target")

@@ -43,9 +43,10 @@ def test_all_files_are_the_same_for_any_number_of_workers(
 ) -> None:
     source, unit_size = (texts, 20_000) if kind == "folder" else (rows, 60_000)
     options = {"tokenizer": words, "append_token": "<end>", "unit_size": unit_size, "shard_size": "24KiB"}
-    summaries = [pack(source, tmp_path / f"{workers}", workers=workers, **options) for workers in (1, 2, 4)]
-    taken = [digests(tmp_path / f"{workers}") for workers in (1, 2, 4)]
-    assert taken[0] == taken[1] == taken[2] and summaries[0].num_units >= 3
+    numbers = (1, 2, 4) if kind == "folder" else (1, 4)
+    summaries = [pack(source, tmp_path / f"{workers}", workers=workers, **options) for workers in numbers]
+    taken = [digests(tmp_path / f"{workers}") for workers in numbers]
+    assert all(one == taken[0] for one in taken) and summaries[0].num_units >= 4
     dataset = shardload.open(tmp_path / "4")
     reference = Tokenizer.from_file(str(words))
     if kind == "folder":

@@ -47,7 +47,7 @@ def by_hand(work: Workload, stream: np.ndarray, order: np.ndarray) -> Iterator[d
         yield {"input_ids": inputs, "labels": labels}
 
 
-def p29(folder: Path, scale: float) -> Iterator[Line]:
+def p30(folder: Path, scale: float) -> Iterator[Line]:
     work = token_stream(folder, int(30_000 * scale))
     order, source = np.random.default_rng(5).permutation(len(work)), mapped(work)
     stream = np.memmap(work.raw, dtype=np.uint16, mode="r")
@@ -81,6 +81,6 @@ def p29(folder: Path, scale: float) -> Iterator[Line]:
 
 CASES = (
     Case(
-        "P29", "windows of 2,048 uint16 tokens from memory, one core: loader / by hand, samples/s", False, 1.0, 2.0, p29
+        "P30", "windows of 2,048 uint16 tokens from memory, one core: loader / by hand, samples/s", False, 1.0, 2.0, p30
     ),
 )

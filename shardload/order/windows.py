@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shardload.order.epoch import EpochOrders, Order, Reseed, seed_at
+from shardload.order.epoch import EpochOrders, Order, Reseed, WindowEnd, seed_at
 from shardload.order.permutation import RECIPE
 
 Int64 = NDArray[np.int64]
@@ -67,6 +67,8 @@ def phase_of(seed: int, epoch: int, num_phases: int) -> int:
 class PhasedOrders(EpochOrders):
     """Orders of windows, all of one phase in an epoch and of another one in the next."""
 
+    num_positions: int
+    """Windows of one phase."""
     windows: EpochOrders
     """The orders of the windows of any one phase."""
     num_phases: int
@@ -76,10 +78,9 @@ class PhasedOrders(EpochOrders):
         """That of the windows' orders, and the number of phases."""
         return f"phase of {self.num_phases}, shuffle {self.windows.name}"
 
-    @property
-    def num_positions(self) -> int:
-        """Windows of one phase."""
-        return self.windows.num_positions
+    def window_end(self, epoch: int, seed: int) -> WindowEnd | None:
+        """Returns where stretches of positions end whose windows are neighbours, as the windows' orders say."""
+        return self.windows.window_end(epoch, seed)
 
     def order(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Order:
         """Returns the windows' order in an epoch, as ids of its phase.

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from shardload.errors import FormatError, ShardloadError
 from shardload.format.ragged import Ragged
 from shardload.format.schema import Field, Schema, canonical_json
-from shardload.order.epoch import EpochOrders, Shuffle
+from shardload.order.epoch import EpochOrders
 from shardload.order.selection import resolve_indices
+from shardload.order.shuffle import Shuffle
 from shardload.order.windows import PhasedOrders, WindowGrid
 from shardload.planner import ItemRanges, cut_by_shard
 from shardload.quantities import as_integer
@@ -191,7 +192,7 @@ class TokenWindows(SampleSource):
         if not len(self):
             raise ValueError(self._too_few())
         orders = super().orders(shuffle)
-        return PhasedOrders(orders, self._grid.num_phases) if self.phase == "epoch" else orders
+        return PhasedOrders(len(self), orders, self._grid.num_phases) if self.phase == "epoch" else orders
 
     def starts(self, window_ids: Int64) -> Int64:
         """Returns the first item of windows, counted over the whole dataset: int64 of the shape of `window_ids`."""

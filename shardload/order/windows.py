@@ -79,7 +79,7 @@ class PhasedOrders(EpochOrders):
         return f"phase of {self.num_phases}, shuffle {self.windows.name}"
 
     def window_end(self, epoch: int, seed: int) -> WindowEnd | None:
-        """Returns where stretches of positions end whose windows lie together."""
+        """Returns where stretches of positions end whose windows are neighbours, as the windows' orders say."""
         return self.windows.window_end(epoch, seed)
 
     def order(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Order:

@@ -192,9 +192,7 @@ class TokenWindows(SampleSource):
         if not len(self):
             raise ValueError(self._too_few())
         orders = super().orders(shuffle)
-        if self.phase == "fixed":
-            return orders
-        return PhasedOrders(orders.num_positions, orders, self._grid.num_phases)
+        return PhasedOrders(len(self), orders, self._grid.num_phases) if self.phase == "epoch" else orders
 
     def starts(self, window_ids: Int64) -> Int64:
         """Returns the first item of windows, counted over the whole dataset: int64 of the shape of `window_ids`."""

@@ -86,6 +86,7 @@ def check(batch: dict[str, Any], windows: shardload.TokenWindows) -> list[int]:
         {"num_processes": 1},
         {"batch_size": 300},
         {"on_error": "mask"},
+        {"shuffle": shardload.BlockShuffle(20, 4)},
     ],
     ids=str,
 )
@@ -97,7 +98,9 @@ def test_who_reads_does_not_matter(content: Path, options: dict[str, Any]) -> No
         found = [i for batch in loader for i in check(batch, windows)]
         first = len(windows) * phase_of(SEED, epoch, STRIDE)
         assert sorted(found) == list(range(first, first + len(windows)))
-        assert found == windows.orders(True).order(epoch, SEED)(np.arange(len(windows))).tolist()
+        assert (
+            found == windows.orders(options.get("shuffle", True)).order(epoch, SEED)(np.arange(len(windows))).tolist()
+        )
     if options.get("helper_process"):
         assert loader.stats().num_helper_batches > 0
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardload.order.blocks import BlockShuffle
 from shardload.order.epoch import Reseed
 from shardload.order.shuffle import make_orders
 from shardload.order.windows import PhasedOrders, WindowGrid, phase_of
@@ -64,26 +65,26 @@ def test_golden_phases():
 
 
 def test_golden_orders():
-    orders = PhasedOrders(1000, make_orders(1000, 1000, True), 64)
+    orders = PhasedOrders(1000, make_orders(1000, 4096, True), 64)
     assert orders.order(0, seed=3)(np.arange(6)).tolist() == GOLDEN_ORDER
     assert orders.order(1, seed=3)(np.arange(6)).tolist() == GOLDEN_NEXT
     assert (orders.name, orders.num_positions) == ("phase of 64, shuffle True", 1000)
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False, BlockShuffle(20, 4)], ids=str)
 def test_an_epoch_has_every_window_of_its_phase_once(shuffle):
-    orders = PhasedOrders(500, make_orders(500, 500, shuffle), 100)
+    orders = PhasedOrders(500, make_orders(500, 4096, shuffle), 100)
     phases = []
     for epoch in range(5):
         ids = orders.order(epoch, seed=8)(np.arange(500))
         phases.append(phase_of(8, epoch, 100))
         assert sorted(ids.tolist()) == list(range(500 * phases[-1], 500 * phases[-1] + 500))
-        assert (ids == np.sort(ids)).all() is not shuffle
+        assert bool((ids == np.sort(ids)).all()) is (shuffle is False)
     assert len(set(phases)) > 1
 
 
 def test_a_seed_that_comes_within_an_epoch_moves_no_window_of_it():
-    orders, everything = PhasedOrders(500, make_orders(500, 500, True), 100), np.arange(500)
+    orders, everything = PhasedOrders(500, make_orders(500, 4096, True), 100), np.arange(500)
     reseeds = [Reseed(1, 200, 77)]
     before, after = (orders.order(1, 8, some)(everything) for some in ((), reseeds))
     assert before[:200].tolist() == after[:200].tolist() and before[200:].tolist() != after[200:].tolist()

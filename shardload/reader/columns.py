@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shardload.format.keys import key_bytes, key_digest
 from shardload.format.ragged import Ragged
-from shardload.format.schema import Field
+from shardload.format.schema import Field, Schema
 from shardload.reader.access import Buffers
 from shardload.reader.batch import SampleBatch, typed_values
 from shardload.reader.strings import ByteStrings
@@ -25,6 +25,53 @@ class ReadBatch(Protocol):
 
     def __call__(self, sample_ids: Int64, buffers: Buffers | None, fields: list[Field], /) -> SampleBatch:
         """Returns the samples."""
+
+
+class Described(Protocol):
+    """What has fields, and a place for messages."""
+
+    location: str
+
+    @property
+    def schema(self) -> Schema:
+        """All fields."""
+
+
+def fixed_field(source: Described, name: str) -> Field:
+    """Returns a fixed field.
+
+    Raises:
+        ValueError: it is none.
+    """
+    field = source.schema.get(name)
+    if field is None or not field.fixed:
+        fixed = ", ".join(field.name for field in source.schema.fields if field.fixed)
+        raise ValueError(f"{source.location}: {name!r} is not a fixed field; those are {fixed or 'none'}")
+    return field
+
+
+def lengthy_field(source: Described, name: str) -> Field:
+    """Returns a field whose values have lengths of their own.
+
+    Raises:
+        ValueError: it is none.
+    """
+    field = source.schema.get(name)
+    if field is None or field.fixed or field.listed:
+        raise ValueError(f"{source.location}: {name!r} is not a field of bytes, str, json or media, and not ragged")
+    return field
+
+
+def hashed_field(source: Described, name: str) -> Field:
+    """Returns a field whose values can be hashed.
+
+    Raises:
+        ValueError: it is none.
+    """
+    field = source.schema.get(name)
+    if field is None or not can_be_hashed(field):
+        raise ValueError(f"{source.location}: {name!r} is no field of integers, bytes or str without missing values")
+    return field
 
 
 def read_column(read: ReadBatch, field: Field, sample_ids: Int64) -> NDArray[Any]:

@@ -175,8 +175,8 @@ def test_a_state_of_version_1_is_read(numbers: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 3}, "version 3; this version of shardload reads 1 to 2"),
-        ({"version": 0}, "version 0; this version of shardload reads 1 to 2"),
+        ({"version": 4}, "version 4; this version of shardload reads 1 to 3"),
+        ({"version": 0}, "version 0; this version of shardload reads 1 to 3"),
         ({"version": "2"}, "version '2'; this"),
         ({"version": 1}, "other fields than version 1 has"),
         ({"version": True}, "version True; this"),

@@ -147,6 +147,11 @@ class EpochOrders(ABC):
         """What states have to hold of shares that may be changed in mid-run; None where there are none."""
         return None
 
+    @property
+    def full_name(self) -> str:
+        """The name with all shares: for orders made of these, whose states have no segment."""
+        return str(self.name) if self.segment is None else f"{self.name} in {list(self.segment.parts)}"
+
     def going_on(self, segment: Segment, epoch: int, position: int) -> tuple[EpochOrders, int]:
         """Returns the orders of a run that goes on from a place, with the shares of these.
 

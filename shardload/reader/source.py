@@ -21,14 +21,7 @@ from shardload.order.selection import Selection, chosen_by_hash, ids_at, resolve
 from shardload.order.shuffle import Shuffle, make_orders
 from shardload.reader.access import Buffers
 from shardload.reader.batch import SampleBatch
-from shardload.reader.columns import (
-    fixed_field,
-    hashed_field,
-    lengthy_field,
-    read_column,
-    read_hashes,
-    read_lengths,
-)
+from shardload.reader.columns import read_column, read_hashes, read_lengths
 from shardload.reader.decode import decoded
 from shardload.reader.transform import Transform, apply_transform, takes_rng
 
@@ -266,9 +259,7 @@ class SampleSource(ABC):
             name: the field.
             sample_ids: int64 of shape (samples,); None for all of them.
         """
-        return read_column(
-            self.read_batch, fixed_field(self, name), self._all_ids() if sample_ids is None else sample_ids
-        )
+        return read_column(self, name, self._all_ids() if sample_ids is None else sample_ids)
 
     def lengths(self, name: str, sample_ids: Int64 | None = None) -> Int64:
         """Returns the length of a field's value in samples: int64 of shape (samples,).
@@ -279,9 +270,7 @@ class SampleSource(ABC):
             name: the field.
             sample_ids: int64 of shape (samples,); None for all of them.
         """
-        return read_lengths(
-            self.read_batch, lengthy_field(self, name), self._all_ids() if sample_ids is None else sample_ids
-        )
+        return read_lengths(self, name, self._all_ids() if sample_ids is None else sample_ids)
 
     def _view(self, selection: Selection) -> SampleSource:
         same = isinstance(selection, range) and selection == range(len(self))
@@ -301,7 +290,7 @@ class SampleSource(ABC):
         Args:
             name: a field of integers, bytes or str without missing values.
         """
-        return read_hashes(self.read_batch, hashed_field(self, name), self._all_ids())
+        return read_hashes(self, name, self._all_ids())
 
     def _all_ids(self) -> Int64:
         return self._sample_ids(np.arange(len(self), dtype=np.int64))

@@ -230,7 +230,8 @@ def mix(z: _U64) -> _U64:
     return z
 
 
-@functools.lru_cache(maxsize=4)
+# As many as the sources of a mixture usually need at a time.
+@functools.lru_cache(maxsize=16)
 def _tables(num_samples: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(position -> id, id -> position) of a small set, int64, read-only, at most 1 MiB together; shared by threads."""
     first, second = _key_words(16, "<u8", num_samples, seed, epoch)
@@ -252,7 +253,7 @@ class Permutation:
     its arguments. Recipe 1, in the module docstring, says exactly what it computes.
 
     Cost: about 10 ns an id in requests of 65,536 and more, and about 40 us for a request of any small size, so ask for
-    blocks and slice them. Up to 65,536 samples the first request of an epoch sorts a table (a few ms; the last four
+    blocks and slice them. Up to 65,536 samples the first request of an epoch sorts a table (a few ms; the last 16
     tables are kept), and a request is then a lookup. Each thread keeps 24 bytes of scratch an id of its largest
     request, at most 1.5 MiB.
 

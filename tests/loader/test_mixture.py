@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 import shardload
 from shardload.errors import StateMismatchError
+from shardload.loader.audit import _shared
 from shardload.order.epoch import Permuted
 from shardload.order.mixture import seed_of
 from shardload.order.rng import stand_in_ids
@@ -85,7 +86,7 @@ def check_streams(delivered: list[int]) -> None:
 
 legs = st.tuples(
     st.integers(1, 3),
-    st.integers(1, 9),
+    st.integers(1, 8),
     st.integers(0, 7),
     st.sampled_from([(0.5, 0.3, 0.2), (3, 1, 1), (1, 0, 2), (0.1, 2.718281828, 1.41421356)]),
 )
@@ -155,6 +156,12 @@ def test_first_exhausted_by_default(paths: dict[str, Path]) -> None:
     assert loader.stats().num_source_samples == {"web": 88, "code": 52, "books": 34}
     loader.audit()
     check_streams(numbers(first) + numbers(second))
+    # What is left of an epoch has its own positions there, whatever the length of the sources.
+    carrying = make(mixed(paths))
+    assert len(list(carrying)) == 10
+    opening = next(iter(carrying))
+    assert opening["_position"].tolist() == [80, 81, 82, 83, 84, 85, 86, 0]
+    assert opening["_epoch"].tolist() == [0] * 7 + [1] and opening["_source"].dtype == torch.int64
     # Without shuffling each source comes in its own order.
     plain = numbers(list(make(mixed(paths), shuffle=False, tail="short")))
     assert [i for i in plain if i < 1000] == list(range(44))
@@ -187,6 +194,16 @@ def test_weights_change_only_when_that_is_said(paths: dict[str, Path]) -> None:
     plain = make(shardload.open(paths["web"]))
     with pytest.raises(ValueError, match="reweigh=True is for mixtures"):
         plain.load_state_dict(plain.state_dict(), reweigh=True)
+
+
+def test_ranks_with_other_weights_disagree(paths: dict[str, Path]) -> None:
+    facts = [
+        _shared(sampler.progress, sampler.batch_sampler(8).partition)
+        for weights in ((0.5, 0.3, 0.2), (0.5, 0.2, 0.3))
+        for sampler in [shardload.ShardSampler(mixed(paths, weights, stop="repeat"), 1, 0)]
+    ]
+    different = [name for name, value in facts[0].items() if facts[1][name] != value]
+    assert different == ["weights of the mixture"]
 
 
 def test_samples_of_an_epoch_may_change_with_the_weights(paths: dict[str, Path]) -> None:

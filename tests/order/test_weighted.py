@@ -99,6 +99,13 @@ def test_refused(weights, message):
         make_weighted(weights, 3)
 
 
+def test_every_part_is_its_own():
+    """Parts of a few units each, so that the edges between them are hit."""
+    orders = Weighted(8000, np.array([1, 1, 3, 4]), "parts of 1, 0, 2 and 1")
+    counts = np.bincount(orders.order(0, 0)(np.arange(8000)), minlength=4)
+    assert counts[1] == 0 and (np.abs(counts - [2000, 0, 4000, 2000]) < 6 * 45).all()
+
+
 def test_the_smallest_weight_can_be_drawn():
     orders = make_weighted([1e-300, 1.0, 0.0], 3)
     assert np.diff([0, *orders.ends]).tolist() == [1, 1 << 40, 0]

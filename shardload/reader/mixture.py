@@ -32,10 +32,11 @@ class Mixture(Joined):
     loader = shardload.ShardLoader(mixture, batch_size=256, shuffle=True, with_ids=True)    # batches have `_source`
     ```
 
-    Of the first p samples of an epoch, for every p, each source has its share of p to within one sample; `blend` holds the
-    shares as whole numbers. No sample of a source comes twice within one pass over it, and its passes go on from epoch to
-    epoch. Ids are those of the sources one after another. States go with names and content, not with the weights:
-    `load_state_dict(state, reweigh=True)` goes on with other weights from any place.
+    Of the first p samples of an epoch, for every p, each source has its share of p to within one sample; after a change of
+    weights in mid-epoch that holds for the samples since then. `blend` holds the shares as whole numbers. No sample of a source
+    comes twice within one pass over it, and its passes go on from epoch to epoch. Ids are those of the sources one after
+    another. States go with names and content, not with the weights: `load_state_dict(state, reweigh=True)` goes on with other
+    weights from any place.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Mixture(Joined):
         """Names of the sources, by the number that `_source` has in batches."""
         self.stop = stop
         self.num_samples = None if num_samples is None else as_integer(num_samples, "num_samples", 1)
-        weights = {name: Fraction(weight) for name, (_, weight) in sources.items()}
+        weights = {name: _exact(weight) for name, (_, weight) in sources.items()}
         for name, weight in weights.items():
             if 0 < weight * LEAST_SHARE < sum(weights.values()):
                 raise ValueError(
@@ -141,6 +142,11 @@ class Mixture(Joined):
 
     def _sample_ids(self, indices: typing.Any) -> Int64:
         return resolve_indices(indices, self.num_ids, self.location)
+
+
+def _exact(weight: float | Fraction) -> Fraction:
+    # Floats of numpy are taken by their value, which is that of a Python float; its integers likewise.
+    return Fraction(weight if isinstance(weight, int | Fraction) else float(weight))
 
 
 def _check(name: object, pair: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,8 @@ def test_ids_names_and_samples(paths: dict[str, Path]) -> None:
     with pytest.raises(IndexError, match="159"):
         mixture.locate(159)
     assert mixture.fingerprint == mixed(paths, (1, 2, 3), stop="repeat").fingerprint
+    kinds = (np.float32(0.5), np.int64(3), Fraction(1, 3))
+    assert mixed(paths, kinds).blend.parts == (3, 18, 2)
     renamed = shardload.Mixture({f"{name}!": (shardload.open(path), 1) for name, path in paths.items()})
     assert renamed.fingerprint != mixture.fingerprint
 

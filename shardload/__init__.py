@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shardload.loader import ShardBatchSampler, ShardLoader, ShardSampler, collate, masked_mean, packed, padded
     from shardload.order.blocks import BlockShuffle
     from shardload.packing import pack
-    from shardload.reader import SampleSource, ShardDataset, TokenWindows, concat
+    from shardload.reader import Mixture, SampleSource, ShardDataset, TokenWindows, concat
     from shardload.reader import open_dataset as open
     from shardload.writer import ShardWriter
 
@@ -46,6 +46,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "BlockShuffle": ("shardload.order.blocks", "BlockShuffle"),
     "Checkpointer": ("shardload.checkpoint", "Checkpointer"),
     "ImageDecode": ("shardload.codecs.images", "ImageDecode"),
+    "Mixture": ("shardload.reader", "Mixture"),
     "SampleSource": ("shardload.reader", "SampleSource"),
     "ShardBatchSampler": ("shardload.loader", "ShardBatchSampler"),
     "ShardDataset": ("shardload.reader", "ShardDataset"),
@@ -70,6 +71,7 @@ __all__ = [
     "FormatError",
     "ImageDecode",
     "LoaderClosedError",
+    "Mixture",
     "PackError",
     "SampleSource",
     "ShardBatchSampler",

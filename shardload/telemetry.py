@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -17,6 +17,8 @@ class LoaderStats:
     """Bytes of their tensors and byte strings."""
     num_faults: int = 0
     """Samples that could not be used and had another one in their place, by `on_error`."""
+    num_source_samples: dict[str, int] = field(default_factory=dict)
+    """Samples by the name of their source in a `Mixture`; empty for others."""
     stall_seconds: float = 0.0
     """Time the training loop waited in `next`; the first batch of each iteration is left out."""
     loop_seconds: float = 0.0

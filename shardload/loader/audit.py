@@ -135,6 +135,7 @@ def audit_ids(
 
 def _shared(progress: Progress, partition: Partition) -> dict[str, Any]:
     facts = {**asdict(progress.key), **asdict(partition), "seed in force": progress.seed}
+    facts["weights of the mixture"] = progress.segment
     return facts | {"epoch": progress.place.epoch, "position": progress.place.position}
 
 

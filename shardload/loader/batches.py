@@ -21,6 +21,7 @@ from shardload.loader.ahead import Ahead
 from shardload.loader.aside import Aside
 from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
 from shardload.loader.hints import Hints
+from shardload.loader.origins import named_ids
 from shardload.loader.reader_process import Asked
 from shardload.loader.recipe import BatchRecipe
 from shardload.loader.stand_ins import READ_FAULTS, Fault, joined, made_whole, refuse, stand_in
@@ -73,6 +74,7 @@ class BatchMaker:
         seed: int,
         rank: int,
         ahead: Ahead,
+        num_positions: int,
         aside: Aside | None = None,
     ) -> None:
         """Describes the batches.
@@ -84,6 +86,7 @@ class BatchMaker:
             seed: seed of the order.
             rank: the replica's rank.
             ahead: how many batches are read together and announced.
+            num_positions: positions of an epoch.
             aside: who may read in place of this process; None for nobody.
         """
         self._ahead = ahead
@@ -94,6 +97,7 @@ class BatchMaker:
         self._pool = pool
         self._seed = seed
         self._rank = rank
+        self._num_positions = num_positions
         # Whoever gets samples or columns may keep views of them in any form; leased memory is only for our own tensors.
         self._leases = recipe.transform is None and recipe.collate_fn is None
 
@@ -225,7 +229,7 @@ class BatchMaker:
         def read(some: SampleIds) -> SampleBatch:
             return self._read([np.array(some, dtype=np.int64)], [some])[0]
 
-        samples, _, faults = made_whole(ids, len(self._dataset), read)
+        samples, _, faults = made_whole(ids, self._dataset.stand_ins, read)
         return Read(samples, faults)
 
     def _read(self, batches: Sequence[Int64], keyed: Sequence[SampleIds] | None) -> list[SampleBatch]:
@@ -251,7 +255,7 @@ class BatchMaker:
         if recipe.batch_transform is not None:
             batch = self._transformed(recipe.batch_transform, batch, ids, epoch)
         if recipe.with_ids:
-            batch = _extended(batch, "with_ids=True", _ids(ids, faults, epoch, self._dataset))
+            batch = _extended(batch, "with_ids=True", named_ids(ids, faults, epoch, self._num_positions, self._dataset))
         if recipe.with_valid or recipe.on_error == "mask":
             valid = torch.arange(len(ids.positions)) < ids.num_valid
             if recipe.on_error == "mask":
@@ -291,7 +295,7 @@ def collated(
         if recipe.on_error == "raise" or ids is None:
             raise
     # Bytes can be as they were written and no text or JSON all the same, which only shows when they become values.
-    samples, _, faults = made_whole(ids, len(dataset), lambda some: _valued(dataset, recipe, some))
+    samples, _, faults = made_whole(ids, dataset.stand_ins, lambda some: _valued(dataset, recipe, some))
     return _stacked(samples, recipe, lease), joined(read.faults, faults)
 
 
@@ -328,7 +332,7 @@ def _transformed(
         return apply_transform(transform, _read_for(dataset, recipe, some), some, before, refuse)[0]
 
     def recover(slot: int, error: Exception) -> Any:
-        result, fault = stand_in(slot, SampleIds([ids[slot]], ids.seed, epochs[slot]), len(dataset), error, made)
+        result, fault = stand_in(slot, SampleIds([ids[slot]], ids.seed, epochs[slot]), dataset.stand_ins, error, made)
         faults.append(fault)
         return result
 
@@ -341,16 +345,3 @@ def _extended(batch: Any, cause: str, more: dict[str, torch.Tensor]) -> dict[str
     if not isinstance(batch, dict):
         raise TypeError(f"{cause} adds fields to batches that are dicts, but this one is a {type(batch).__name__}")
     return {**batch, **more}
-
-
-def _ids(ids: RankBatch, faults: tuple[Fault, ...], epoch: int, dataset: SampleSource) -> dict[str, torch.Tensor]:
-    """Returns what `with_ids` adds; fillers have -1, so that nobody takes them for samples, and stand-ins their own id."""
-    sample_ids, positions = ids.sample_ids.copy(), ids.positions.copy()
-    sample_ids[[fault.slot for fault in faults]] = [fault.stand_in for fault in faults]
-    epochs = np.full(len(positions), epoch, np.int64)
-    positions[: ids.num_before] += len(dataset)
-    epochs[: ids.num_before] -= 1
-    sample_ids[ids.num_valid :] = -1
-    positions[ids.num_valid :] = -1
-    named = {"_sample_id": sample_ids, "_position": positions, "_epoch": epochs}
-    return {name: torch.from_numpy(values) for name, values in named.items()}

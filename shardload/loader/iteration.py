@@ -20,6 +20,7 @@ from shardload.loader.aside import Aside
 from shardload.loader.audit import Delivered
 from shardload.loader.batches import BatchMaker, Delivery
 from shardload.loader.collate import WIDENED, take_back, to_device
+from shardload.loader.origins import count_sources
 from shardload.loader.prefetch import Prefetcher
 from shardload.loader.processes import ProcessPool
 from shardload.loader.progress import Progress
@@ -288,7 +289,8 @@ class Iteration:
         place, self._turn = progress.begin(self._partition), progress.turn
         course.delivered = Delivered()
         aside = course.beside()
-        maker = BatchMaker(course.dataset, course.recipe, self._pool, progress.seed, self._rank, course.ahead, aside)
+        facts = course.ahead, progress.key.num_samples, aside
+        maker = BatchMaker(course.dataset, course.recipe, self._pool, progress.seed, self._rank, *facts)
         ids = rank_batches(self._partition, self._rank, place.position, progress.order(place.epoch))
         after = rank_batches(self._partition, self._rank, 0, progress.order(place.epoch + 1))
         if course.num_processes:
@@ -343,6 +345,7 @@ class Iteration:
         stats.num_samples += len(delivery.sample_ids)
         stats.num_bytes += delivery.num_bytes
         stats.num_faults += len(delivery.faults)
+        count_sources(stats, delivery.sample_ids, course.dataset)
         if self._last is None:
             stats.first_batch_seconds = stop - start
         else:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from shardload.codecs.images import ImageDecode
 from shardload.errors import LoaderClosedError
 from shardload.loader.audit import Delivered, audit_ids, check_ranks
+from shardload.loader.draws import orders_of
 from shardload.loader.iteration import Iteration, make_course
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import RankChoice, one_of
@@ -54,6 +55,7 @@ class ShardLoader:
         batch_size: int,
         *,
         shuffle: Shuffle,
+        weights: ArrayLike | None = None,
         seed: int = 0,
         num_replicas: int | None = None,
         rank: int | None = None,
@@ -91,6 +93,8 @@ class ShardLoader:
             shuffle: True: a new permutation of all samples each epoch; False: the order of the dataset. "block", or a
                 `BlockShuffle` of other sizes: blocks of neighbours, mixed within a window, for storage whose random reads are dear.
                 That is no true shuffle (`shardload shuffle-report` measures it), and states name it.
+            weights: numbers from 0, of shape (samples,), that count beside each other: an epoch then has as many samples as
+                the dataset, each drawn by weight and with replacement, from seed, epoch and position alone. With shuffle=True.
             seed: seed of the order and of `rng`, from 0 to 2^64 - 1; equal on all ranks.
             num_replicas: ranks that share the order, with `rank`. None for both: those of `mesh`, else of `process_group`,
                 else of the default process group if there is one at the first `iter`, else RANK and WORLD_SIZE, else a
@@ -159,14 +163,13 @@ class ShardLoader:
         self.batch_size = as_integer(batch_size, "batch_size", 1)
         self.device = None if device is None else torch.device(device)
         ranks = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group)
-        orders = dataset.orders(check_shuffle(shuffle))
+        orders = orders_of(dataset, check_shuffle(shuffle), weights)
         self._split = Split(orders.num_positions, self.batch_size, bool(shuffle), ranks, tail, drop_last)
         self._epochs = None if epochs is None else as_integer(epochs, "epochs", 1)
         self._progress = Progress(dataset.fingerprint, as_integer(seed, "seed"), orders)
         flags = {"with_ids": with_ids, "with_valid": tail == "mask", "on_error": check_policy(on_error, max_faults)}
         recipe = make_recipe(dataset, fields, decode, transform, batch_transform, collate_fn, dtypes, **flags)
-        if reproducible:
-            recipe.check_reproducible(num_processes > 0)
+        recipe.check_reproducible(reproducible, num_processes > 0)
         read = batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes, helper_process
         self._course = make_course(dataset, recipe, self._progress, self.device, *read, max_faults, reuse)
 
@@ -224,7 +227,9 @@ class ShardLoader:
         """
         return self._progress.state_at(num_batches, self._partition())
 
-    def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None, reweigh: bool = False
+    ) -> None:
         """Takes up a state: the next `iter` runs what is left of its epoch. Batch size and ranks may differ from then.
 
         Args:
@@ -232,12 +237,14 @@ class ShardLoader:
             skip_samples: samples of the global order (over all ranks) to pass over from there.
             reseed: a seed to go on with: what is left of the epoch comes in another order, each sample still once, and later
                 epochs and `rng` have that seed. States record it, so that they are loaded without it.
+            reweigh: go on with the weights of this loader's `Mixture` where the state has others. No sample comes again for it:
+                each source goes on where it was. States record it, so that they are loaded without it.
 
         Raises:
             StateMismatchError: the state belongs to something else; nothing has changed then.
         """
         self._close_iteration()
-        self._progress.load(state, skip_samples, reseed)
+        self._progress.load(state, skip_samples, reseed, reweigh)
         self._course.delivered = Delivered()
 
     def check_ranks(self, group: ProcessGroup | None = None) -> None:

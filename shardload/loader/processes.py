@@ -70,7 +70,7 @@ class _Work(Dataset[Any]):
             if self.recipe.on_error == "raise":
                 samples = self._read(ids)
             else:
-                samples, ids, faults = made_whole(ids, len(self.dataset), self._read)
+                samples, ids, faults = made_whole(ids, self.dataset.stand_ins, self._read)
             return collated(Read(samples, faults), self.recipe, ids, self.dataset, None, before=seed_generators)
         except Exception as error:
             return _Failed(_portable(error))

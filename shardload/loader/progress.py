@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.errors import LoaderClosedError
-from shardload.loader.state import MAX_RESEEDS, OrderKey, Place, decode_state, encode_state
+from shardload.loader.state import MAX_RESEEDS, OrderKey, Place, Saved, decode_state, encode_state
 from shardload.order.cursor import Partition
-from shardload.order.epoch import EpochOrders, Order, Reseed, WindowEnd, seed_at
+from shardload.order.epoch import EpochOrders, Order, Reseed, Segment, WindowEnd, seed_at
 from shardload.quantities import as_integer
 
 Int64 = NDArray[np.int64]
@@ -49,6 +49,11 @@ class Progress:
         self._resumed = False
         # A wrong seed is told here rather than in the middle of a run.
         self.order(0)
+
+    @property
+    def segment(self) -> Segment | None:
+        """Since when a mixture has had its weights; None for others."""
+        return self._orders.segment
 
     @property
     def entered(self) -> Place:
@@ -194,20 +199,29 @@ class Progress:
         place = Place(entered.epoch, min(cursor, self.key.num_samples), num_batches)
         return self._encode(self._normal(place, partition))
 
-    def load(self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None) -> None:
-        """Takes up the place of a state, some samples (over all ranks) further on, if need be with another seed from there.
+    def load(
+        self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None, reweigh: bool = False
+    ) -> None:
+        """Takes up the place of a state, some samples (over all ranks) on, if need be with another seed or weights from there.
 
         Raises:
             StateMismatchError: the state belongs to another dataset, seed or order; nothing has changed then.
-            ValueError: `skip_samples` is negative, `reseed` is no seed, or there were too many of them.
+            ValueError: `skip_samples` is negative, `reseed` is no seed, or there were too many of them; or `reweigh` does not go
+                with them or with what is read.
         """
         skip_samples = as_integer(skip_samples, "skip_samples")
-        saved = decode_state(state, replace(self.key, seed=self._own_seed), reseed)
-        epochs, position = divmod(saved.place.position + skip_samples, max(1, self.key.num_samples))
+        key, orders = replace(self.key, seed=self._own_seed), self._orders
+        if reweigh and orders.segment is None:
+            raise ValueError("reweigh=True is for mixtures: nothing else has weights that a state could go on without")
+        saved = decode_state(state, key, reseed, orders.segment, reweigh)
+        epochs, position = divmod(saved.place.position + skip_samples, max(1, saved.num_samples))
         # Batches that were skipped or belong to an epoch before are no batches of this one.
         batches = saved.place.batches if epochs == 0 else 0
         place = Place(saved.place.epoch + epochs, position, batches)
+        if saved.segment is not None:
+            orders, place = _reweighed(orders, saved, place)
         reseeds = saved.reseeds if reseed is None else _reseeded(saved.reseeds, place, reseed)
+        self._orders = orders
         self.key, self._reseeds = replace(self.key, seed=saved.seed), reseeds
         self._loaded = self._place = self._entered = self._next = place
         self._begun = self._live = False
@@ -228,7 +242,8 @@ class Progress:
         return Place(place.epoch + 1, -rest)
 
     def _encode(self, place: Place) -> dict[str, str]:
-        return encode_state(self.key, _without_rest(place, self.key.num_samples), self._reseeds)
+        place = _without_rest(place, self.key.num_samples)
+        return encode_state(self.key, place, self._reseeds, self._orders.segment)
 
 
 def _without_rest(place: Place, num_samples: int) -> Place:
@@ -245,6 +260,19 @@ def _reseeded(reseeds: tuple[Reseed, ...], place: Place, seed: int) -> tuple[Res
     if len(kept) >= MAX_RESEEDS:
         raise ValueError(f"the seed was changed {MAX_RESEEDS} times already, which is as many as a state can record")
     return (*kept, Reseed(place.epoch, place.position, seed))
+
+
+def _reweighed(orders: EpochOrders, saved: Saved, place: Place) -> tuple[EpochOrders, Place]:
+    """Returns the orders of a mixture that goes on from a place of a state with its own weights, and the place as of them."""
+    segment = saved.segment
+    assert segment is not None
+    orders, position = orders.going_on(segment, place.epoch, place.position)
+    if orders.segment != segment and saved.reseeds:
+        raise ValueError(
+            "reweigh=True: the seed was changed in this run, and weights cannot be changed after that: keep the weights, or start "
+            "a run with both"
+        )
+    return orders, replace(place, position=position)
 
 
 def _batches_done(place: Place, partition: Partition) -> int:

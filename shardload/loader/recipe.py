@@ -46,10 +46,11 @@ class BatchRecipe:
         """Whether no function of the user's gets to see a batch, or what it is made of, before the training loop does."""
         return self.transform is None and self.collate_fn is None and self.batch_transform is None
 
-    def check_reproducible(self, in_processes: bool) -> None:
+    def check_reproducible(self, wanted: bool, in_processes: bool) -> None:
         """Refuses functions whose results may differ from run to run.
 
         Args:
+            wanted: whether that is asked for.
             in_processes: whether transform and collate_fn run in processes of their own, seeded for each sample.
 
         Raises:
@@ -58,7 +59,7 @@ class BatchRecipe:
         for name in ("transform", "collate_fn", "batch_transform"):
             function = getattr(self, name)
             seeded = in_processes and name != "batch_transform"
-            if function is None or seeded or (takes_rng(function) and name != "collate_fn"):
+            if not wanted or function is None or seeded or (takes_rng(function) and name != "collate_fn"):
                 continue
             ways = {
                 "transform": "give it a parameter rng and draw from that, or run it in processes that are seeded for each sample "

@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 
 from shardload.errors import ShardloadError
 from shardload.loader.audit import Delivered, audit_ids
+from shardload.loader.draws import orders_of
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import RankChoice, announce, one_of
 from shardload.order.cursor import Partition, RankBatch, Tail, by_window, rank_batches
@@ -52,6 +53,7 @@ class ShardSampler(DistributedSampler[int]):
         mesh: DeviceMesh | None = None,
         mesh_dims: str | Sequence[str] | None = None,
         process_group: ProcessGroup | None = None,
+        weights: ArrayLike | None = None,
     ) -> None:
         """Describes the order; nothing is read.
 
@@ -67,9 +69,10 @@ class ShardSampler(DistributedSampler[int]):
             mesh: a device mesh to take the ranks from, as `ShardLoader`.
             mesh_dims: its data-parallel dimensions.
             process_group: a process group to take the ranks from.
+            weights: numbers to draw samples by, with replacement, as `ShardLoader`.
 
         Raises:
-            ValueError: ranks or seed that cannot be.
+            ValueError: ranks, seed or weights that cannot be.
         """
         ranks = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group).resolve()
         seed = as_integer(seed, "seed")
@@ -78,7 +81,7 @@ class ShardSampler(DistributedSampler[int]):
         self._ranks = ranks
         self._announced = False
         self._thrown_away = False
-        self.progress = Progress(dataset.fingerprint, seed, dataset.orders(check_shuffle(shuffle)))
+        self.progress = Progress(dataset.fingerprint, seed, orders_of(dataset, check_shuffle(shuffle), weights))
 
     def batch_sampler(self, batch_size: int, read_ahead: int = 16, *, tail: Tail | None = None) -> ShardBatchSampler:
         """Returns the batches of this order, for `DataLoader(batch_sampler=...)`. They share this sampler's place.
@@ -133,9 +136,11 @@ class ShardSampler(DistributedSampler[int]):
         entered = self.progress.entered_position(self._partition(1))
         return self.progress.state_at(batches_done, self._sampled(batch_size, entered))
 
-    def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None, reweigh: bool = False
+    ) -> None:
         """Takes up a state of a sampler, batch sampler or loader of the same order; see `ShardLoader.load_state_dict`."""
-        self.progress.load(state, skip_samples, reseed)
+        self.progress.load(state, skip_samples, reseed, reweigh)
         self._thrown_away = _throws_away()
 
     def _check_ranks_known(self) -> None:
@@ -255,9 +260,11 @@ class ShardBatchSampler(BatchSampler):
         """Returns the exact state after so many batches of the epoch under way were trained on."""
         return self.sampler.progress.state_at(num_batches, self.partition)
 
-    def load_state_dict(self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None, reweigh: bool = False
+    ) -> None:
         """Takes up a state of a sampler, batch sampler or loader of the same order; see `ShardLoader.load_state_dict`."""
-        self.sampler.progress.load(state, skip_samples, reseed)
+        self.sampler.progress.load(state, skip_samples, reseed, reweigh)
         self._thrown_away = _throws_away()
 
     def audit(self, sample_ids: Sequence[ArrayLike], group: ProcessGroup | None = None) -> None:

@@ -14,13 +14,15 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from shardload.errors import FormatError, LoaderClosedError, StorageError
-from shardload.order.rng import stand_in_ids
 from shardload.order.sample_ids import SampleIds
 
 OnError = Literal["raise", "substitute", "mask"]
 
 READ_FAULTS = (FormatError, StorageError)
 """What reading and decoding raise of bytes that are damaged or cannot be had; anything else is no matter of a sample."""
+
+Candidates = Callable[[int, int, int, int], list[int]]
+"""Seed, epoch, sample id, how many -> other samples, to be tried in turn."""
 
 _T = TypeVar("_T")
 _TRIES = 8
@@ -61,7 +63,7 @@ def check_policy(on_error: str, max_faults: int | None) -> OnError:
 
 
 def made_whole(
-    ids: SampleIds, num_samples: int, make: Callable[[SampleIds], _T]
+    ids: SampleIds, candidates: Candidates, make: Callable[[SampleIds], _T]
 ) -> tuple[_T, SampleIds, tuple[Fault, ...]]:
     """Returns a batch, what it was made from, and the faults found: where one sample cannot be read, another is taken.
 
@@ -70,7 +72,7 @@ def made_whole(
 
     Args:
         ids: the samples asked for.
-        num_samples: samples in the dataset.
+        candidates: what may be tried in the place of a sample: `SampleSource.stand_ins`.
         make: reads and decodes a batch; raises one of `READ_FAULTS` if a sample of it cannot be had.
 
     Raises:
@@ -91,7 +93,7 @@ def made_whole(
                 parts += [(middle, stop), (start, middle)]
                 continue
             alone = SampleIds(part, ids.seed, part.epochs[0])
-            _, fault = stand_in(start, alone, num_samples, error, make)
+            _, fault = stand_in(start, alone, candidates, error, make)
             taken[start] = fault.stand_in
             faults.append(fault)
     replaced = SampleIds(taken, ids.seed, ids.epoch, ids.num_before, ids.num_valid)
@@ -99,14 +101,14 @@ def made_whole(
 
 
 def stand_in(
-    slot: int, alone: SampleIds, num_samples: int, error: Exception, make: Callable[[SampleIds], _T]
+    slot: int, alone: SampleIds, candidates: Candidates, error: Exception, make: Callable[[SampleIds], _T]
 ) -> tuple[_T, Fault]:
     """Returns what is made of the first stand-in of a sample that can be used, and the fault.
 
     Args:
         slot: the sample's place in the batch.
         alone: the sample, by itself.
-        num_samples: samples in the dataset.
+        candidates: as for `made_whole`.
         error: what came of the sample.
         make: makes a batch of one sample.
 
@@ -116,8 +118,8 @@ def stand_in(
     if isinstance(error, _NOT_OF_A_SAMPLE):
         raise error
     sample_id, epoch = alone[0], alone.epochs[0]
-    candidates = stand_in_ids(alone.seed, epoch, sample_id, num_samples, _TRIES)
-    for candidate in candidates:
+    tried = candidates(alone.seed, epoch, sample_id, _TRIES)
+    for candidate in tried:
         try:
             made = make(SampleIds([candidate], alone.seed, epoch))
         except _NOT_OF_A_SAMPLE:
@@ -126,8 +128,8 @@ def stand_in(
             continue
         return made, Fault(slot, sample_id, epoch, candidate, _in_one_line(error))
     error.add_note(
-        f"nor could any of the {len(candidates)} samples be used that were tried in its place: this is not about one sample"
-        if candidates
+        f"nor could any of the {len(tried)} samples be used that were tried in its place: this is not about one sample"
+        if tried
         else "there is no other sample in the dataset that could be put in its place"
     )
     raise error

@@ -30,6 +30,23 @@ class Reseed(NamedTuple):
     """The seed from there on."""
 
 
+class Segment(NamedTuple):
+    """Since when sources have had the shares that they have, and what was drawn from each before."""
+
+    parts: tuple[int, ...]
+    """The shares, as of `Blend`."""
+    num_positions: int
+    """Positions of an epoch."""
+    epoch: int
+    """Epoch in which they begin."""
+    position: int
+    """Position at which they begin there: counted so that the epoch ends where it is to."""
+    drawn: tuple[int, ...]
+    """Draws from each source before, in all epochs."""
+    used: tuple[int, ...]
+    """Draws from each source before, in that epoch."""
+
+
 def seed_at(seed: int, reseeds: Sequence[Reseed], epoch: int, position: int) -> int:
     """Returns the seed in force at a place.
 
@@ -124,6 +141,29 @@ class EpochOrders(ABC):
             reseeds: the seeds that came later, in their order; those of other epochs as well.
             recipe: version of the permutation.
         """
+
+    @property
+    def segment(self) -> Segment | None:
+        """What states have to hold of shares that may be changed in mid-run; None where there are none."""
+        return None
+
+    @property
+    def full_name(self) -> str:
+        """The name with all shares: for orders made of these, whose states have no segment."""
+        return str(self.name) if self.segment is None else f"{self.name} in {list(self.segment.parts)}"
+
+    def going_on(self, segment: Segment, epoch: int, position: int) -> tuple[EpochOrders, int]:
+        """Returns the orders of a run that goes on from a place, with the shares of these.
+
+        Args:
+            segment: that of the orders it had before.
+            epoch: epoch of the place.
+            position: its position, as of the orders before.
+
+        Returns:
+            The orders, and the position as of them.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,8 +220,8 @@ def _subtract_modulo(side: _U32, amount: _U32, radix: _U32, spare: _U32) -> None
     np.minimum(side, spare, out=side)
 
 
-def _mix(z: _U64) -> _U64:
-    """The finaliser of SplitMix64, in place."""
+def mix(z: _U64) -> _U64:
+    """Returns the finaliser of SplitMix64 of uint64 numbers, in place."""
     z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> np.uint64(27)
@@ -230,11 +230,12 @@ def _mix(z: _U64) -> _U64:
     return z
 
 
-@functools.lru_cache(maxsize=4)
+# As many as the sources of a mixture usually need at a time.
+@functools.lru_cache(maxsize=16)
 def _tables(num_samples: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(position -> id, id -> position) of a small set, int64, read-only, at most 1 MiB together; shared by threads."""
     first, second = _key_words(16, "<u8", num_samples, seed, epoch)
-    hashes = _mix(_mix(np.arange(num_samples, dtype=np.uint64) + np.uint64(first)) ^ np.uint64(second))
+    hashes = mix(mix(np.arange(num_samples, dtype=np.uint64) + np.uint64(first)) ^ np.uint64(second))
     sample_ids = np.argsort(hashes).astype(np.int64, copy=False)
     positions = np.empty_like(sample_ids)
     positions[sample_ids] = np.arange(num_samples, dtype=np.int64)
@@ -252,7 +253,7 @@ class Permutation:
     its arguments. Recipe 1, in the module docstring, says exactly what it computes.
 
     Cost: about 10 ns an id in requests of 65,536 and more, and about 40 us for a request of any small size, so ask for
-    blocks and slice them. Up to 65,536 samples the first request of an epoch sorts a table (a few ms; the last four
+    blocks and slice them. Up to 65,536 samples the first request of an epoch sorts a table (a few ms; the last 16
     tables are kept), and a request is then a lookup. Each thread keeps 24 bytes of scratch an id of its largest
     request, at most 1.5 MiB.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shardload.format.keys import key_bytes, key_digest
 from shardload.format.ragged import Ragged
-from shardload.format.schema import Field
+from shardload.format.schema import Field, Schema
 from shardload.reader.access import Buffers
 from shardload.reader.batch import SampleBatch, typed_values
 from shardload.reader.strings import ByteStrings
@@ -20,22 +20,47 @@ Int64 = NDArray[np.int64]
 _CHUNK_SAMPLES = 1 << 14
 
 
-class ReadBatch(Protocol):
-    """Reads samples as columns."""
+class Readable(Protocol):
+    """What samples are read from as columns."""
 
-    def __call__(self, sample_ids: Int64, buffers: Buffers | None, fields: list[Field], /) -> SampleBatch:
-        """Returns the samples."""
+    location: str
+
+    @property
+    def schema(self) -> Schema:
+        """All fields."""
+
+    def read_batch(self, sample_ids: Int64, buffers: Buffers | None, fields: list[Field], /) -> SampleBatch:
+        """Returns samples."""
 
 
-def read_column(read: ReadBatch, field: Field, sample_ids: Int64) -> NDArray[Any]:
+def lengthy_field(source: Readable, name: str) -> Field:
+    """Returns a field whose values have lengths of their own.
+
+    Raises:
+        ValueError: it is none.
+    """
+    field = source.schema.get(name)
+    if field is None or field.fixed or field.listed:
+        raise ValueError(f"{source.location}: {name!r} is not a field of bytes, str, json or media, and not ragged")
+    return field
+
+
+def read_column(source: Readable, name: str, sample_ids: Int64) -> NDArray[Any]:
     """Returns a fixed field of samples: array of shape (samples, *field_shape); bfloat16 as float32.
 
     Of a nullable field a masked array, masked where the value is missing.
+
+    Raises:
+        ValueError: it is no fixed field.
     """
+    field = source.schema.get(name)
+    if field is None or not field.fixed:
+        fixed = ", ".join(field.name for field in source.schema.fields if field.fixed)
+        raise ValueError(f"{source.location}: {name!r} is not a fixed field; those are {fixed or 'none'}")
     stored = np.empty((len(sample_ids), *field.shape), dtype=field.dtype)
     valid = np.ones(len(sample_ids), dtype=np.bool_)
     for part in _chunks(sample_ids):
-        column = read(sample_ids[part], {field.name: stored[part]}, [field]).columns[field.name]
+        column = source.read_batch(sample_ids[part], {field.name: stored[part]}, [field]).columns[field.name]
         if column.valid is not None:
             valid[part] = column.valid
     values = typed_values(field, stored)
@@ -44,11 +69,16 @@ def read_column(read: ReadBatch, field: Field, sample_ids: Int64) -> NDArray[Any
     return np.ma.MaskedArray(values, mask=np.broadcast_to(~valid.reshape(-1, *[1] * len(field.shape)), values.shape))
 
 
-def read_lengths(read: ReadBatch, field: Field, sample_ids: Int64) -> Int64:
-    """Returns the items of a ragged field, or the bytes of another one, in samples: int64 of shape (samples,)."""
+def read_lengths(source: Readable, name: str, sample_ids: Int64) -> Int64:
+    """Returns the items of a ragged field, or the bytes of another one, in samples: int64 of shape (samples,).
+
+    Raises:
+        ValueError: as for `lengthy_field`.
+    """
+    field = lengthy_field(source, name)
     lengths = np.empty(len(sample_ids), dtype=np.int64)
     for part in _chunks(sample_ids):
-        values = read(sample_ids[part], None, [field]).columns[field.name].values
+        values = source.read_batch(sample_ids[part], None, [field]).columns[field.name].values
         if isinstance(values, Ragged):
             lengths[part] = np.diff(values.offsets)
         else:
@@ -56,17 +86,23 @@ def read_lengths(read: ReadBatch, field: Field, sample_ids: Int64) -> Int64:
     return lengths
 
 
-def read_hashes(read: ReadBatch, field: Field, sample_ids: Int64) -> NDArray[np.uint64]:
+def read_hashes(source: Readable, name: str, sample_ids: Int64) -> NDArray[np.uint64]:
     """Returns the first 8 bytes of the digest of a field's value, as of a key, in samples: uint64 of shape (samples,).
 
     Args:
-        read: reads samples.
-        field: a field of integers, bytes or str, not nullable.
+        source: what is read.
+        name: a field of integers, bytes or str, not nullable.
         sample_ids: int64 of shape (samples,).
+
+    Raises:
+        ValueError: it is another one.
     """
+    field = source.schema.get(name)
+    if field is None or not can_be_hashed(field):
+        raise ValueError(f"{source.location}: {name!r} is no field of integers, bytes or str without missing values")
     digests = []
     for part in _chunks(sample_ids):
-        batch = read(sample_ids[part], None, [field])
+        batch = source.read_batch(sample_ids[part], None, [field])
         values = batch.columns[field.name].values
         single = values.tolist() if isinstance(values, np.ndarray) else batch.values_of(field.name)
         digests += [key_digest(key_bytes(field, value))[:8] for value in single]

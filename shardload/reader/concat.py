@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shardload.format.schema import Field, Schema, canonical_json
 from shardload.reader.access import Buffers
 from shardload.reader.batch import SampleBatch
+from shardload.reader.columns import lengthy_field
 from shardload.reader.merge import merge_batches
 from shardload.reader.source import SampleSource
 
@@ -148,7 +149,7 @@ class Joined(SampleSource):
 
     def lengths(self, name: str, sample_ids: Int64 | None = None) -> Int64:
         """Returns the length of a field's value in samples; see `SampleSource.lengths`."""
-        self._lengthy(name)
+        lengthy_field(self, name)
         ids = self._all_ids() if sample_ids is None else sample_ids
         numbers, lengths = self._numbers(ids), np.empty(len(ids), dtype=np.int64)
         for number in np.unique(numbers).tolist():
@@ -188,7 +189,7 @@ class Concat(Joined):
         flat = [inner for source in sources for inner in (source.sources if isinstance(source, Concat) else [source])]
         super().__init__(flat)
         for source in flat:
-            if source.num_ids != len(source):
+            if source.num_ids != len(source) or source.names:
                 raise ValueError(
                     f"{source!r} has an order of its own, which is lost in a concat: blend it by a Mixture"
                 )

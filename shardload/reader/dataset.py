@@ -20,6 +20,7 @@ from shardload.format.table import ShardTable
 from shardload.reader.access import Access, Buffers
 from shardload.reader.batch import SampleBatch
 from shardload.reader.checks import Verify
+from shardload.reader.columns import lengthy_field
 from shardload.reader.decode import check_decoders
 from shardload.reader.engines import EngineName, check_engine
 from shardload.reader.snapshot import Snapshot, read_snapshot
@@ -181,7 +182,7 @@ class ShardDataset(SampleSource):
 
     def lengths(self, name: str, sample_ids: Int64 | None = None) -> Int64:
         """Returns the length of a field's value in samples, without reading samples; see `SampleSource.lengths`."""
-        field = self._lengthy(name)
+        field = lengthy_field(self, name)
         ids = self._all_ids() if sample_ids is None else sample_ids
         return self._process_access().lengths(field, ids)
 

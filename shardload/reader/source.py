@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from shardload.codecs.images import ImageDecode
 from shardload.format.schema import Field, Schema, canonical_json
 from shardload.order.epoch import EpochOrders
+from shardload.order.rng import stand_in_ids
 from shardload.order.sample_ids import SampleIds
 from shardload.order.selection import Selection, chosen_by_hash, ids_at, resolve_indices, select_from, selection_digest
 from shardload.order.shuffle import Shuffle, make_orders
 from shardload.reader.access import Buffers
 from shardload.reader.batch import SampleBatch
-from shardload.reader.columns import can_be_hashed, read_column, read_hashes, read_lengths
+from shardload.reader.columns import read_column, read_hashes, read_lengths
 from shardload.reader.decode import decoded
 from shardload.reader.transform import Transform, apply_transform, takes_rng
 
@@ -42,6 +43,8 @@ class SampleSource(ABC):
     """How images become pixels, by field."""
     transform: Transform | None
     """Called with each sample by `source[i]` and `__getitems__`, or by a loader."""
+    names: tuple[str, ...] = ()
+    """Names of the sources, where samples are from several with names."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -118,6 +121,14 @@ class SampleSource(ABC):
             shuffle: how they are mixed.
         """
         return make_orders(len(self), self.num_bytes, shuffle)
+
+    def source_numbers(self, sample_ids: Int64) -> Int64 | None:
+        """Returns the number in `names` of the source of each sample: int64 of the same shape; None without names."""
+        return None
+
+    def stand_ins(self, seed: int, epoch: int, sample_id: int, count: int) -> list[int]:
+        """Returns other samples to be tried in turn in the place of one that cannot be used; see `stand_in_ids`."""
+        return stand_in_ids(seed, epoch, sample_id, len(self), count)
 
     @overload
     def __getitem__(self, index: int) -> Any: ...
@@ -248,7 +259,7 @@ class SampleSource(ABC):
             name: the field.
             sample_ids: int64 of shape (samples,); None for all of them.
         """
-        return read_column(self.read_batch, self._fixed(name), self._all_ids() if sample_ids is None else sample_ids)
+        return read_column(self, name, self._all_ids() if sample_ids is None else sample_ids)
 
     def lengths(self, name: str, sample_ids: Int64 | None = None) -> Int64:
         """Returns the length of a field's value in samples: int64 of shape (samples,).
@@ -259,7 +270,7 @@ class SampleSource(ABC):
             name: the field.
             sample_ids: int64 of shape (samples,); None for all of them.
         """
-        return read_lengths(self.read_batch, self._lengthy(name), self._all_ids() if sample_ids is None else sample_ids)
+        return read_lengths(self, name, self._all_ids() if sample_ids is None else sample_ids)
 
     def _view(self, selection: Selection) -> SampleSource:
         same = isinstance(selection, range) and selection == range(len(self))
@@ -279,26 +290,10 @@ class SampleSource(ABC):
         Args:
             name: a field of integers, bytes or str without missing values.
         """
-        field = self.schema.get(name)
-        if field is None or not can_be_hashed(field):
-            raise ValueError(f"{self.location}: {name!r} is no field of integers, bytes or str without missing values")
-        return read_hashes(self.read_batch, field, self._all_ids())
+        return read_hashes(self, name, self._all_ids())
 
     def _all_ids(self) -> Int64:
         return self._sample_ids(np.arange(len(self), dtype=np.int64))
-
-    def _fixed(self, name: str) -> Field:
-        field = self.schema.get(name)
-        if field is None or not field.fixed:
-            fixed = ", ".join(field.name for field in self.schema.fields if field.fixed)
-            raise ValueError(f"{self.location}: {name!r} is not a fixed field; those are {fixed or 'none'}")
-        return field
-
-    def _lengthy(self, name: str) -> Field:
-        field = self.schema.get(name)
-        if field is None or field.fixed or field.listed:
-            raise ValueError(f"{self.location}: {name!r} is not a field of bytes, str, json or media, and not ragged")
-        return field
 
     def _sample_ids(self, indices: Sequence[int] | Int64) -> Int64:
         """Returns indices as sample ids, those below 0 counted from the end."""

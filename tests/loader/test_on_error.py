@@ -386,7 +386,10 @@ def test_few_faults_are_found_by_few_reads(count: int, data: st.DataObject) -> N
             raise shardload.FormatError("bad")
         return list(zip(ids, ids.epochs, strict=True))
 
-    made, ids, faults = made_whole(SampleIds(range(count), 3, 5, num_before), 1000, read)
+    def others(seed: int, epoch: int, sample_id: int, number: int) -> list[int]:
+        return stand_in_ids(seed, epoch, sample_id, 1000, number)
+
+    made, ids, faults = made_whole(SampleIds(range(count), 3, 5, num_before), others, read)
     epochs = [4] * num_before + [5] * (count - num_before)
     assert made == [
         (next(c for c in stand_in_ids(3, epoch, i, 1000, 8) if c not in bad) if i in bad else i, epoch)

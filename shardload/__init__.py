@@ -23,7 +23,17 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedVersionError,
     )
-    from shardload.loader import ShardBatchSampler, ShardLoader, ShardSampler, collate, masked_mean, packed, padded
+    from shardload.loader import (
+        PackedSequences,
+        PackingReport,
+        ShardBatchSampler,
+        ShardLoader,
+        ShardSampler,
+        collate,
+        masked_mean,
+        packed,
+        padded,
+    )
     from shardload.order.blocks import BlockShuffle
     from shardload.packing import pack
     from shardload.reader import SampleSource, ShardDataset, concat
@@ -44,6 +54,8 @@ _ERRORS = (
 _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "BlockShuffle": ("shardload.order.blocks", "BlockShuffle"),
     "ImageDecode": ("shardload.codecs.images", "ImageDecode"),
+    "PackedSequences": ("shardload.loader", "PackedSequences"),
+    "PackingReport": ("shardload.loader", "PackingReport"),
     "SampleSource": ("shardload.reader", "SampleSource"),
     "ShardBatchSampler": ("shardload.loader", "ShardBatchSampler"),
     "ShardDataset": ("shardload.reader", "ShardDataset"),
@@ -67,6 +79,8 @@ __all__ = [
     "ImageDecode",
     "LoaderClosedError",
     "PackError",
+    "PackedSequences",
+    "PackingReport",
     "SampleSource",
     "ShardBatchSampler",
     "ShardDataset",

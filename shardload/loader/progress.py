@@ -208,6 +208,7 @@ class Progress:
             last = first + mine.num_batches(entered.position)
             raise ValueError(f"num_batches must be from {first} to {last} in epoch {entered.epoch}, not {num_batches}")
         if num_batches == 0 and self._begun and not mine.has_batch(self._place.position):
+            last = first + mine.num_batches(entered.position)
             raise ValueError(
                 f"epoch {entered.epoch} was delivered whole: its start would repeat it. num_batches counts the batches of that "
                 f"epoch (its end is {last}) until the next iteration begins"

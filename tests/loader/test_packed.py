@@ -125,6 +125,9 @@ def test_a_finished_epoch_is_followed_by_another(documents: Path) -> None:
     loader = make(packed)
     first = [ids_of(batch) for batch in loader]
     state = loader.state_dict()
+    assert loader.state_at(len(first)) == state
+    with pytest.raises(ValueError, match=rf"its end is {len(first)}\) until the next iteration begins"):
+        loader.state_at(0)
     second = [ids_of(batch) for batch in loader]
     again = make(packed)
     again.load_state_dict(state)

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedVersionError,
     )
-    from shardload.loader import ShardBatchSampler, ShardLoader, ShardSampler, collate, masked_mean, packed, padded
+    from shardload.loader import (
+        PackedSequences,
+        PackingReport,
+        ShardBatchSampler,
+        ShardLoader,
+        ShardSampler,
+        collate,
+        masked_mean,
+        packed,
+        padded,
+    )
     from shardload.order.blocks import BlockShuffle
     from shardload.packing import pack
     from shardload.reader import Mixture, SampleSource, ShardDataset, TokenWindows, concat
@@ -47,6 +57,8 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "Checkpointer": ("shardload.checkpoint", "Checkpointer"),
     "ImageDecode": ("shardload.codecs.images", "ImageDecode"),
     "Mixture": ("shardload.reader", "Mixture"),
+    "PackedSequences": ("shardload.loader", "PackedSequences"),
+    "PackingReport": ("shardload.loader", "PackingReport"),
     "SampleSource": ("shardload.reader", "SampleSource"),
     "ShardBatchSampler": ("shardload.loader", "ShardBatchSampler"),
     "ShardDataset": ("shardload.reader", "ShardDataset"),
@@ -73,6 +85,8 @@ __all__ = [
     "LoaderClosedError",
     "Mixture",
     "PackError",
+    "PackedSequences",
+    "PackingReport",
     "SampleSource",
     "ShardBatchSampler",
     "ShardDataset",

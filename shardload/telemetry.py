@@ -19,6 +19,10 @@ class LoaderStats:
     """Samples that could not be used and had another one in their place, by `on_error`."""
     num_source_samples: dict[str, int] = field(default_factory=dict)
     """Samples by the name of their source in a `Mixture`; empty for others."""
+    num_tokens: int = 0
+    """Items in packed sequences, or in batches within a budget (`batch_tokens`)."""
+    num_token_places: int = 0
+    """Items that those have room for, up to the longest sample of a batch within a budget."""
     stall_seconds: float = 0.0
     """Time the training loop waited in `next`; the first batch of each iteration is left out."""
     loop_seconds: float = 0.0
@@ -40,6 +44,11 @@ class LoaderStats:
     """Whether batches go through page-locked memory; False before the first `iter`."""
     engine: str = ""
     """How samples are read: `map`, many ranges of mapped files a call, or `pread`; empty before the first batch."""
+
+    @property
+    def fill(self) -> float:
+        """Part of the places for items that hold one, 0 to 1; the rest is padding. 0 where samples are not put together."""
+        return self.num_tokens / self.num_token_places if self.num_token_places else 0.0
 
     @property
     def stall_fraction(self) -> float:

@@ -76,6 +76,11 @@ class AcceleratedLoader(DataLoaderStateMixin):  # type: ignore[misc]
         Args:
             values: a tensor of shape (batch, ...), or a nested list, tuple or dict of such.
         """
+        if self.batch_size is None or self.loader._plan is not None:
+            raise ShardloadError(
+                "gather_for_metrics needs batches of so many samples each: with packed sequences or batch_tokens= use "
+                "accelerator.gather, and tail='mask', whose _valid tells fillers"
+            )
         num_values = self.batch_size * self.loader.num_replicas
         if self.end_of_dataloader and (num_batches := len(self.loader)) > 0:
             # The start of an epoch that was delivered whole is no state; it is position 0.

@@ -33,7 +33,16 @@ class ShardTrainerMixin:
     """What makes a Trainer train from a loader, for other Trainers: `class MyTrainer(ShardTrainerMixin, SFTTrainer)`."""
 
     def __init__(self, *args: Any, train_loader: ShardLoader, **kwargs: Any) -> None:
-        """Takes the loader to train from; all other arguments are the Trainer's own."""
+        """Takes the loader to train from; all other arguments are the Trainer's own.
+
+        Raises:
+            ValueError: the loader's epochs have different numbers of batches.
+        """
+        if train_loader._plan is not None:
+            raise ValueError(
+                "a Trainer counts the batches of an epoch once, and packed sequences or batch_tokens= make others of each: "
+                "train from them in a loop of your own, or with Lightning or Accelerate"
+            )
         super().__init__(*args, **kwargs)
         self.train_loader = train_loader
         self._resume: Mapping[str, Any] = {}

@@ -5,5 +5,16 @@ from shardload.loader.loader import ShardLoader
 from shardload.loader.metrics import masked_mean
 from shardload.loader.ragged import packed, padded
 from shardload.loader.sampler import ShardBatchSampler, ShardSampler
+from shardload.loader.sequences import PackedSequences, PackingReport
 
-__all__ = ["ShardBatchSampler", "ShardLoader", "ShardSampler", "collate", "masked_mean", "packed", "padded"]
+__all__ = [
+    "PackedSequences",
+    "PackingReport",
+    "ShardBatchSampler",
+    "ShardLoader",
+    "ShardSampler",
+    "collate",
+    "masked_mean",
+    "packed",
+    "padded",
+]

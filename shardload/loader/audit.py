@@ -15,6 +15,7 @@ from shardload.errors import StateMismatchError
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import Ranks
 from shardload.order.cursor import Partition
+from shardload.order.units import UnitPartition
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -134,7 +135,7 @@ def audit_ids(
 
 
 def _shared(progress: Progress, partition: Partition) -> dict[str, Any]:
-    facts = {**asdict(progress.key), **asdict(partition), "seed in force": progress.seed}
+    facts = {**asdict(progress.key), **partition.facts, "seed in force": progress.seed}
     facts["weights of the mixture"] = progress.segment
     return facts | {"epoch": progress.place.epoch, "position": progress.place.position}
 
@@ -199,6 +200,10 @@ def _compare(reports: Sequence[_Report], ranks: Ranks) -> int:
 def _expected(progress: Progress, partition: Partition, number: int, size: int) -> tuple[int, int]:
     """Returns count and sum of one of `size` parts of the samples that all ranks together should have had."""
     start, stop = progress.entered.position, progress.place.position
+    split = progress.in_epoch(partition, progress.entered.epoch)
+    if isinstance(split, UnitPartition):
+        parts = [ids for i, ids in enumerate(split.delivered(start, stop)) if i % size == number]
+        return sum(map(len, parts)), sum(map(mixed_sum, parts)) % (1 << 64)
     order = progress.order(progress.entered.epoch)
     begin, end = (start + (stop - start) * i // size for i in (number, number + 1))
     total = 0

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from shardload.loader.hints import Hints
 from shardload.loader.origins import named_ids
 from shardload.loader.reader_process import Asked
 from shardload.loader.recipe import BatchRecipe
+from shardload.loader.rows import row_ids, values_of
 from shardload.loader.stand_ins import READ_FAULTS, Fault, joined, made_whole, refuse, stand_in
 from shardload.memory import BufferPool
 from shardload.order.cursor import RankBatch
@@ -53,6 +54,10 @@ class Delivery:
     """Bytes of its tensors and byte strings."""
     faults: tuple[Fault, ...] = ()
     """Places in it that hold a stand-in, without fillers."""
+    num_tokens: int = 0
+    """Items in it, without fillers, where samples are put together by their lengths."""
+    num_token_places: int = 0
+    """Items that it has room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +215,8 @@ class BatchMaker:
                 # What stands for a filler is one too.
                 faults = tuple(fault for fault in faults if fault.slot < ids.num_valid)
                 batch = self._finished(batch, ids, faults, epoch)
-                yield Delivery(batch, ids.cursor, ids.sample_ids[: ids.num_valid], batch_bytes(batch), faults)
+                tokens = () if ids.units is None else (ids.units.num_items, ids.units.num_places)
+                yield Delivery(batch, ids.cursor, ids.sample_ids[: ids.num_valid], batch_bytes(batch), faults, *tokens)
                 # The buffers must not live on in this frame while the next batch is made: they would not come back.
                 del batch
 
@@ -251,13 +257,18 @@ class BatchMaker:
         return collated(read, recipe, keyed, self._dataset, self._pool.lease)
 
     def _finished(self, batch: Any, ids: RankBatch, faults: tuple[Fault, ...], epoch: int) -> Any:
-        recipe = self._recipe
+        recipe, num_rows, num_valid = self._recipe, len(ids.positions), ids.num_valid
+        if recipe.rows is not None and ids.units is not None:
+            batch = recipe.rows.batch(batch, ids, recipe.dtypes, self._pool.lease, self._dataset.location)
+            num_rows, num_valid = len(ids.units.positions), ids.units.num_valid
         if recipe.batch_transform is not None:
             batch = self._transformed(recipe.batch_transform, batch, ids, epoch)
         if recipe.with_ids:
-            batch = _extended(batch, "with_ids=True", named_ids(ids, faults, epoch, self._num_positions, self._dataset))
+            places = ids, faults, epoch, self._num_positions, self._dataset
+            more = named_ids(*places) if recipe.rows is None else row_ids(ids, epoch)
+            batch = _extended(batch, "with_ids=True", more)
         if recipe.with_valid or recipe.on_error == "mask":
-            valid = torch.arange(len(ids.positions)) < ids.num_valid
+            valid = torch.arange(num_rows) < num_valid
             if recipe.on_error == "mask":
                 valid[[fault.slot for fault in faults]] = False
             batch = _extended(batch, "tail='mask'" if recipe.with_valid else "on_error='mask'", {VALID: valid})
@@ -300,6 +311,8 @@ def collated(
 
 
 def _stacked(samples: SampleBatch, recipe: BatchRecipe, lease: Lease | None) -> Any:
+    if recipe.rows is not None:
+        return values_of(samples)
     if recipe.collate_fn is not None:
         return recipe.collate_fn(samples)
     return collate_columns(samples, recipe.dtypes, lease, recipe.narrow)
@@ -341,7 +354,7 @@ def _transformed(
     return batch, joined(read.faults, faults)
 
 
-def _extended(batch: Any, cause: str, more: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _extended(batch: Any, cause: str, more: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(batch, dict):
         raise TypeError(f"{cause} adds fields to batches that are dicts, but this one is a {type(batch).__name__}")
     return {**batch, **more}

@@ -25,9 +25,10 @@ from shardload.loader.prefetch import Prefetcher
 from shardload.loader.processes import ProcessPool
 from shardload.loader.progress import Progress
 from shardload.loader.recipe import BatchRecipe
+from shardload.loader.state import Place
 from shardload.loader.transfer import CudaTransfer, Pinning, cuda_device
 from shardload.memory import BufferPool
-from shardload.order.cursor import Partition, rank_batches
+from shardload.order.cursor import Partition
 from shardload.quantities import as_integer, parse_bytes
 from shardload.reader.checks import fits_in_memory
 from shardload.reader.source import SampleSource
@@ -291,8 +292,8 @@ class Iteration:
         aside = course.beside()
         facts = course.ahead, progress.key.num_samples, aside
         maker = BatchMaker(course.dataset, course.recipe, self._pool, progress.seed, self._rank, *facts)
-        ids = rank_batches(self._partition, self._rank, place.position, progress.order(place.epoch))
-        after = rank_batches(self._partition, self._rank, 0, progress.order(place.epoch + 1))
+        ids = progress.batches(self._partition, self._rank, place)
+        after = progress.batches(self._partition, self._rank, Place(place.epoch + 1))
         if course.num_processes:
             processes = ProcessPool(course.dataset, course.recipe, course.num_processes, course.prefetch_batches)
             batches = processes.batches(ids, progress.seed, place.epoch)
@@ -346,6 +347,8 @@ class Iteration:
         stats.num_bytes += delivery.num_bytes
         stats.num_faults += len(delivery.faults)
         count_sources(stats, delivery.sample_ids, course.dataset)
+        stats.num_tokens += delivery.num_tokens
+        stats.num_token_places += delivery.num_token_places
         if self._last is None:
             stats.first_batch_seconds = stop - start
         else:

@@ -14,12 +14,11 @@ from numpy.typing import ArrayLike
 from shardload.codecs.images import ImageDecode
 from shardload.errors import LoaderClosedError
 from shardload.loader.audit import Delivered, audit_ids, check_ranks
-from shardload.loader.draws import orders_of
-from shardload.loader.iteration import Iteration, make_course
+from shardload.loader.grouped import BatchTokens, grouped
+from shardload.loader.iteration import Iteration
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import RankChoice, one_of
-from shardload.loader.recipe import make_recipe
-from shardload.loader.split import Split
+from shardload.loader.sequences import PackedSequences
 from shardload.loader.stand_ins import OnError, check_policy
 from shardload.order.cursor import Partition, Tail
 from shardload.order.shuffle import Shuffle, check_shuffle
@@ -51,11 +50,13 @@ class ShardLoader:
 
     def __init__(
         self,
-        dataset: SampleSource,
-        batch_size: int,
+        dataset: SampleSource | PackedSequences,
+        batch_size: int | None = None,
         *,
         shuffle: Shuffle,
         weights: ArrayLike | None = None,
+        batch_tokens: BatchTokens | None = None,
+        lookahead: int | None = None,
         seed: int = 0,
         num_replicas: int | None = None,
         rank: int | None = None,
@@ -89,12 +90,17 @@ class ShardLoader:
 
         Args:
             dataset: what to load from.
-            batch_size: samples a batch and rank.
+            batch_size: samples a batch and rank; sequences of `PackedSequences`; beside batch_tokens the most samples of a batch.
             shuffle: True: a new permutation of all samples each epoch; False: the order of the dataset. "block", or a
                 `BlockShuffle` of other sizes: blocks of neighbours, mixed within a window, for storage whose random reads are dear.
                 That is no true shuffle (`shardload shuffle-report` measures it), and states name it.
             weights: numbers from 0, of shape (samples,), that count beside each other: an epoch then has as many samples as
                 the dataset, each drawn by weight and with replacement, from seed, epoch and position alone. With shuffle=True.
+            batch_tokens: the most items of a batch, padding included (its samples times the longest of them), as a number or as
+                (field, number): samples of similar length then share a batch, all ranks have equally many batches, and each sample
+                comes once. Items are those of a ragged field, or bytes of another one. What the batches are does not depend on
+                the ranks.
+            lookahead: samples of the order that are put into such batches at a time, 4,096 unless given.
             seed: seed of the order and of `rng`, from 0 to 2^64 - 1; equal on all ranks.
             num_replicas: ranks that share the order, with `rank`. None for both: those of `mesh`, else of `process_group`,
                 else of the default process group if there is one at the first `iter`, else RANK and WORLD_SIZE, else a
@@ -159,19 +165,18 @@ class ShardLoader:
         Raises:
             ValueError: settings that contradict each other or give no batch.
         """
-        self.dataset = dataset
-        self.batch_size = as_integer(batch_size, "batch_size", 1)
+        group = grouped(dataset, batch_size, check_shuffle(shuffle), batch_tokens, lookahead, weights)
+        self.dataset, self.batch_size, self._plan = dataset, group.batch_size, group.plan
         self.device = None if device is None else torch.device(device)
         ranks = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group)
-        orders = orders_of(dataset, check_shuffle(shuffle), weights)
-        self._split = Split(orders.num_positions, self.batch_size, bool(shuffle), ranks, tail, drop_last)
+        self._split = group.split(bool(shuffle), ranks, tail, drop_last)
         self._epochs = None if epochs is None else as_integer(epochs, "epochs", 1)
-        self._progress = Progress(dataset.fingerprint, as_integer(seed, "seed"), orders)
-        flags = {"with_ids": with_ids, "with_valid": tail == "mask", "on_error": check_policy(on_error, max_faults)}
-        recipe = make_recipe(dataset, fields, decode, transform, batch_transform, collate_fn, dtypes, **flags)
-        recipe.check_reproducible(reproducible, num_processes > 0)
-        read = batch_size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes, helper_process
-        self._course = make_course(dataset, recipe, self._progress, self.device, *read, max_faults, reuse)
+        self._progress = Progress(group.source.fingerprint, as_integer(seed, "seed"), group.orders)
+        flags = {"with_valid": tail == "mask", "on_error": check_policy(on_error, max_faults), "with_ids": with_ids}
+        made = fields, decode, transform, batch_transform, collate_fn, dtypes
+        recipe = group.recipe(*made, num_processes > 0 if reproducible else None, flags)
+        read = pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes, helper_process, max_faults
+        self._course = group.course(recipe, self._progress, self.device, *read, reuse)
 
     def __iter__(self) -> Iterator[Any]:
         """Returns an iterator over the remainder of a loaded state, else over the next epoch not yet begun.
@@ -183,7 +188,7 @@ class ShardLoader:
         self._close_iteration()
         rank = self._split.fix_rank()
         partition = self._partition()
-        partition.check()
+        self._progress.check(partition)
         if self._epochs is not None and self._progress.upcoming_epoch(partition) >= self._epochs:
             raise LoaderClosedError(
                 f"the run was to have epochs={self._epochs}, and all of them were begun or delivered"
@@ -234,9 +239,11 @@ class ShardLoader:
 
         Args:
             state: of a loader or sampler of the same dataset, seed and order.
-            skip_samples: samples of the global order (over all ranks) to pass over from there.
+            skip_samples: samples of the global order (over all ranks) to pass over from there; of packed sequences and of
+                batches within a budget, as many whole ones as have so many samples or more.
             reseed: a seed to go on with: what is left of the epoch comes in another order, each sample still once, and later
-                epochs and `rng` have that seed. States record it, so that they are loaded without it.
+                epochs and `rng` have that seed. States record it, so that they are loaded without it. Packed sequences and batches
+                within a budget have it from the next block on.
             reweigh: go on with the weights of this loader's `Mixture` where the state has others. No sample comes again for it:
                 each source goes on where it was. States record it, so that they are loaded without it.
 
@@ -244,7 +251,7 @@ class ShardLoader:
             StateMismatchError: the state belongs to something else; nothing has changed then.
         """
         self._close_iteration()
-        self._progress.load(state, skip_samples, reseed, reweigh)
+        self._progress.load(state, skip_samples, reseed, reweigh, self._plan)
         self._course.delivered = Delivered()
 
     def check_ranks(self, group: ProcessGroup | None = None) -> None:
@@ -284,7 +291,7 @@ class ShardLoader:
         """Returns counters and times since the loader was made."""
         stats, course = dataclasses.replace(self._course.stats), self._course
         if course.pool is not None:
-            stats.engine = self.dataset.engine_name
+            stats.engine = course.dataset.engine_name
         for pool in course.pools:
             stats.num_buffers_new += pool.num_new
             stats.num_buffers_reused += pool.num_reused

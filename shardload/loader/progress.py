@@ -5,8 +5,9 @@ Pure bookkeeping that the sampler, the batch sampler and the loader share.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from shardload.errors import LoaderClosedError
 from shardload.loader.state import MAX_RESEEDS, OrderKey, Place, Saved, decode_state, encode_state
-from shardload.order.cursor import Partition
+from shardload.order.cursor import Partition, RankBatch
 from shardload.order.epoch import EpochOrders, Order, Reseed, Segment, WindowEnd, seed_at
+from shardload.order.unit_blocks import UnitPlan
 from shardload.quantities import as_integer
 
 Int64 = NDArray[np.int64]
@@ -68,7 +70,7 @@ class Progress:
     @property
     def seed(self) -> int:
         """The seed in force where the current or coming epoch was entered."""
-        entered = _without_rest(self._entered, self.key.num_samples)
+        entered = self._reseedable(_without_rest(self._entered, self.key.num_samples))
         return seed_at(self.key.seed, self._reseeds, entered.epoch, entered.position)
 
     def windows(self, epoch: int) -> tuple[WindowEnd, WindowEnd] | None:
@@ -95,6 +97,14 @@ class Progress:
 
         return both
 
+    def in_epoch(self, partition: Partition, epoch: int) -> Partition:
+        """Returns how an epoch is split, for partitions that depend on what stands in it."""
+        return partition.in_epoch((epoch, self.key.seed, self._reseeds), lambda: self._order_of(epoch))
+
+    def batches(self, partition: Partition, rank: int, place: Place) -> Iterator[RankBatch]:
+        """Yields a rank's batches from a place to the end of its epoch."""
+        return self.in_epoch(partition, place.epoch).batches(rank, place.position, self.order(place.epoch))
+
     def set_epoch(self, epoch: int, partition: Partition) -> None:
         """Sets the epoch of the next iteration; a place that was just loaded wins over it."""
         epoch = as_integer(epoch, "epoch")
@@ -113,6 +123,16 @@ class Progress:
     def upcoming_epoch(self, partition: Partition) -> int:
         """Returns the epoch that the next iteration runs."""
         return self._upcoming(partition).epoch
+
+    def check(self, partition: Partition) -> None:
+        """Refuses settings that give no batch at all.
+
+        Raises:
+            ValueError: says what would be needed.
+        """
+        partition.check()
+        place = self._upcoming(partition)
+        self.in_epoch(partition, place.epoch).check(place.position)
 
     def begin(self, partition: Partition) -> Place:
         """Starts an iteration: the remainder of a loaded place, else the next epoch not yet begun."""
@@ -149,7 +169,7 @@ class Progress:
         batches = self._place.batches + 1 if whole_batch else 0
         self._place = Place(self._place.epoch, cursor, batches)
         # Trainers that count batches stop here, and never ask whether there is another one.
-        if not partition.num_batches(cursor):
+        if not self.in_epoch(partition, self._place.epoch).has_batch(cursor):
             self._live = False
             if partition.tail == "carry" and self._next == Place(self._entered.epoch + 1):
                 self._next = self._place
@@ -157,6 +177,7 @@ class Progress:
     def num_batches(self, partition: Partition) -> int:
         """Returns the batches of the current or coming epoch: those done in it and those left."""
         place = self._entered if self._begun else self._upcoming(partition)
+        partition = self.in_epoch(partition, place.epoch)
         return _batches_done(place, partition) + partition.num_batches(place.position)
 
     def num_samples(self, partition: Partition) -> int:
@@ -171,7 +192,7 @@ class Progress:
     def remaining(self, partition: Partition) -> int:
         """Returns the batches that are left of the current or coming epoch; 0 after its last one."""
         place = self._place if self._begun else self._upcoming(partition)
-        return partition.num_batches(place.position)
+        return self.in_epoch(partition, place.epoch).num_batches(place.position)
 
     def state(self, partition: Partition) -> dict[str, str]:
         """Returns the state of what was delivered; an epoch that was delivered whole counts as the next one's start."""
@@ -186,23 +207,36 @@ class Progress:
         """
         num_batches = as_integer(num_batches, "num_batches", None)
         entered = self._entered if self._begun else self._upcoming(partition)
-        first = _batches_done(entered, partition)
-        last = first + partition.num_batches(entered.position)
-        if not first <= num_batches <= last:
+        mine = self.in_epoch(partition, entered.epoch)
+        first = _batches_done(entered, mine)
+        if num_batches < first or not mine.has_batch(entered.position, num_batches - first):
+            last = first + mine.num_batches(entered.position)
             raise ValueError(f"num_batches must be from {first} to {last} in epoch {entered.epoch}, not {num_batches}")
-        if num_batches == 0 and self._begun and partition.num_batches(self._place.position) == 0:
+        if num_batches == 0 and self._begun and not mine.has_batch(self._place.position):
+            last = first + mine.num_batches(entered.position)
             raise ValueError(
                 f"epoch {entered.epoch} was delivered whole: its start would repeat it. num_batches counts the batches of that "
                 f"epoch (its end is {last}) until the next iteration begins"
             )
-        cursor = entered.position + (num_batches - first) * partition.global_batch
-        place = Place(entered.epoch, min(cursor, self.key.num_samples), num_batches)
+        place = Place(entered.epoch, mine.after(entered.position, num_batches - first), num_batches)
         return self._encode(self._normal(place, partition))
 
     def load(
-        self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None, reweigh: bool = False
+        self,
+        state: Mapping[str, Any],
+        skip_samples: int = 0,
+        reseed: int | None = None,
+        reweigh: bool = False,
+        plan: UnitPlan | None = None,
     ) -> None:
         """Takes up the place of a state, some samples (over all ranks) on, if need be with another seed or weights from there.
+
+        Args:
+            state: the state.
+            skip_samples: samples to pass over; where they are put together, as many units as have so many or more.
+            reseed: the seed to go on with; None for no other.
+            reweigh: go on with the weights of these orders where the state has others.
+            plan: what samples are put together to.
 
         Raises:
             StateMismatchError: the state belongs to another dataset, seed or order; nothing has changed then.
@@ -214,13 +248,16 @@ class Progress:
         if reweigh and orders.segment is None:
             raise ValueError("reweigh=True is for mixtures: nothing else has weights that a state could go on without")
         saved = decode_state(state, key, reseed, orders.segment, reweigh)
-        epochs, position = divmod(saved.place.position + skip_samples, max(1, saved.num_samples))
+        if plan is None or not skip_samples:
+            epochs, position = divmod(saved.place.position + skip_samples, max(1, saved.num_samples))
+        else:
+            epochs, position = self._past(saved, skip_samples, plan)
         # Batches that were skipped or belong to an epoch before are no batches of this one.
         batches = saved.place.batches if epochs == 0 else 0
         place = Place(saved.place.epoch + epochs, position, batches)
         if saved.segment is not None:
             orders, place = _reweighed(orders, saved, place)
-        reseeds = saved.reseeds if reseed is None else _reseeded(saved.reseeds, place, reseed)
+        reseeds = saved.reseeds if reseed is None else _reseeded(saved.reseeds, self._reseedable(place), reseed)
         self._orders = orders
         self.key, self._reseeds = replace(self.key, seed=saved.seed), reseeds
         self._loaded = self._place = self._entered = self._next = place
@@ -229,6 +266,25 @@ class Progress:
     def _order_of(self, epoch: int) -> Order:
         return self._orders.order(epoch, self.key.seed, self._reseeds, self.key.recipe)
 
+    def _past(self, saved: Saved, num_samples: int, plan: UnitPlan) -> tuple[int, int]:
+        """Returns how many epochs, and at which position, after a saved place so many samples have passed."""
+        epochs, position = 0, saved.place.position
+        while True:
+            epoch = saved.place.epoch + epochs
+            key = epoch, saved.seed, saved.reseeds
+            blocks = plan.epoch(key, functools.partial(self._orders.order, *key, self.key.recipe))
+            position, num_samples = blocks.past(position, num_samples)
+            if not num_samples or not blocks.num_units(0):
+                return epochs, position
+            epochs, position = epochs + 1, 0
+
+    def _reseedable(self, place: Place) -> Place:
+        """Returns the first place from a place on that can have another seed."""
+        position = self._orders.reseed_position(place.position)
+        if position == place.position or position < self.key.num_samples:
+            return replace(place, position=position)
+        return Place(place.epoch + 1)
+
     def _upcoming(self, partition: Partition) -> Place:
         return self._normal(self._next if self._loaded is None else self._loaded, partition)
 
@@ -236,7 +292,7 @@ class Progress:
         """Returns a place as one that at least one batch follows in its epoch: where there is none, in the next epoch."""
         if partition.tail != "carry":
             place = _without_rest(place, partition.num_samples)
-        if partition.num_batches(place.position):
+        if self.in_epoch(partition, place.epoch).has_batch(place.position):
             return place
         rest = max(0, partition.num_samples - place.position) if partition.tail == "carry" else 0
         return Place(place.epoch + 1, -rest)
@@ -277,4 +333,4 @@ def _reweighed(orders: EpochOrders, saved: Saved, place: Place) -> tuple[EpochOr
 
 def _batches_done(place: Place, partition: Partition) -> int:
     """Returns the batches done before a place; a state of single samples does not know, so they are worked out."""
-    return place.batches or max(0, place.position // partition.global_batch)
+    return place.batches or partition.batches_before(place.position)

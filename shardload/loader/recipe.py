@@ -10,6 +10,7 @@ import torch
 
 from shardload.codecs.images import ImageDecode
 from shardload.format.schema import Field
+from shardload.loader.rows import Rows
 from shardload.loader.stand_ins import OnError
 from shardload.reader.decode import check_decoders
 from shardload.reader.source import SampleSource
@@ -41,16 +42,20 @@ class BatchRecipe:
     narrow: bool = False
     """Whether unsigned integers that are usually widened stay as stored, because the device they go to widens them."""
 
+    rows: Rows | None = None
+    """What makes rows of samples that are packed; None where each is by itself."""
+
     @property
     def own(self) -> bool:
-        """Whether no function of the user's gets to see a batch, or what it is made of, before the training loop does."""
-        return self.transform is None and self.collate_fn is None and self.batch_transform is None
+        """Whether nobody makes something else of what was read before the training loop has it, such as functions of the user."""
+        functions = (self.transform, self.collate_fn, self.batch_transform)
+        # What rows are filled up with need not be a number that the device could widen.
+        return functions == (None, None, None) and self.rows is None
 
-    def check_reproducible(self, wanted: bool, in_processes: bool) -> None:
+    def check_reproducible(self, in_processes: bool) -> None:
         """Refuses functions whose results may differ from run to run.
 
         Args:
-            wanted: whether that is asked for.
             in_processes: whether transform and collate_fn run in processes of their own, seeded for each sample.
 
         Raises:
@@ -59,7 +64,7 @@ class BatchRecipe:
         for name in ("transform", "collate_fn", "batch_transform"):
             function = getattr(self, name)
             seeded = in_processes and name != "batch_transform"
-            if not wanted or function is None or seeded or (takes_rng(function) and name != "collate_fn"):
+            if function is None or seeded or (takes_rng(function) and name != "collate_fn"):
                 continue
             ways = {
                 "transform": "give it a parameter rng and draw from that, or run it in processes that are seeded for each sample "

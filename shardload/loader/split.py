@@ -6,6 +6,8 @@ from typing import Any
 
 from shardload.loader.ranks import RankChoice, Ranks, announce
 from shardload.order.cursor import Partition, Tail
+from shardload.order.unit_blocks import UnitPlan
+from shardload.order.units import UnitPartition
 
 
 class Split:
@@ -19,16 +21,18 @@ class Split:
         choice: RankChoice,
         tail: Tail | None,
         drop_last: bool | None,
+        plan: UnitPlan | None = None,
     ) -> None:
         """Describes the split.
 
         Args:
-            num_samples: samples in the dataset.
-            batch_size: samples a batch and rank.
+            num_samples: positions of an epoch.
+            batch_size: samples, or units of the plan, a batch and rank.
             shuffle: whether the order is a permutation, on which the default tail depends.
             choice: what the program said of its ranks.
             tail: what becomes of the end of an epoch; None for what `drop_last` says, or the default.
             drop_last: torch's word: True is `drop`, False is `short` with one replica and `pad` with several.
+            plan: what samples are put together to; None where each is by itself.
 
         Raises:
             ValueError: both tail and drop_last are given, or there is no batch.
@@ -39,6 +43,7 @@ class Split:
         self._batch_size = batch_size
         self._shuffle = shuffle
         self._choice = choice
+        self._plan = plan
         self._fixed: Ranks | None = None
         # `torch` for drop_last=False, which depends on the number of ranks.
         self._tail: str | None = tail if drop_last is None else "drop" if drop_last else "torch"
@@ -80,4 +85,5 @@ class Split:
             )
         elif tail in (None, "torch"):
             tail = "pad" if num_replicas > 1 else "short"
-        return Partition(self._num_samples, self._batch_size, num_replicas, tail)  # type: ignore[arg-type]
+        settings: Any = self._num_samples, self._batch_size, num_replicas, tail
+        return Partition(*settings) if self._plan is None else UnitPartition(*settings, plan=self._plan)

@@ -115,7 +115,9 @@ def decode_state(
         raise StateMismatchError(f"the state's place {told!s:.200} does not exist in {key.num_samples} samples")
     place = saved.place
     current = seed_at(saved.seed, saved.reseeds, place.epoch, place.position)
-    if key.seed not in (saved.seed, current, reseed):
+    # The last one may be in force only a little later.
+    last = saved.reseeds[-1].seed if saved.reseeds else current
+    if key.seed not in (saved.seed, current, last, reseed):
         now = "" if current == saved.seed else f" (and {current} since)"
         raise StateMismatchError(
             f"the state was saved with seed {saved.seed!r:.80}{now}, this loader has {key.seed!r}; to go on from its place with "

@@ -8,12 +8,14 @@ Positions below 0 are those of the epoch before: -1 is its last one. With the ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shardload.order.epoch import Order
 
 Int64 = NDArray[np.int64]
 Tail = Literal["drop", "short", "pad", "mask", "carry"]
@@ -51,13 +53,46 @@ class Partition:
         """Samples of one batch over all ranks."""
         return self.batch_size * self.num_replicas
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What all ranks must agree on."""
+        return asdict(self)
+
+    def in_epoch(self, key: Hashable, order: Callable[[], Order]) -> Self:
+        """Returns the partition of one epoch: this one, where all epochs are alike.
+
+        Args:
+            key: what the order of the epoch depends on.
+            order: returns that order.
+        """
+        return self
+
     def num_batches(self, cursor: int = 0) -> int:
         """Returns how many batches every rank has from a cursor to the end of its epoch."""
         left = max(0, self.num_samples - cursor)
         return left // self.global_batch if self.tail in ("drop", "carry") else -(-left // self.global_batch)
 
-    def check(self) -> None:
+    def has_batch(self, cursor: int, num_batches: int = 1) -> bool:
+        """Returns whether so many batches follow a cursor in its epoch."""
+        return self.num_batches(cursor) >= num_batches
+
+    def batches_before(self, cursor: int) -> int:
+        """Returns how many batches of this size lie before a cursor."""
+        return max(0, cursor // self.global_batch)
+
+    def after(self, cursor: int, num_batches: int) -> int:
+        """Returns the cursor after so many batches; at the end of the epoch the number of samples."""
+        return min(cursor + num_batches * self.global_batch, self.num_samples)
+
+    def batches(self, rank: int, cursor: int, order: Order) -> Iterator[RankBatch]:
+        """Yields a rank's batches from a cursor to the end of the epoch; see `rank_batches`."""
+        return rank_batches(self, rank, cursor, order)
+
+    def check(self, cursor: int = 0) -> None:
         """Refuses settings that give no batch at all.
+
+        Args:
+            cursor: where the epoch is entered, for partitions that cannot tell without looking.
 
         Raises:
             ValueError: says what would be needed.
@@ -100,6 +135,29 @@ class Partition:
         return after if self.tail == "carry" or self.num_batches(after) else self.num_samples
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Units:
+    """What the samples of a batch are put together to: sequences that they are packed in, or the batch itself."""
+
+    positions: Int64
+    """Where the units stand in the epoch: int64 of shape (units,)."""
+    edges: Int64
+    """Where each one's samples start in the batch, and the end of the last: int64 of shape (units + 1,)."""
+    starts: Int64
+    """First item of each sample that is used: int64 of shape (samples,)."""
+    lengths: Int64
+    """Items of each sample that are used: int64 of shape (samples,)."""
+    num_valid: int
+    """How many of the units are no fillers; those come first."""
+    num_places: int
+    """Items that those take, with what they are padded with."""
+
+    @property
+    def num_items(self) -> int:
+        """Items in them."""
+        return int(self.lengths[: self.edges[self.num_valid]].sum())
+
+
 @dataclass(frozen=True, slots=True)
 class RankBatch:
     """One rank's share of one global batch."""
@@ -112,6 +170,8 @@ class RankBatch:
     """The samples at those positions: int64 of shape (batch,)."""
     num_valid: int
     """How many of them are no fillers; those come first."""
+    units: Units | None = None
+    """What they are put together to; None for a batch of samples as they come."""
 
     @property
     def num_before(self) -> int:
@@ -119,7 +179,7 @@ class RankBatch:
         return int(np.searchsorted(self.positions, 0)) if len(self.positions) and self.positions[0] < 0 else 0
 
 
-def rank_batches(partition: Partition, rank: int, cursor: int, order: Callable[[Int64], Int64]) -> Iterator[RankBatch]:
+def rank_batches(partition: Partition, rank: int, cursor: int, order: Order) -> Iterator[RankBatch]:
     """Yields a rank's batches from a cursor to the end of the epoch.
 
     Args:

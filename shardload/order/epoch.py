@@ -131,6 +131,10 @@ class EpochOrders(ABC):
         """
         return None
 
+    def reseed_position(self, position: int) -> int:
+        """Returns the first position, not before a cursor, from which on an epoch can have another seed."""
+        return position
+
     @abstractmethod
     def order(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Order:
         """Returns what stands at the positions of an epoch, from 0 to `num_positions`.

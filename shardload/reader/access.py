@@ -213,6 +213,8 @@ class Access:
         order = np.argsort(ids, kind="stable")
         for start in range(0, len(ids), _CHUNK_SAMPLES):
             part = order[start : start + _CHUNK_SAMPLES]
+            # Pages of row tables that are not held come from the device all at once.
+            self.will_need_rows(ids[part])
             samples = self._locate(ids[part])
             if field.in_record:
                 values = self._records.lengths(samples, self._schema.record_fields.index(field))

@@ -70,3 +70,19 @@ def test_what_cannot_be_resumed_is_refused(numbers, tmp_path):
     assert "holds no state of a ShardLoader" in done.stderr
     done = attempt(SCRIPT, numbers, tmp_path, "--loader-batch-size", 5)
     assert "make them equal" in done.stderr
+
+
+@pytest.mark.slow
+def test_epochs_of_different_lengths_are_refused(tmp_path):
+    """A Trainer takes the first epoch's number of batches for that of all."""
+    import numpy as np
+
+    import shardload
+    from shardload.integrations.transformers import ShardTrainer
+
+    with shardload.ShardWriter(tmp_path / "d", {"tokens": "int32[*]"}) as writer:
+        writer.write({"tokens": np.zeros(3, np.int32)})
+    packed = shardload.PackedSequences(shardload.open(tmp_path / "d"), "tokens", 8)
+    loader = shardload.ShardLoader(packed, 1, shuffle=True, num_replicas=1, rank=0)
+    with pytest.raises(ValueError, match="a Trainer counts the batches of an epoch once"):
+        ShardTrainer(train_loader=loader)

@@ -1,4 +1,4 @@
-"""Processes of the loader without the seconds that each takes to import torch."""
+"""Processes of the loader without the seconds that each takes to import torch, and a dataset that several files read."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import multiprocessing
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import write_documents
 
 from shardload.loader import processes
 
@@ -33,3 +35,9 @@ def quick_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(processes, "_Context", Forked)
     monkeypatch.setattr(processes, "_begin", begin)
     yield
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 documents of varying length. Read only."""
+    return write_documents(tmp_path_factory.mktemp("documents") / "dataset")

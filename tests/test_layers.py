@@ -119,6 +119,8 @@ def test_sizes(path):
         if isinstance(node, ast.FunctionDef):
             documentation = ast.get_docstring(node, clean=False) or ""
             size = (node.end_lineno or 0) - node.lineno + 1 - documentation.count("\n")
+            # An argument a line is no code: of constructors with many only what they do is counted.
+            size -= max(0, len(node.args.kwonlyargs) - 8)
             assert size <= 50, f"{path.name}: {node.name} has {size} lines"
         if isinstance(node, ast.ClassDef) and node.name not in long_ones:
             for method in node.body:

@@ -150,7 +150,13 @@ class Checkpointer:
             self._count_blocked(start)
 
     def restore(
-        self, step: int | None = None, *, skip_samples: int = 0, reseed: int | None = None, verify: bool = True
+        self,
+        step: int | None = None,
+        *,
+        skip_samples: int = 0,
+        reseed: int | None = None,
+        reweigh: bool = False,
+        verify: bool = True,
     ) -> int | None:
         """Takes up a checkpoint, at any number of ranks; the loader goes on with exactly the next samples.
 
@@ -161,6 +167,7 @@ class Checkpointer:
             step: which; None for the newest one that is whole. Checkpoints of later steps are set aside by the next save.
             skip_samples: samples of the global order to pass over from there.
             reseed: another seed for the order from there.
+            reweigh: go on with the weights of the loader's `Mixture` where the checkpoint has others.
             verify: compare all files with their sums, each rank a part; else only their sizes.
 
         Returns:
@@ -177,7 +184,8 @@ class Checkpointer:
         if manifest is None:
             return None
         checked = time.perf_counter()
-        self._load(manifest, skip_samples, reseed)
+        changes = {"skip_samples": skip_samples, "reseed": reseed} | ({"reweigh": True} if reweigh else {})
+        self._load(manifest, changes)
         self._known = manifest.step
         end = time.perf_counter()
         # A restore is none of the time that the 5 % are of.
@@ -337,7 +345,7 @@ class Checkpointer:
             )
         return None
 
-    def _load(self, manifest: CheckpointManifest, skip_samples: int, reseed: int | None) -> None:
+    def _load(self, manifest: CheckpointManifest, changes: dict[str, Any]) -> None:
         group, training = self._ranks(), self._training
         reader = FileSystemReader(self._directory.path_of(manifest.step))
         metadata = reader.read_metadata()
@@ -352,7 +360,7 @@ class Checkpointer:
             load(small, **options)
             # What may be of other data comes first, while nothing has changed.
             if (loader := training.loader) is not None:
-                group.agreed(lambda: loader.load_state_dict(small["loader"], skip_samples, reseed))
+                group.agreed(lambda: loader.load_state_dict(small["loader"], **changes))
             # Of an optimizer's state what is not in the checkpoint is taken out again; all else was compared.
             load(state, planner=DefaultLoadPlanner(allow_partial_load=True), **options)
         except CheckpointException as error:

@@ -12,6 +12,10 @@ the draws that may come, the one whose last slot is the earliest, and of equal o
 some choice breaks no limit; earliest-deadline-first finds one where there is one (Horn, "Some simple scheduling algorithms",
 1974), and leaves no slot empty.
 
+A short period (a table) would come in the same way again and again, and ranks, which take positions in turn, would each have
+sources of their own: of 3 to 1 on two ranks, one would never see the second. So each round of such a period begins at another
+place of it: one of up to 64 from which no count is off by more than one sample either, drawn by the number of the round.
+
 At a position t
 ---------------
 Only whole numbers within the limits are possible: let n + f = w t with 0 <= f < 1. Then c = n if f < e, c = n + 1 if f > 1 - e,
@@ -43,6 +47,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.order.selection import mixed
+
 Int64 = NDArray[np.int64]
 
 MAX_SOURCES = 64
@@ -58,6 +64,7 @@ _HALF_BITS = FINE_BITS // 2
 _CHUNK = 1 << 12
 _MAX_LOOKED_AT = 1 << 20
 _NEVER = np.int64(1 << 62)
+_MAX_TURNS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +120,7 @@ class Blend:
         """
         rounds, places = np.divmod(positions, self.period)
         if self.period <= TABLE_MAX:
-            numbers, before = (column[places] for column in _table(self._coming))
+            numbers, before = _turned(self._coming, rounds, places)
         else:
             numbers, before = _computed(_Rule(self._coming), places)
         before += rounds * np.array(self._coming, dtype=np.int64)[numbers]
@@ -123,7 +130,8 @@ class Blend:
         """Returns how many of the positions before one have each source."""
         rounds, place = divmod(position, self.period)
         if self.period <= TABLE_MAX:
-            counts = np.bincount(_table(self._coming)[0][:place], minlength=len(self._coming))
+            of_round, places = np.full(place, rounds, dtype=np.int64), np.arange(place, dtype=np.int64)
+            counts = np.bincount(_turned(self._coming, of_round, places)[0], minlength=len(self._coming))
         else:
             counts = _counts(_Rule(self._coming), np.array([place], dtype=np.int64)).come[:, 0]
         of_coming = iter(counts.tolist())
@@ -214,6 +222,33 @@ def _table(parts: tuple[int, ...]) -> tuple[Int64, Int64]:
     sources, draws = _computed(_Rule(parts), np.arange(sum(parts), dtype=np.int64))
     sources.flags.writeable = draws.flags.writeable = False
     return sources, draws
+
+
+def _turned(parts: tuple[int, ...], rounds: Int64, places: Int64) -> tuple[Int64, Int64]:
+    """Returns source and draw at places of rounds of a short period, each round from its own beginning."""
+    sources, draws = _table(parts)
+    begins, gone = _begins(parts)
+    turns = (mixed(rounds.astype(np.uint64)) % np.uint64(len(begins))).astype(np.int64)
+    places = places + begins[turns]
+    around = places >= len(sources)
+    places -= around * len(sources)
+    numbers = sources[places]
+    return numbers, draws[places] - gone[turns, numbers] + around * np.array(parts, dtype=np.int64)[numbers]
+
+
+@functools.lru_cache(maxsize=8)
+def _begins(parts: tuple[int, ...]) -> tuple[Int64, Int64]:
+    """Returns where rounds of a period may begin, and the draws of each source before: of shape (begins,), (begins, sources)."""
+    sources, _ = _table(parts)
+    period, column = len(sources), np.array(parts, dtype=np.int64)[:, None]
+    counts = np.zeros((len(parts), period), dtype=np.int64)
+    np.cumsum(sources[:-1] == np.arange(len(parts))[:, None], axis=1, out=counts[:, 1:])
+    # How much each is ahead at each place, in parts of a sample. From there on it is ahead by so much less.
+    ahead = counts * period - column * np.arange(period)
+    most, least = ahead.max(axis=1, keepdims=True), ahead.min(axis=1, keepdims=True)
+    good = np.flatnonzero(((most - ahead <= period) & (ahead - least <= period)).all(axis=0))
+    begins = good[:: -(-len(good) // _MAX_TURNS)]
+    return begins, counts[:, begins].T.copy()
 
 
 def _chosen(rule: _Rule, counted: _Counted) -> Int64:

@@ -92,12 +92,13 @@ def chosen_by_hash(numbers: UInt64, fraction: float, seed: int) -> NDArray[np.bo
         raise ValueError(f"the fraction must be from 0 to 1, not {fraction!r}")
     key = hashlib.blake2b(f"shardload split {seed}".encode(), digest_size=16).digest()
     first, second = np.frombuffer(key, dtype="<u8").astype(np.uint64)
-    hashed = _mixed(_mixed(numbers ^ first) ^ second)
+    hashed = mixed(mixed(numbers ^ first) ^ second)
     # The upper 53 bits, so that the comparison with a float is exact.
     return (hashed >> np.uint64(11)) < np.uint64(int(fraction * (1 << 53)))
 
 
-def _mixed(z: UInt64) -> UInt64:
+def mixed(z: UInt64) -> UInt64:
+    """Returns numbers well mixed, by a bijection: the finaliser of SplitMix64 after one step of its counter."""
     z = z + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

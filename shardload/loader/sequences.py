@@ -141,7 +141,7 @@ class PackedSequences:
         return UnitPlan(num_positions, self.grouping, functools.partial(self.dataset.lengths, self.fields[0]))
 
     def report(self, shuffle: Shuffle = True, seed: int = 0, epoch: int = 0) -> PackingReport:
-        """Returns what packing makes of an epoch, from the lengths of all samples: about a microsecond a sample.
+        """Returns what packing makes of an epoch, from the lengths of all samples.
 
         Args:
             shuffle: as of the loader.

@@ -8,6 +8,7 @@ its block. What lies between the last unit of a block and the next block is a ho
 from __future__ import annotations
 
 import collections
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -203,6 +204,7 @@ class UnitPlan:
     """Sample ids -> their lengths."""
 
     def __post_init__(self) -> None:
+        self._process_id = os.getpid()
         self._lock = threading.Lock()
         self._epochs: collections.OrderedDict[Hashable, EpochUnits] = collections.OrderedDict()
 
@@ -213,6 +215,9 @@ class UnitPlan:
             key: what its order depends on.
             order: returns its order.
         """
+        if self._process_id != os.getpid():
+            # Whoever held locks when this process was forked is not here to give them back.
+            self.__post_init__()
         with self._lock:
             blocks = self._epochs.pop(key, None)
             if blocks is None:

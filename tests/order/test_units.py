@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import itertools
+import os
 import pickle
 from bisect import bisect_left
 from typing import Any
@@ -284,10 +285,14 @@ def test_each_block_is_put_together_once_whatever_the_number_of_ranks() -> None:
     assert len(calls) == 120 and all(count == 1 for start, count in calls.items() if start >= 400)
 
 
-def test_plans_are_pickled_without_what_they_found() -> None:
+def test_plans_are_pickled_and_forked_without_what_they_found(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = np.ones(40, np.int64)
     plan = UnitPlan(40, TokenBudget("tokens", 4, 8), lengths.take)
     plan.epoch(0, lambda: InOrder(40).order(0, 0)).num_units(0)
+    with plan._lock:
+        # As where another thread of the parent held it when this process was forked.
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        assert plan.epoch(0, lambda: InOrder(40).order(0, 0)).num_units(0) == 10
     again = pickle.loads(pickle.dumps(plan))
     assert again.epoch(0, lambda: InOrder(40).order(0, 0)).num_units(0) == 10
 

@@ -246,7 +246,9 @@ class Progress:
         skip_samples = as_integer(skip_samples, "skip_samples")
         key, orders = replace(self.key, seed=self._own_seed), self._orders
         if reweigh and orders.segment is None:
-            raise ValueError("reweigh=True is for mixtures: nothing else has weights that a state could go on without")
+            raise ValueError(
+                "reweigh=True is for mixtures: nothing else has weights, and batches packed from a mixture keep theirs"
+            )
         saved = decode_state(state, key, reseed, orders.segment, reweigh)
         if plan is None or not skip_samples:
             epochs, position = divmod(saved.place.position + skip_samples, max(1, saved.num_samples))

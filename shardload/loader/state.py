@@ -108,7 +108,9 @@ def decode_state(
         key = replace(key, num_samples=content["num_samples"])
     for name, mine in asdict(key).items():
         if name != "seed" and content[name] != mine:
-            raise StateMismatchError(f"the state was saved with {name} {content[name]!r:.80}, this loader has {mine!r}")
+            raise StateMismatchError(
+                f"the state was saved with {name} {content[name]!r:.200}, this loader has {mine!r}"
+            )
     saved = _saved(content)
     if saved is None or saved.place.position > key.num_samples or (segment is None) != (saved.segment is None):
         told = {name: content[name] for name in (*Place.__slots__, "seed", "reseeds")}

@@ -264,8 +264,11 @@ class BatchMaker:
         if recipe.batch_transform is not None:
             batch = self._transformed(recipe.batch_transform, batch, ids, epoch)
         if recipe.with_ids:
-            places = ids, faults, epoch, self._num_positions, self._dataset
-            more = named_ids(*places) if recipe.rows is None else row_ids(ids, epoch)
+            more: Mapping[str, Any]
+            if recipe.rows is None:
+                more = named_ids(ids, faults, epoch, self._num_positions, self._dataset)
+            else:
+                more = row_ids(ids, epoch, self._dataset.source_numbers(ids.sample_ids))
             batch = _extended(batch, "with_ids=True", more)
         if recipe.with_valid or recipe.on_error == "mask":
             valid = torch.arange(num_rows) < num_valid

@@ -157,7 +157,8 @@ class ShardLoader:
             max_faults: most samples of one iteration that may be replaced; one more is a FaultLimitError. None for 100, or
                 5 % of the samples delivered in it if that is more.
             with_ids: add int64 tensors `_sample_id`, `_position` and `_epoch` of shape (batch,); -1 for fillers. A stand-in
-                has its own id, at the position of the sample that it replaces.
+                has its own id, at the position of the sample that it replaces. Of packed sequences `_sample_id` is a list, of a
+                tensor a sequence, and the others are the sequences'.
             reuse: take a batch's memory back when the next one is given, so that batches that are kept take no new memory but
                 change under their holder. Only for loops that keep nothing of a batch. Tensors from a transform, a collate_fn,
                 child processes, a CUDA device or with pin_memory=True are not meant: their memory is none of the loader's.

@@ -135,18 +135,31 @@ class Rows:
         }
 
 
-def row_ids(ids: RankBatch, epoch: int) -> dict[str, Any]:
-    """Returns what `with_ids` adds: the samples of each sequence, its position and its epoch; -1 for fillers."""
+def row_ids(ids: RankBatch, epoch: int, sources: Int64 | None) -> dict[str, Any]:
+    """Returns what `with_ids` adds to sequences: by sequence a tensor of their samples, and of mixtures one of their sources.
+
+    Args:
+        ids: the batch.
+        epoch: its epoch.
+        sources: the source of each sample: int64 of shape (samples,); None where sources have no names.
+
+    Returns:
+        `_sample_id`, and `_source` where there are sources, a list of int64 tensors of shape (segments,); `_position` and
+        `_epoch`, int64 of shape (sequences,). Fillers have -1.
+    """
     assert ids.units is not None
-    units = ids.units
-    sample_ids, positions = ids.sample_ids.copy(), units.positions.copy()
-    sample_ids[ids.num_valid :] = -1
+    units, sizes = ids.units, np.diff(ids.units.edges).tolist()
+    positions = units.positions.copy()
     positions[units.num_valid :] = -1
-    return {
-        "_sample_id": list(torch.split(torch.from_numpy(sample_ids), np.diff(units.edges).tolist())),
+    named: dict[str, Any] = {
         "_position": torch.from_numpy(positions),
         "_epoch": torch.full((len(positions),), epoch, dtype=torch.int64),
     }
+    for name, numbers in (("_sample_id", ids.sample_ids), ("_source", sources)):
+        if numbers is not None:
+            marked = np.where(np.arange(len(numbers)) < ids.num_valid, numbers, -1)
+            named[name] = list(torch.split(torch.from_numpy(marked), sizes))
+    return named
 
 
 def stored_pad(field: Field, pad: float) -> float:

@@ -194,6 +194,29 @@ def test_views_and_other_ways_to_shuffle(documents: Path, shuffle: Any) -> None:
         loader.close()
 
 
+def test_blends_tell_the_source_of_each_segment(documents: Path) -> None:
+    """And draws by weight are an order as any other."""
+    dataset = shardload.open(documents)
+    mixture = shardload.Mixture({"a": (dataset[:200], 3), "b": (dataset[200:], 1)}, stop="all_exhausted")
+    loader = make(shardload.PackedSequences(mixture, "tokens", LENGTH, LOOKAHEAD), tail="mask", batch_size=7)
+    told: collections.Counter[int] = collections.Counter()
+    states, rows = [], []
+    for batch in loader:
+        for row, (ids, sources) in enumerate(zip(ids_of(batch), batch["_source"], strict=True)):
+            starts = (batch["position_ids"][row] == 0) & (batch["segment_ids"][row] > 0)
+            stored = (batch["tokens"][row][starts] // 100).tolist()
+            assert sources.tolist() == ([int(i >= 200) for i in stored] if batch["_valid"][row] else [-1] * len(ids))
+            told.update(sources.tolist())
+        rows.append(batch["tokens"])
+        states.append(loader.state_dict())
+    assert told.pop(-1) and loader.stats().num_source_samples == {"a": told[0], "b": told[1]}
+    again = make(loader.dataset, tail="mask", batch_size=7)
+    again.load_state_dict(states[2])
+    assert all(got["tokens"].equal(want) for got, want in itertools.zip_longest(again, rows[3:]))
+    drawn = make(sequences(documents), weights=np.arange(NUM_DOCUMENTS) < 9)
+    assert {i for batch in drawn for row in ids_of(batch) for i in row} == set(range(9)) & set(FULL)
+
+
 def test_nothing_is_read_twice(documents: Path) -> None:
     """Of the samples; and of lengths only those of the block that a resume begins in."""
     read: list[int] = []

@@ -52,6 +52,7 @@ class Found:
 @click.option("--step", help="A step from there on, counted from 0, or START:STOP.")
 @click.option("--sample", type=click.IntRange(0), help="When the sample with this id is seen, instead.")
 @click.option("--key", help="When the sample with this key is seen, instead.")
+@click.option("--version", type=click.IntRange(1), help="Version of the dataset.  [default: the current one]")
 @click.option("--rank", type=click.IntRange(0), help="Only what this rank gets.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def locate(
@@ -61,6 +62,7 @@ def locate(
     step: str | None,
     sample: int | None,
     key: str | None,
+    version: int | None,
     rank: int | None,
     as_json: bool,
     **said: Any,
@@ -77,7 +79,7 @@ def locate(
             "--step asks what a step has, --sample or --key when a sample comes: leave all but one out"
         )
     steps = _steps(step)
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset, version=version)
     run = known_run(opened, state, run_log, step is not None, said)
     if key is not None:
         sample = _sample_with(opened, key)
@@ -120,8 +122,7 @@ def _sample_with(opened: ShardDataset, key: str) -> int:
 
 def _at_steps(run: Run, steps: range, rank: int | None) -> Found:
     """Returns the samples of some steps."""
-    parts = []
-    num_samples = 0
+    asked, num_samples = [], 0
     for step in steps:
         stretch = next((one for one in reversed(run.stretches) if one.has(step)), None)
         if stretch is None:
@@ -129,9 +130,12 @@ def _at_steps(run: Run, steps: range, rank: int | None) -> Found:
                 f"--step {step} comes before the first step that is known, {run.stretches[0].first_step}"
             )
         _check_rank(stretch, rank)
+        asked.append((step, stretch))
         num_samples += stretch.start.partition.global_batch
         if num_samples > MAX_SAMPLES:
             raise click.UsageError(f"--step has more than {MAX_SAMPLES:,} samples: ask for fewer steps at once")
+    parts = []
+    for step, stretch in asked:
         places = stretch.places(step)
         ids = np.empty_like(places.positions)
         for epoch in np.unique(places.epochs).tolist():

@@ -126,7 +126,7 @@ def _check_fingerprint(opened: ShardDataset, fingerprint: str, path: str) -> Non
     if fingerprint != opened.fingerprint:
         raise StateMismatchError(
             f"{path} belongs to samples with the fingerprint {fingerprint!r:.80}, and {opened.location} has {opened.fingerprint}: "
-            "is it of another dataset or version, or of a view?"
+            "is it of another dataset, another version of it (--version), or a view?"
         )
 
 

@@ -189,6 +189,22 @@ def test_keys_that_are_numbers(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_a_dataset_that_was_added_to(tmp_path, capsys):
+    path, file = tmp_path / "dataset", tmp_path / "state.json"
+    for first in (0, 20):
+        with shardload.ShardWriter(path, None if first else {"id": "int16"}, append=bool(first)) as writer:
+            for i in range(20):
+                writer.write({"id": first + i})
+        if not first:
+            file.write_text(json.dumps(shardload.ShardLoader(shardload.open(path), 4, shuffle=True).state_dict()))
+    words = ["--state", file, "--batch-size", 4, "--step", 2]
+    assert main(["locate", str(path), *map(str, words)]) == 1
+    assert "another version of it (--version)" in capsys.readouterr().err
+    loader = shardload.ShardLoader(shardload.open(path, version=1), 4, shuffle=True)
+    found = [one["sample_id"] for one in located(capsys, path, *words, "--version", 1)["samples"]]
+    assert found == loader.locate(2)["sample_id"].tolist()
+
+
 def test_a_sample_that_never_comes(numbers, capsys):
     words = ["--shuffle", "none", "--batch-size", "100", "--tail", "drop", "--sample", "1002"]
     assert main(["locate", str(numbers), *words]) == 0
@@ -243,7 +259,7 @@ def test_states_that_cannot_be(numbers, mixed, tmp_path, capsys):
     assert "has 2 states" in told([good, shardload.ShardLoader(dataset, 4, shuffle=False).state_dict()])
     assert "changed after it was saved" in told({"shardload": good["shardload"].replace('"epoch": 0', '"epoch": 1')})
     assert "larger than any state" in told(b" " * (2 << 20))
-    assert "or of a view?" in told(shardload.ShardLoader(dataset[:500], 4, shuffle=True).state_dict())
+    assert "or a view?" in told(shardload.ShardLoader(dataset[:500], 4, shuffle=True).state_dict())
     assert "fingerprint" in told(shardload.ShardLoader(shardload.open(mixed), 4, shuffle=True).state_dict())
     other = rewritten(good, shuffle="packed(2048x64)")
     assert "kind 'packed(2048x64)' is none of single samples" in told(other)
@@ -293,7 +309,7 @@ def test_logs_that_cannot_be(numbers, mixed, tmp_path, capsys):
         assert "line 2 does not say what a start says" in told(line, line | {name: value})
     assert "line 2: it goes on from position 7 of epoch 0" in told(line, line | {"after": [0, 7]})
     assert "do two runs share this file" in told(line, line | {"after": [0, 10], "shuffle": False})
-    assert "or of a view?" in told(line | {"fingerprint": "0" * 64})
+    assert "or a view?" in told(line | {"fingerprint": "0" * 64})
     assert "kind 'mixture'" in told(line | {"shuffle": "mixture"})
     # A run that began anew does not care for what came before it.
     assert "kind 'mixture'" in told(line | {"after": [3, 7]}, line | {"shuffle": "mixture"})

@@ -228,4 +228,4 @@ def test_orders_of_other_kinds(numbers, tmp_path, capsys, kind):
     for words in (["--state", file], ["--run-log", tmp_path / "run.jsonl"]):
         assert main(["locate", str(path), *map(str, words)]) == 1
         error = capsys.readouterr().err
-        assert error.count("\n") == 1 and ("an order of the kind" in error or "or of a view?" in error), error
+        assert error.count("\n") == 1 and ("an order of the kind" in error or "or a view?" in error), error

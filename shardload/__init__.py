@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         padded,
     )
     from shardload.order.blocks import BlockShuffle
+    from shardload.order.exclusion import Exclude
     from shardload.packing import pack
     from shardload.reader import Mixture, SampleSource, ShardDataset, TokenWindows, concat
     from shardload.reader import open_dataset as open
@@ -55,6 +56,7 @@ _ERRORS = (
 _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "BlockShuffle": ("shardload.order.blocks", "BlockShuffle"),
     "Checkpointer": ("shardload.checkpoint", "Checkpointer"),
+    "Exclude": ("shardload.order.exclusion", "Exclude"),
     "ImageDecode": ("shardload.codecs.images", "ImageDecode"),
     "Mixture": ("shardload.reader", "Mixture"),
     "PackedSequences": ("shardload.loader", "PackedSequences"),
@@ -79,6 +81,7 @@ __all__ = [
     "BlockShuffle",
     "Checkpointer",
     "ChecksumError",
+    "Exclude",
     "FaultLimitError",
     "FormatError",
     "ImageDecode",

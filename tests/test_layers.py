@@ -16,7 +16,7 @@ LAYERS = [
     {"checkpoint"},
     {"loader", "importers"},
     {"writer", "reader"},
-    {"planner", "capacity"},
+    {"planner", "capacity", "run_log"},
     {"format", "codecs", "storage", "order", "memory"},
     {"telemetry", "quantities", "version"},
     {"errors"},

@@ -20,6 +20,7 @@ import click
 
 from shardload.cli.head import head
 from shardload.cli.info import info
+from shardload.cli.locate import locate
 from shardload.cli.maintain import prune, rebuild_index
 from shardload.cli.pack import pack
 from shardload.cli.plan import plan
@@ -39,7 +40,7 @@ def shardload() -> None:
     """Pack a corpus into shards that are read in true random order, and look after the result."""
 
 
-for command in (pack, info, head, verify, shuffle_report, plan, rebuild_index, prune):
+for command in (pack, info, head, verify, locate, shuffle_report, plan, rebuild_index, prune):
     shardload.add_command(command)
 
 

@@ -20,6 +20,7 @@ from shardload.loader.sequences import LOOKAHEAD, PackedSequences
 from shardload.loader.split import Split
 from shardload.order.cursor import Tail
 from shardload.order.epoch import EpochOrders
+from shardload.order.exclusion import Excludes, left_out, parts_of
 from shardload.order.grouping import TokenBudget
 from shardload.order.shuffle import Shuffle
 from shardload.order.unit_blocks import UnitOrders, UnitPlan
@@ -114,6 +115,8 @@ def grouped(
     batch_tokens: BatchTokens | None,
     lookahead: int | None,
     weights: ArrayLike | None = None,
+    exclude: Excludes = (),
+    seed: int = 0,
 ) -> Grouped:
     """Returns what the arguments of a loader mean.
 
@@ -125,6 +128,11 @@ def grouped(
         raise ValueError("give batch_size, the samples of a batch, or batch_tokens, a budget for its items")
     if lookahead is not None and batch_tokens is None:
         raise ValueError("lookahead= goes with batch_tokens=; that of PackedSequences is given to PackedSequences")
+    if parts_of(exclude) and (batch_tokens is not None or isinstance(dataset, PackedSequences)):
+        raise ValueError(
+            "exclude= does not go with packed sequences or batch_tokens=: give them a view without those samples (select, "
+            "filter_by)"
+        )
     if isinstance(dataset, PackedSequences):
         if batch_tokens is not None or size is None:
             raise ValueError(
@@ -136,7 +144,7 @@ def grouped(
         return Grouped(source, UnitOrders(orders, plan.grouping), size, _samples_in(source, num_bytes), plan, dataset)
     orders = orders_of(dataset, shuffle, weights)
     if batch_tokens is None:
-        return Grouped(dataset, orders, size, size or 1)
+        return Grouped(dataset, left_out(orders, exclude, seed), size, size or 1)
     name, budget = batch_tokens if isinstance(batch_tokens, tuple) else (_only_field(dataset), batch_tokens)
     field = _lengthy(dataset, name)
     budget = as_integer(budget, "batch_tokens", 1)

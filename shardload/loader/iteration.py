@@ -32,6 +32,7 @@ from shardload.order.cursor import Partition
 from shardload.quantities import as_integer, parse_bytes
 from shardload.reader.checks import fits_in_memory
 from shardload.reader.source import SampleSource
+from shardload.run_log import append_start
 from shardload.telemetry import LoaderStats
 
 MIN_DEFAULT_BATCHES, MAX_DEFAULT_BATCHES = 2, 16
@@ -82,6 +83,8 @@ class Course:
     """That process, once there is one; made for the first iteration."""
     pinning: Pinning | None = None
     """What makes batches in host memory page-locked; made for the first iteration."""
+    run_log: str | None = None
+    """Where rank 0 notes each start; None for nowhere."""
     warned_kept: bool = False
     """Whether it was told that batches are being kept."""
 
@@ -287,6 +290,8 @@ class Iteration:
     def _begin(self) -> Callable[[], Delivery]:
         """Enters the epoch, starts the thread, and returns what gives the next batch."""
         course, progress = self._course, self._course.progress
+        if course.run_log is not None and self._rank == 0:
+            append_start(course.run_log, progress.recorded(self._partition))
         place, self._turn = progress.begin(self._partition), progress.turn
         course.delivered = Delivered()
         aside = course.beside()

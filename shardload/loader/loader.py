@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from shardload.codecs.images import ImageDecode
 from shardload.errors import LoaderClosedError
@@ -21,6 +23,7 @@ from shardload.loader.ranks import RankChoice, one_of
 from shardload.loader.sequences import PackedSequences
 from shardload.loader.stand_ins import OnError, check_policy
 from shardload.order.cursor import Partition, Tail
+from shardload.order.exclusion import Excludes
 from shardload.order.shuffle import Shuffle, check_shuffle
 from shardload.quantities import as_integer
 from shardload.reader.source import SampleSource
@@ -29,6 +32,8 @@ from shardload.telemetry import LoaderStats
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
+
+Int64 = NDArray[np.int64]
 
 
 class ShardLoader:
@@ -54,6 +59,7 @@ class ShardLoader:
         batch_size: int | None = None,
         *,
         shuffle: Shuffle,
+        exclude: Excludes = (),
         weights: ArrayLike | None = None,
         batch_tokens: BatchTokens | None = None,
         lookahead: int | None = None,
@@ -94,6 +100,9 @@ class ShardLoader:
             shuffle: True: a new permutation of all samples each epoch; False: the order of the dataset. "block", or a
                 `BlockShuffle` of other sizes: blocks of neighbours, mixed within a window, for storage whose random reads are dear.
                 That is no true shuffle (`shardload shuffle-report` measures it), and states name it.
+            exclude: samples that come in no epoch: ids, or an `Exclude` of ids and positions. A state that was saved without it can
+                be loaded, and the run goes on from its place without those samples. To leave out more later, give a list of all
+                `Exclude`s, the new one last: each has the positions of a run with those before it.
             weights: numbers from 0, of shape (samples,), that count beside each other: an epoch then has as many samples as
                 the dataset, each drawn by weight and with replacement, from seed, epoch and position alone. With shuffle=True.
             batch_tokens: the most items of a batch, padding included (its samples times the longest of them), as a number or as
@@ -166,7 +175,7 @@ class ShardLoader:
         Raises:
             ValueError: settings that contradict each other or give no batch.
         """
-        group = grouped(dataset, batch_size, check_shuffle(shuffle), batch_tokens, lookahead, weights)
+        group = grouped(dataset, batch_size, check_shuffle(shuffle), batch_tokens, lookahead, weights, exclude, seed)
         self.dataset, self.batch_size, self._plan = dataset, group.batch_size, group.plan
         self.device = None if device is None else torch.device(device)
         ranks = RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group)
@@ -232,6 +241,31 @@ class ShardLoader:
             ValueError: the epoch has no such batch, or it lies before the place where this run entered the epoch.
         """
         return self._progress.state_at(num_batches, self._partition())
+
+    def locate(self, num_batches: int) -> dict[str, Int64]:
+        """Returns the samples of all ranks in the batch that follows so many of the epoch under way or coming: step `num_batches`.
+
+        It is computed from the order, at whatever time; `dataset.places` tells where samples lie.
+
+        Returns:
+            int64 of shape (samples,) each, rank by rank and without fillers: `sample_id`; `epoch` and `position`, where it stands;
+            `rank`, which gets it; and `slot`, its place in the rank's batch.
+
+        Raises:
+            ValueError: the epoch has no such batch, it lies before the place where this run entered the epoch, or batches are made
+                of something other than single samples.
+        """
+        places, sample_ids = self._progress.batch_places(num_batches, self._partition())
+        where = {"epoch": places.epochs, "position": places.positions, "rank": places.ranks, "slot": places.slots}
+        return {"sample_id": sample_ids, **where}
+
+    def log_to(self, path: str | os.PathLike[str]) -> None:
+        """Makes rank 0 append a line to a run log for each `iter` from now on, a JSON object: what the order is, where it goes on.
+
+        Give all runs of a training, resumed or not, the same file: `shardload locate --run-log` then tells which samples any
+        step had, also where a run went back to an earlier state.
+        """
+        self._course.run_log = os.path.abspath(path)
 
     def load_state_dict(
         self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None, reweigh: bool = False

@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.errors import LoaderClosedError
-from shardload.loader.state import MAX_RESEEDS, OrderKey, Place, Saved, decode_state, encode_state
+from shardload.loader.state import MAX_RESEEDS, OrderKey, Place, Saved, decode_state, encode_state, form_of
 from shardload.order.cursor import Partition, RankBatch
 from shardload.order.epoch import EpochOrders, Order, Reseed, Segment, WindowEnd, seed_at
+from shardload.order.steps import BatchPlaces, Begun, Start
 from shardload.order.unit_blocks import UnitPlan
 from shardload.quantities import as_integer
+from shardload.run_log import Recorded
 
 Int64 = NDArray[np.int64]
 
@@ -49,6 +51,8 @@ class Progress:
         self._begun = False
         self._live = False
         self._resumed = False
+        # Up to where the training loop was given something, by this run or the one whose state was loaded.
+        self._reached: Place | None = None
         # A wrong seed is told here rather than in the middle of a run.
         self.order(0)
 
@@ -70,8 +74,41 @@ class Progress:
     @property
     def seed(self) -> int:
         """The seed in force where the current or coming epoch was entered."""
-        entered = self._reseedable(_without_rest(self._entered, self.key.num_samples))
+        entered = self._stored(self._reseedable(_without_rest(self._entered, self.key.num_samples)))
         return seed_at(self.key.seed, self._reseeds, entered.epoch, entered.position)
+
+    def recorded(self, partition: Partition) -> Recorded:
+        """Returns what a run log has of an iteration that will begin."""
+        place = self._upcoming(partition)
+        after = None if self._reached is None else (self._reached.epoch, self._reached.position)
+        start = Start(partition, place.epoch, place.position)
+        begun = Begun(self._orders, start, self.key.seed, self._reseeds, after)
+        return Recorded(self.key.fingerprint, self.key.recipe, begun)
+
+    def batch_places(self, num_batches: int, partition: Partition) -> tuple[BatchPlaces, Int64]:
+        """Returns where the samples stand that follow so many batches of the current or coming epoch, and their ids.
+
+        Raises:
+            ValueError: the epoch has no such batch, it lies before the place where this run entered the epoch, or its batches are
+                not of single samples.
+        """
+        if type(partition) is not Partition:
+            raise ValueError(
+                f"what a batch has is only known of batches of single samples, not of the kind {self.key.shuffle!r}: take it from "
+                "with_ids=True as it comes"
+            )
+        num_batches = as_integer(num_batches, "num_batches")
+        entered = self._entered if self._begun else self._upcoming(partition)
+        first = _batches_done(entered, partition)
+        stop = first + partition.num_batches(entered.position)
+        if not first <= num_batches < stop:
+            raise ValueError(
+                f"num_batches must be from {first} to {stop - 1} in epoch {entered.epoch}, not {num_batches}"
+            )
+        places = Start(partition, entered.epoch, entered.position).places(num_batches - first)
+        # Positions of the epoch before are told as such.
+        relative = places.positions - (entered.epoch - places.epochs) * self.key.num_samples
+        return places, self.order(entered.epoch)(relative)
 
     def windows(self, epoch: int) -> tuple[WindowEnd, WindowEnd] | None:
         """Returns where the windows of an epoch and of the next one end; None where samples may lie anywhere."""
@@ -167,7 +204,7 @@ class Progress:
         if turn != self.turn:
             raise LoaderClosedError("this iterator is closed: a newer one of the same order took over")
         batches = self._place.batches + 1 if whole_batch else 0
-        self._place = Place(self._place.epoch, cursor, batches)
+        self._place = self._reached = Place(self._place.epoch, cursor, batches)
         # Trainers that count batches stop here, and never ask whether there is another one.
         if not self.in_epoch(partition, self._place.epoch).has_batch(cursor):
             self._live = False
@@ -244,14 +281,19 @@ class Progress:
                 with them or with what is read.
         """
         skip_samples = as_integer(skip_samples, "skip_samples")
-        key, orders = replace(self.key, seed=self._own_seed), self._orders
+        orders, num_left_out = self._orders, self._orders.num_places - self._orders.num_positions
         if reweigh and orders.segment is None:
             raise ValueError(
                 "reweigh=True is for mixtures: nothing else has weights, and batches packed from a mixture keep theirs"
             )
+        form = form_of(state, orders)
+        num_samples = self.key.num_samples + num_left_out
+        key = replace(self.key, seed=self._own_seed, shuffle=form.name, num_samples=num_samples)
         saved = decode_state(state, key, reseed, orders.segment, reweigh)
+        told = saved.seed, saved.reseeds, key.recipe
+        position = orders.restored(saved.place.epoch, saved.place.position, *told)
         if plan is None or not skip_samples:
-            epochs, position = divmod(saved.place.position + skip_samples, max(1, saved.num_samples))
+            epochs, position = divmod(position + skip_samples, max(1, saved.num_samples - num_left_out))
         else:
             epochs, position = self._past(saved, skip_samples, plan)
         # Batches that were skipped or belong to an epoch before are no batches of this one.
@@ -259,10 +301,13 @@ class Progress:
         place = Place(saved.place.epoch + epochs, position, batches)
         if saved.segment is not None:
             orders, place = _reweighed(orders, saved, place)
-        reseeds = saved.reseeds if reseed is None else _reseeded(saved.reseeds, self._reseedable(place), reseed)
+        there = self._reseedable(replace(place, position=orders.stored(place.epoch, place.position, *told)))
+        reseeds = saved.reseeds if reseed is None else _reseeded(saved.reseeds, there, reseed)
         self._orders = orders
         self.key, self._reseeds = replace(self.key, seed=saved.seed), reseeds
         self._loaded = self._place = self._entered = self._next = place
+        before = form.restored(saved.place.epoch, saved.place.position, *told)
+        self._reached = replace(saved.place, position=before)
         self._begun = self._live = False
 
     def _order_of(self, epoch: int) -> Order:
@@ -300,8 +345,17 @@ class Progress:
         return Place(place.epoch + 1, -rest)
 
     def _encode(self, place: Place) -> dict[str, str]:
+        key, num_places = self.key, self._orders.num_places
+        if num_places != self._orders.num_positions:
+            key = replace(key, num_samples=num_places)
+        return encode_state(key, self._stored(place), self._reseeds, self._orders.segment)
+
+    def _stored(self, place: Place) -> Place:
+        """Returns a place as states have it."""
         place = _without_rest(place, self.key.num_samples)
-        return encode_state(self.key, place, self._reseeds, self._orders.segment)
+        told = self.key.seed, self._reseeds, self.key.recipe
+        position = self._orders.stored(place.epoch, place.position, *told)
+        return place if position == place.position else replace(place, position=position)
 
 
 def _without_rest(place: Place, num_samples: int) -> Place:

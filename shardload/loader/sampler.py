@@ -18,6 +18,7 @@ from shardload.loader.draws import orders_of
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import RankChoice, announce, one_of
 from shardload.order.cursor import Partition, RankBatch, Tail, by_window, rank_batches
+from shardload.order.exclusion import Excludes, left_out
 from shardload.order.sample_ids import SampleIds, UseWatch
 from shardload.order.shuffle import Shuffle, check_shuffle
 from shardload.quantities import as_integer
@@ -49,6 +50,7 @@ class ShardSampler(DistributedSampler[int]):
         seed: int = 0,
         drop_last: bool = False,
         *,
+        exclude: Excludes = (),
         world_size: int | None = None,
         mesh: DeviceMesh | None = None,
         mesh_dims: str | Sequence[str] | None = None,
@@ -65,6 +67,7 @@ class ShardSampler(DistributedSampler[int]):
             seed: seed of the permutations, from 0 to 2^64 - 1; equal on all ranks.
             drop_last: leave out the last samples that do not fill every rank (or, with batches, every batch); else one
                 replica gets a shorter end, and several are padded with the epoch's first samples, as in torch.
+            exclude: samples that come in no epoch, as `ShardLoader`.
             world_size: another name for num_replicas.
             mesh: a device mesh to take the ranks from, as `ShardLoader`.
             mesh_dims: its data-parallel dimensions.
@@ -81,7 +84,8 @@ class ShardSampler(DistributedSampler[int]):
         self._ranks = ranks
         self._announced = False
         self._thrown_away = False
-        self.progress = Progress(dataset.fingerprint, seed, orders_of(dataset, check_shuffle(shuffle), weights))
+        orders = orders_of(dataset, check_shuffle(shuffle), weights)
+        self.progress = Progress(dataset.fingerprint, seed, left_out(orders, exclude, seed))
 
     def batch_sampler(self, batch_size: int, read_ahead: int = 16, *, tail: Tail | None = None) -> ShardBatchSampler:
         """Returns the batches of this order, for `DataLoader(batch_sampler=...)`. They share this sampler's place.

@@ -15,7 +15,8 @@ from typing import Any
 from shardload.errors import StateMismatchError
 from shardload.order import RECIPE
 from shardload.order.blend import Blend
-from shardload.order.epoch import Reseed, Segment, seed_at
+from shardload.order.epoch import EpochOrders, Reseed, Segment, seed_at
+from shardload.order.exclusion import LEFT_OUT
 
 STATE_KEY = "shardload"
 STATE_VERSION, MIXTURE_VERSION = 2, 3
@@ -126,6 +127,38 @@ def decode_state(
             "another seed say load_state_dict(state, reseed=...)"
         )
     return saved
+
+
+def read_state(state: Mapping[str, Any]) -> tuple[OrderKey, Saved]:
+    """Returns what the order of a state is made from, and what else it holds, whatever it is to be loaded into.
+
+    Raises:
+        StateMismatchError: not such a state, or changed since.
+    """
+    content = _content(state)
+    key = OrderKey(**{name: content[name] for name in OrderKey.__slots__})
+    saved = _saved(content)
+    if saved is None:
+        raise StateMismatchError(
+            f"the state's place {content['epoch']!r:.60}, {content['position']!r:.60} does not exist"
+        )
+    return key, saved
+
+
+def form_of(state: Mapping[str, Any], orders: EpochOrders) -> EpochOrders:
+    """Returns those of the forms of orders that a state is of; the orders themselves if it is of none.
+
+    Raises:
+        StateMismatchError: not such a state, or of a run that left out samples which these orders have.
+    """
+    name = _content(state)["shuffle"]
+    form = next((form for form in orders.forms() if form.name == name), None)
+    if form is None and isinstance(name, str) and LEFT_OUT in name:
+        raise StateMismatchError(
+            f"the state was saved by a run that left samples out ({name!r:.120}), and this loader has {orders.name!r}: give "
+            "exclude= as that run had it; what is to be left out beside that goes behind it, as another Exclude in a list"
+        )
+    return orders if form is None else form
 
 
 def _saved(content: dict[str, Any]) -> Saved | None:

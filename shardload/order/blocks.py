@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardload.order.epoch import EpochOrders, Order, Reseed, WindowEnd, reseeded, seed_at
+from shardload.order.epoch import EpochOrders, Inverse, Order, Reseed, WindowEnd, reseeded, reseeded_inverse, seed_at
 from shardload.order.permutation import RECIPE, Permutation
 from shardload.quantities import as_integer
 
@@ -71,6 +71,14 @@ class Blocked(EpochOrders):
 
         return reseeded(part, self.num_positions, seed_at(seed, reseeds, epoch, 0), epoch, reseeds)
 
+    def inverse(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Inverse:
+        """Returns the inverse of the order of an epoch."""
+
+        def part(num_positions: int, seed: int) -> Inverse:
+            return block_inverse(num_positions, self.shuffle, seed, epoch, recipe)
+
+        return reseeded_inverse(part, self.num_positions, seed_at(seed, reseeds, epoch, 0), epoch, reseeds)
+
 
 def block_order(num_samples: int, shuffle: BlockShuffle, seed: int, epoch: int, recipe: int = RECIPE) -> Order:
     """Returns the order of one epoch.
@@ -81,6 +89,38 @@ def block_order(num_samples: int, shuffle: BlockShuffle, seed: int, epoch: int, 
     window w is the first 8 bytes, little-endian, of the BLAKE2b of "shardload window <seed> <w>".
     """
     layout = _Layout.of(num_samples, shuffle, seed, epoch, recipe)
+    mixed = _mixed_windows(layout, seed, epoch, recipe)
+
+    def order(positions: Int64) -> Int64:
+        places = np.empty_like(positions)
+        for mine, start, permutation in mixed(positions):
+            places[mine] = start + permutation.sample_ids(positions[mine] - start)
+        slots = layout.slots(places)
+        return layout.blocks.sample_ids(slots) * layout.block_samples + places - layout.starts(slots)
+
+    return order
+
+
+def block_inverse(num_samples: int, shuffle: BlockShuffle, seed: int, epoch: int, recipe: int = RECIPE) -> Inverse:
+    """Returns the inverse of `block_order`, with the same arguments."""
+    layout = _Layout.of(num_samples, shuffle, seed, epoch, recipe)
+    mixed = _mixed_windows(layout, seed, epoch, recipe)
+
+    def inverse(sample_ids: Int64) -> Int64:
+        numbers, inside = np.divmod(sample_ids, layout.block_samples)
+        places = layout.starts(layout.blocks.positions(numbers)) + inside
+        positions = np.empty_like(places)
+        for mine, start, permutation in mixed(places):
+            positions[mine] = start + permutation.positions(places[mine] - start)
+        return positions
+
+    return inverse
+
+
+def _mixed_windows(
+    layout: _Layout, seed: int, epoch: int, recipe: int
+) -> Callable[[Int64], Iterator[tuple[NDArray[np.bool_], int, Permutation]]]:
+    """Returns what yields the windows of some positions: which of them lie in it, its first position, and how it is mixed."""
 
     @functools.lru_cache(maxsize=_KEPT_WINDOWS)
     def mixed(number: int) -> tuple[int, Permutation]:
@@ -88,17 +128,12 @@ def block_order(num_samples: int, shuffle: BlockShuffle, seed: int, epoch: int, 
         key = hashlib.blake2b(f"shardload window {seed} {number}".encode(), digest_size=8).digest()
         return start, Permutation(stop - start, seed=int.from_bytes(key, "little"), epoch=epoch, recipe=recipe)
 
-    def order(positions: Int64) -> Int64:
+    def windows(positions: Int64) -> Iterator[tuple[NDArray[np.bool_], int, Permutation]]:
         numbers = layout.slots(positions) // layout.window_blocks
-        places = np.empty_like(positions)
         for number in np.unique(numbers).tolist():
-            mine = numbers == number
-            start, permutation = mixed(number)
-            places[mine] = start + permutation.sample_ids(positions[mine] - start)
-        slots = layout.slots(places)
-        return layout.blocks.sample_ids(slots) * layout.block_samples + places - layout.starts(slots)
+            yield numbers == number, *mixed(number)
 
-    return order
+    return windows
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from shardload.order.permutation import RECIPE, Permutation
 Int64 = NDArray[np.int64]
 Order = Callable[[Int64], Int64]
 """Positions -> sample ids, both int64 of shape (positions,)."""
+Inverse = Callable[[Int64], Int64]
+"""Sample ids -> the positions at which they stand, both int64 of shape (samples,)."""
 WindowEnd = Callable[[int], int]
 """Position -> the end of the window that it lies in."""
 
@@ -95,20 +97,33 @@ def reseeded(
         reseeds: the seeds that came later, in their order; those of other epochs as well.
     """
     whole = part(num_positions, seed)
-    later = [reseed for reseed in reseeds if reseed.epoch == epoch and 0 < reseed.position < num_positions]
     # The last one comes first: what it gives are positions of the order that it took the place of.
-    rests = [(one.position, part(num_positions - one.position, one.seed)) for one in reversed(later)]
-    if not rests:
-        return whole
+    rests = _rests(part, num_positions, epoch, reseeds)[::-1]
+    return (lambda positions: whole(_moved(positions, rests))) if rests else whole
 
-    def order(positions: Int64) -> Int64:
-        positions = positions.copy()
-        for start, rest in rests:
-            moved = positions >= start
-            positions[moved] = start + rest(positions[moved] - start)
-        return whole(positions)
 
-    return order
+def reseeded_inverse(
+    part: Callable[[int, int], Inverse], num_positions: int, seed: int, epoch: int, reseeds: Sequence[Reseed]
+) -> Inverse:
+    """Returns the inverse of what `reseeded` returns; `part` gives the inverse of its parts."""
+    whole, rests = part(num_positions, seed), _rests(part, num_positions, epoch, reseeds)
+    return (lambda sample_ids: _moved(whole(sample_ids), rests)) if rests else whole
+
+
+def _rests(
+    part: Callable[[int, int], Order], num_positions: int, epoch: int, reseeds: Sequence[Reseed]
+) -> list[tuple[int, Order]]:
+    """Returns where in an epoch other seeds come, and what each makes of the positions from there on, counted from there."""
+    later = [reseed for reseed in reseeds if reseed.epoch == epoch and 0 < reseed.position < num_positions]
+    return [(one.position, part(num_positions - one.position, one.seed)) for one in later]
+
+
+def _moved(positions: Int64, rests: Sequence[tuple[int, Order]]) -> Int64:
+    positions = positions.copy()
+    for start, rest in rests:
+        moved = positions >= start
+        positions[moved] = start + rest(positions[moved] - start)
+    return positions
 
 
 class EpochOrders(ABC):
@@ -145,6 +160,46 @@ class EpochOrders(ABC):
             reseeds: the seeds that came later, in their order; those of other epochs as well.
             recipe: version of the permutation.
         """
+
+    @property
+    def invertible(self) -> bool:
+        """Whether `inverse` tells where a sample stands."""
+        return type(self).inverse is not EpochOrders.inverse
+
+    def inverse(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Inverse:
+        """Returns at which position of an epoch each sample stands: the inverse of `order`, with the same arguments.
+
+        Raises:
+            ValueError: these orders have none.
+        """
+        raise ValueError(
+            f"where a sample stands is not known of an order of the kind {self.name!r}, only what stands where"
+        )
+
+    @property
+    def num_places(self) -> int:
+        """Positions of an epoch as states count them."""
+        return self.num_positions
+
+    def stored(self, epoch: int, position: int, seed: int, reseeds: Sequence[Reseed], recipe: int) -> int:
+        """Returns a position as states count it.
+
+        Args:
+            epoch: its epoch.
+            position: the position, from 0 to `num_positions`.
+            seed: the first seed.
+            reseeds: the seeds that came later, in their order, at positions as states count them.
+            recipe: version of the permutation.
+        """
+        return position
+
+    def restored(self, epoch: int, position: int, seed: int, reseeds: Sequence[Reseed], recipe: int) -> int:
+        """Returns the position of a state as one of these orders: the inverse of `stored`, with the same arguments."""
+        return position
+
+    def forms(self) -> tuple[EpochOrders, ...]:
+        """Returns the orders whose states fit: these, then others that differ in what they pass over."""
+        return (self,)
 
     @property
     def segment(self) -> Segment | None:
@@ -185,6 +240,10 @@ class InOrder(EpochOrders):
         """Returns the positions themselves."""
         return lambda positions: positions
 
+    def inverse(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Inverse:
+        """Returns the ids themselves."""
+        return lambda sample_ids: sample_ids
+
 
 @dataclass(frozen=True, slots=True)
 class Permuted(EpochOrders):
@@ -200,3 +259,11 @@ class Permuted(EpochOrders):
     def order(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Order:
         """Returns the permutation of an epoch, as of `epoch_order`."""
         return epoch_order(self.num_positions, seed, epoch, reseeds, recipe)
+
+    def inverse(self, epoch: int, seed: int, reseeds: Sequence[Reseed] = (), recipe: int = RECIPE) -> Inverse:
+        """Returns the inverse of the permutation of an epoch."""
+
+        def part(num_positions: int, seed: int) -> Inverse:
+            return Permutation(num_positions, seed=seed, epoch=epoch, recipe=recipe).positions
+
+        return reseeded_inverse(part, self.num_positions, seed_at(seed, reseeds, epoch, 0), epoch, reseeds)

@@ -29,6 +29,7 @@ from shardload.reader.facts import ShardFacts
 from shardload.reader.files import OpenFiles
 from shardload.reader.items import Segments, sample_of, segments_of
 from shardload.reader.located import Located
+from shardload.reader.places import SamplePlace, sample_places
 from shardload.reader.records import RecordReader
 from shardload.reader.rows import RowCache
 from shardload.reader.shard import ShardReader
@@ -237,6 +238,15 @@ class Access:
                 for field in streams:
                     mine += rows[count_column(field)].astype(np.int64) * field.num_bytes
         return sizes[0], sizes[1]
+
+    def places(self, sample_ids: Int64) -> list[SamplePlace]:
+        """Returns where samples lie, in the order of their ids, each once."""
+        samples = self._locate(np.unique(sample_ids))
+        schema = self._schema
+        wide = {field: self._wide[field.name] for field in schema.wide_fields}
+        streams = {field: self._streams[field.name] for field in schema.stream_fields}
+        shards = {shard_id: self.shard(shard_id) for shard_id in np.unique(samples.shard_ids).tolist()}
+        return sample_places(samples, shards, self._facts, self._records, wide, streams)
 
     def find(self, digests: Sequence[bytes]) -> Int64:
         """Returns the id of the sample of each key's digest, -1 where there is none: int64 of shape (digests,)."""

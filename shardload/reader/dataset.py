@@ -23,6 +23,7 @@ from shardload.reader.checks import Verify
 from shardload.reader.columns import lengthy_field
 from shardload.reader.decode import check_decoders
 from shardload.reader.engines import EngineName, check_engine
+from shardload.reader.places import SamplePlace
 from shardload.reader.snapshot import Snapshot, read_snapshot
 from shardload.reader.source import SampleSource
 from shardload.reader.transform import Transform
@@ -207,6 +208,17 @@ class ShardDataset(SampleSource):
             raise ValueError(f"{self.location}: was written without a key: name one when writing it (key=, --key)")
         field = self.schema[self.schema.key]
         return self._process_access().find([key_digest(key_bytes(field, key)) for key in keys])
+
+    def places(self, sample_ids: Sequence[int] | Int64) -> list[SamplePlace]:
+        """Returns in which shards, and at which bytes of them, samples lie: in the order given.
+
+        Raises:
+            IndexError: an id is outside the dataset; names it.
+            FormatError: a shard is damaged where it tells places.
+        """
+        ids = self._sample_ids(sample_ids)
+        found = {place.sample_id: place for place in self._process_access().places(ids)} if len(ids) else {}
+        return [found[sample_id] for sample_id in ids.tolist()]
 
     def statistics(self) -> dict[str, FieldStatistics]:
         """Returns what each field holds: missing values, lengths, least and greatest number. Reads a little of each shard."""

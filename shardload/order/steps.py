@@ -1,0 +1,203 @@
+"""What a step of a run has, and at which step a position comes: over epochs, resumes and other numbers of ranks.
+
+A step is one global batch. Steps are counted from 0 over what was delivered, so that a resume goes on with the count of the
+place that it goes on from: what came after that place before is forgotten, as it is by the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardload.order.cursor import Partition
+from shardload.order.epoch import EpochOrders, Reseed
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlaces:
+    """Where the samples of one global batch stand, rank by rank: int64 of shape (samples,) each, fillers left out."""
+
+    epochs: Int64
+    """The epoch whose order each is from."""
+    positions: Int64
+    """The position there."""
+    ranks: Int64
+    """The rank that gets it."""
+    slots: Int64
+    """Its place in the rank's batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a position comes."""
+
+    step: int
+    rank: int
+    slot: int
+    """Its place in the rank's batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where batches begin, and how the order is split from there on."""
+
+    partition: Partition
+    epoch: int
+    position: int
+    """In the epoch: where the first batch begins if one follows in it. Below 0 are the positions of the epoch before."""
+
+    def batch(self, number: int) -> tuple[int, int]:
+        """Returns the epoch and the cursor of a batch, counted from 0; as many epochs as needed follow each other."""
+        partition = self.partition
+        if partition.tail == "carry":
+            first = self._line(self.epoch, self.position) + number * partition.global_batch
+            # It belongs to the epoch of its last sample.
+            epoch = (first + partition.global_batch - 1) // partition.num_samples
+            return epoch, first - epoch * partition.num_samples
+        here, each = partition.num_batches(self.position), partition.num_batches()
+        if number < here:
+            return self.epoch, self.position + number * partition.global_batch
+        epochs, rest = divmod(number - here, each)
+        return self.epoch + 1 + epochs, rest * partition.global_batch
+
+    def places(self, number: int) -> BatchPlaces:
+        """Returns where the samples of a batch stand."""
+        epoch, cursor = self.batch(number)
+        parts = []
+        for rank in range(self.partition.num_replicas):
+            positions, num_valid = self.partition.positions(cursor, rank)
+            slots = np.arange(num_valid, dtype=np.int64)
+            parts.append((positions[:num_valid], np.full(num_valid, rank, dtype=np.int64), slots))
+        positions, ranks, slots = (np.concatenate(column) for column in zip(*parts, strict=True))
+        before = positions < 0
+        return BatchPlaces(epoch - before, positions + before * self.partition.num_samples, ranks, slots)
+
+    def number(self, epoch: int, position: int) -> int | None:
+        """Returns how many batches come before a place; None if none of them ends there.
+
+        The end of an epoch counts as the start of the next one, as in states.
+        """
+        partition, size = self.partition, self.partition.global_batch
+        if partition.tail == "carry":
+            number, rest = divmod(self._line(epoch, position) - self._line(self.epoch, self.position), size)
+            return None if rest or number < 0 else number
+        if epoch < self.epoch:
+            return None
+        origin, before = self._origin(epoch)
+        here = partition.num_batches(origin)
+        if position == partition.num_samples or position == origin + here * size:
+            return before + here
+        number, rest = divmod(position - origin, size)
+        return None if rest or not 0 <= number <= here else before + number
+
+    def seen(self, epoch: int, position: int) -> list[Seat]:
+        """Returns where a position of an epoch comes: nowhere if it lies before the start, or in a tail that is left out.
+
+        Several times where `pad` repeats it. What `mask` fills up with does not count.
+        """
+        partition, size, stride = self.partition, self.partition.global_batch, self.partition.num_replicas
+        if partition.tail == "carry":
+            ahead = self._line(epoch, position) - self._line(self.epoch, self.position)
+            return [] if ahead < 0 else [Seat(ahead // size, ahead % size % stride, ahead % size // stride)]
+        if epoch < self.epoch:
+            return []
+        origin, before = self._origin(epoch)
+        here = partition.num_batches(origin)
+        last = origin + (here - 1) * size
+        found, stop = [], last + size
+        if stop > partition.num_samples:
+            padded = -(-(partition.num_samples - last) // stride) * stride
+            stop = last + padded if partition.tail == "pad" else partition.num_samples
+        for at in range(position, stop, partition.num_samples):
+            if at >= origin and here:
+                number, rest = divmod(at - origin, size)
+                found.append(Seat(before + number, rest % stride, rest // stride))
+        return found
+
+    def _origin(self, epoch: int) -> tuple[int, int]:
+        """Returns where the batches of an epoch begin, and how many come before."""
+        if epoch == self.epoch:
+            return self.position, 0
+        later = epoch - self.epoch - 1
+        return 0, self.partition.num_batches(self.position) + later * self.partition.num_batches()
+
+    def _line(self, epoch: int, position: int) -> int:
+        """Returns a place counted over all epochs, which `carry` runs through without a gap."""
+        return epoch * self.partition.num_samples + position
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What a run delivered from one start on."""
+
+    orders: EpochOrders
+    start: Start
+    seed: int
+    """The first seed of its order."""
+    reseeds: tuple[Reseed, ...] = ()
+    """The seeds that came later."""
+    first_step: int = 0
+    """Number of its first step in the run."""
+    num_steps: int | None = None
+    """Its steps until the run went on from another start; None while it has not."""
+
+    def has(self, step: int) -> bool:
+        """Tells whether a step of the run lies in it."""
+        return self.first_step <= step and (self.num_steps is None or step < self.first_step + self.num_steps)
+
+    def places(self, step: int) -> BatchPlaces:
+        """Returns where the samples of a step of the run stand."""
+        return self.start.places(step - self.first_step)
+
+    def seen(self, epoch: int, position: int) -> list[Seat]:
+        """Returns at which steps of the run a position of an epoch comes in it."""
+        seats = [replace(seat, step=seat.step + self.first_step) for seat in self.start.seen(epoch, position)]
+        return [seat for seat in seats if self.has(seat.step)]
+
+    @property
+    def epochs(self) -> range:
+        """The epochs that it has samples of; of one that has not ended, those of its first batch."""
+        first = self.start.batch(0)
+        last = first[0] if not self.num_steps else self.start.batch(self.num_steps - 1)[0]
+        return range(first[0] - (first[1] < 0), last + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A start of a run as it was recorded."""
+
+    orders: EpochOrders
+    start: Start
+    seed: int
+    reseeds: tuple[Reseed, ...]
+    after: tuple[int, int] | None
+    """Epoch and position up to which samples had been delivered before, as that run counts them; None for a run's first start."""
+
+
+def gone_on(run: Sequence[Stretch], begun: Begun) -> list[Stretch]:
+    """Returns the stretches of a run after one more start, in the order of their steps.
+
+    Args:
+        run: those before it. Without any, steps are counted from this start on.
+        begun: the start. One without `after` begins the run anew.
+
+    Raises:
+        ValueError: it goes on from a place that no step of the run ended at.
+    """
+    if begun.after is None or not run:
+        return [Stretch(begun.orders, begun.start, begun.seed, begun.reseeds)]
+    for i in reversed(range(len(run))):
+        # The same place may have come in an earlier stretch, if a run went back to it.
+        number, most = run[i].start.number(*begun.after), run[i].num_steps
+        if number is not None and (most is None or number <= most):
+            later = Stretch(begun.orders, begun.start, begun.seed, begun.reseeds, run[i].first_step + number)
+            return [*run[:i], replace(run[i], num_steps=number), later]
+    epoch, position = begun.after
+    raise ValueError(
+        f"it goes on from position {position} of epoch {epoch}, where no step of the starts before it ended"
+    )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shardload.loader import (
         PackedSequences,
         PackingReport,
+        Scan,
         ShardBatchSampler,
         ShardLoader,
         ShardSampler,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         masked_mean,
         packed,
         padded,
+        scan,
     )
     from shardload.order.blocks import BlockShuffle
     from shardload.packing import pack
@@ -60,6 +62,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "PackedSequences": ("shardload.loader", "PackedSequences"),
     "PackingReport": ("shardload.loader", "PackingReport"),
     "SampleSource": ("shardload.reader", "SampleSource"),
+    "Scan": ("shardload.loader", "Scan"),
     "ShardBatchSampler": ("shardload.loader", "ShardBatchSampler"),
     "ShardDataset": ("shardload.reader", "ShardDataset"),
     "ShardLoader": ("shardload.loader", "ShardLoader"),
@@ -73,6 +76,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "pack": ("shardload.packing", "pack"),
     "packed": ("shardload.loader", "packed"),
     "padded": ("shardload.loader", "padded"),
+    "scan": ("shardload.loader", "scan"),
 }
 
 __all__ = [
@@ -88,6 +92,7 @@ __all__ = [
     "PackedSequences",
     "PackingReport",
     "SampleSource",
+    "Scan",
     "ShardBatchSampler",
     "ShardDataset",
     "ShardLoader",
@@ -106,6 +111,7 @@ __all__ = [
     "pack",
     "packed",
     "padded",
+    "scan",
 ]
 
 

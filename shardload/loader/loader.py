@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -16,7 +15,7 @@ from shardload.errors import LoaderClosedError
 from shardload.loader.audit import Delivered, audit_ids, check_ranks
 from shardload.loader.grouped import BatchTokens, grouped
 from shardload.loader.iteration import Iteration
-from shardload.loader.progress import Progress
+from shardload.loader.progress import EpochRun, Progress
 from shardload.loader.ranks import RankChoice, one_of
 from shardload.loader.sequences import PackedSequences
 from shardload.loader.stand_ins import OnError, check_policy
@@ -176,7 +175,7 @@ class ShardLoader:
         made = fields, decode, transform, batch_transform, collate_fn, dtypes
         recipe = group.recipe(*made, num_processes > 0 if reproducible else None, flags)
         read = pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes, helper_process, max_faults
-        self._course = group.course(recipe, self._progress, self.device, *read, reuse)
+        self._course = group.course(recipe, self.device, *read, reuse)
 
     def __iter__(self) -> Iterator[Any]:
         """Returns an iterator over the remainder of a loaded state, else over the next epoch not yet begun.
@@ -193,7 +192,7 @@ class ShardLoader:
             raise LoaderClosedError(
                 f"the run was to have epochs={self._epochs}, and all of them were begun or delivered"
             )
-        iteration = Iteration(self._course, partition, rank)
+        iteration = Iteration(self._course, EpochRun(self._progress, partition, rank))
         self._iteration = weakref.ref(iteration)
         return iteration
 
@@ -289,23 +288,12 @@ class ShardLoader:
 
     def stats(self) -> LoaderStats:
         """Returns counters and times since the loader was made."""
-        stats, course = dataclasses.replace(self._course.stats), self._course
-        if course.pool is not None:
-            stats.engine = course.dataset.engine_name
-        for pool in course.pools:
-            stats.num_buffers_new += pool.num_new
-            stats.num_buffers_reused += pool.num_reused
-            stats.leased_bytes += pool.leased_bytes
-        stats.num_helper_batches = 0 if course.aside is None else course.aside.num_batches
-        return stats
+        return self._course.told()
 
     def close(self) -> None:
         """Ends the prefetch thread and a helper process, and frees idle buffers. Batches that are held stay valid."""
         self._close_iteration()
-        if self._course.aside is not None:
-            self._course.aside.close()
-        for pool in self._course.pools:
-            pool.close()
+        self._course.close()
         self._closed = True
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.errors import LoaderClosedError
+from shardload.loader.run import Entered
 from shardload.loader.state import MAX_RESEEDS, OrderKey, Place, Saved, decode_state, encode_state
 from shardload.order.cursor import Partition, RankBatch
 from shardload.order.epoch import EpochOrders, Order, Reseed, Segment, WindowEnd, seed_at
@@ -141,7 +142,7 @@ class Progress:
                 f"the rest of epoch {self._entered.epoch}, which a loaded state had to go on with, was left after at most one "
                 f"batch; epoch {self._next.epoch} starts now. Load the state again after looking at a batch",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         place = self._upcoming(partition)
         self._resumed = self._loaded is not None
@@ -302,6 +303,29 @@ class Progress:
     def _encode(self, place: Place) -> dict[str, str]:
         place = _without_rest(place, self.key.num_samples)
         return encode_state(self.key, place, self._reseeds, self._orders.segment)
+
+
+class EpochRun:
+    """One rank's run over an epoch, or what is left of it."""
+
+    def __init__(self, progress: Progress, partition: Partition, rank: int) -> None:
+        self.rank = rank
+        self._progress = progress
+        self._partition = partition
+        self._turn = 0
+
+    def begin(self) -> Entered:
+        """Enters the epoch."""
+        progress, partition = self._progress, self._partition
+        place, self._turn = progress.begin(partition), progress.turn
+        batches = progress.batches(partition, self.rank, place)
+        after = progress.batches(partition, self.rank, Place(place.epoch + 1))
+        facts = place.epoch, progress.seed, progress.key.num_samples
+        return Entered(*facts, batches, after, progress.windows(place.epoch))
+
+    def deliver(self, cursor: int) -> None:
+        """Notes that the training loop was given what ends at `cursor`."""
+        self._progress.deliver(cursor, self._turn, self._partition)
 
 
 def _without_rest(place: Place, num_samples: int) -> Place:

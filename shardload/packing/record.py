@@ -15,7 +15,9 @@ from shardload.writer.job import JobRecord, again, current_versions, difference
 
 def make_record(options: Mapping[str, Any], plan: SourcePlan) -> JobRecord:
     """Returns the record of a pack that is to be begun, without generation and version."""
-    return JobRecord(dict(options), [_unit_digest(unit) for unit in plan.units], current_versions() | plan.versions)
+    return JobRecord(
+        dict(options), [_unit_digest(unit) for unit in plan.units], {**current_versions(), **plan.versions}
+    )
 
 
 def check_same(storage: LocalStorage, before: JobRecord, now: JobRecord, units: list[Unit]) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedVersionError,
     )
+    from shardload.inference import ScanWriter
     from shardload.loader import (
         PackedSequences,
         PackingReport,
@@ -63,6 +64,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "PackingReport": ("shardload.loader", "PackingReport"),
     "SampleSource": ("shardload.reader", "SampleSource"),
     "Scan": ("shardload.loader", "Scan"),
+    "ScanWriter": ("shardload.inference", "ScanWriter"),
     "ShardBatchSampler": ("shardload.loader", "ShardBatchSampler"),
     "ShardDataset": ("shardload.reader", "ShardDataset"),
     "ShardLoader": ("shardload.loader", "ShardLoader"),
@@ -93,6 +95,7 @@ __all__ = [
     "PackingReport",
     "SampleSource",
     "Scan",
+    "ScanWriter",
     "ShardBatchSampler",
     "ShardDataset",
     "ShardLoader",

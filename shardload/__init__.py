@@ -24,9 +24,11 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedVersionError,
     )
+    from shardload.inference import ScanWriter
     from shardload.loader import (
         PackedSequences,
         PackingReport,
+        Scan,
         ShardBatchSampler,
         ShardLoader,
         ShardSampler,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         masked_mean,
         packed,
         padded,
+        scan,
     )
     from shardload.order.blocks import BlockShuffle
     from shardload.order.exclusion import Exclude
@@ -62,6 +65,8 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "PackedSequences": ("shardload.loader", "PackedSequences"),
     "PackingReport": ("shardload.loader", "PackingReport"),
     "SampleSource": ("shardload.reader", "SampleSource"),
+    "Scan": ("shardload.loader", "Scan"),
+    "ScanWriter": ("shardload.inference", "ScanWriter"),
     "ShardBatchSampler": ("shardload.loader", "ShardBatchSampler"),
     "ShardDataset": ("shardload.reader", "ShardDataset"),
     "ShardLoader": ("shardload.loader", "ShardLoader"),
@@ -75,6 +80,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "pack": ("shardload.packing", "pack"),
     "packed": ("shardload.loader", "packed"),
     "padded": ("shardload.loader", "padded"),
+    "scan": ("shardload.loader", "scan"),
 }
 
 __all__ = [
@@ -91,6 +97,8 @@ __all__ = [
     "PackedSequences",
     "PackingReport",
     "SampleSource",
+    "Scan",
+    "ScanWriter",
     "ShardBatchSampler",
     "ShardDataset",
     "ShardLoader",
@@ -109,6 +117,7 @@ __all__ = [
     "pack",
     "packed",
     "padded",
+    "scan",
 ]
 
 

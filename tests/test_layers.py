@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "shardload"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"packing", "integrations"},
+    {"packing", "inference", "integrations"},
     {"checkpoint"},
     {"loader", "importers"},
     {"writer", "reader"},

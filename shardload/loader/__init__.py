@@ -5,11 +5,13 @@ from shardload.loader.loader import ShardLoader
 from shardload.loader.metrics import masked_mean
 from shardload.loader.ragged import packed, padded
 from shardload.loader.sampler import ShardBatchSampler, ShardSampler
+from shardload.loader.scan import Scan, scan
 from shardload.loader.sequences import PackedSequences, PackingReport
 
 __all__ = [
     "PackedSequences",
     "PackingReport",
+    "Scan",
     "ShardBatchSampler",
     "ShardLoader",
     "ShardSampler",
@@ -17,4 +19,5 @@ __all__ = [
     "masked_mean",
     "packed",
     "padded",
+    "scan",
 ]

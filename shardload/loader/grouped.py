@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 from shardload.format.schema import Field
 from shardload.loader.draws import orders_of
 from shardload.loader.iteration import Course, make_course
-from shardload.loader.progress import Progress
 from shardload.loader.ranks import RankChoice
 from shardload.loader.recipe import BatchRecipe, make_recipe
 from shardload.loader.sequences import LOOKAHEAD, PackedSequences
@@ -58,9 +57,9 @@ class Grouped:
         size = 1 if self.in_budget else self.batch_size or 1
         return Split(self.orders.num_positions, size, shuffle, ranks, tail, drop_last, self.plan)
 
-    def course(self, recipe: BatchRecipe, progress: Progress, device: torch.device | None, *read: Any) -> Course:
+    def course(self, recipe: BatchRecipe, device: torch.device | None, *read: Any) -> Course:
         """Returns what the iterations share; see `make_course`."""
-        return make_course(self.source, recipe, progress, device, self.num_samples, *read)
+        return make_course(self.source, recipe, device, self.num_samples, *read)
 
     def recipe(
         self,

@@ -23,16 +23,13 @@ from shardload.loader.collate import WIDENED, take_back, to_device
 from shardload.loader.origins import count_sources
 from shardload.loader.prefetch import Prefetcher
 from shardload.loader.processes import ProcessPool
-from shardload.loader.progress import Progress
 from shardload.loader.recipe import BatchRecipe
-from shardload.loader.state import Place
+from shardload.loader.run import Run
 from shardload.loader.transfer import CudaTransfer, Pinning, cuda_device
 from shardload.memory import BufferPool
-from shardload.order.cursor import Partition
 from shardload.quantities import as_integer, parse_bytes
 from shardload.reader.checks import fits_in_memory
 from shardload.reader.source import SampleSource
-from shardload.run_log import append_start
 from shardload.telemetry import LoaderStats
 
 MIN_DEFAULT_BATCHES, MAX_DEFAULT_BATCHES = 2, 16
@@ -53,7 +50,6 @@ class Course:
 
     dataset: SampleSource
     recipe: BatchRecipe
-    progress: Progress
     device: torch.device | None
     """Where tensors are delivered; None for host memory."""
     pinned: bool
@@ -83,8 +79,6 @@ class Course:
     """That process, once there is one; made for the first iteration."""
     pinning: Pinning | None = None
     """What makes batches in host memory page-locked; made for the first iteration."""
-    run_log: str | None = None
-    """Where rank 0 notes each start; None for nowhere."""
     warned_kept: bool = False
     """Whether it was told that batches are being kept."""
 
@@ -162,6 +156,25 @@ class Course:
             return self.transfer.receive(batch)
         return batch if self.device is None else to_device(batch, self.device)
 
+    def told(self) -> LoaderStats:
+        """Returns the counters and times of all iterations."""
+        stats = replace(self.stats)
+        if self.pool is not None:
+            stats.engine = self.dataset.engine_name
+        for pool in self.pools:
+            stats.num_buffers_new += pool.num_new
+            stats.num_buffers_reused += pool.num_reused
+            stats.leased_bytes += pool.leased_bytes
+        stats.num_helper_batches = 0 if self.aside is None else self.aside.num_batches
+        return stats
+
+    def close(self) -> None:
+        """Ends a helper process and frees idle buffers."""
+        if self.aside is not None:
+            self.aside.close()
+        for pool in self.pools:
+            pool.close()
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"pool": None, "transfer": None, "pinning": None, "aside": None}
 
@@ -169,7 +182,6 @@ class Course:
 def make_course(
     dataset: SampleSource,
     recipe: BatchRecipe,
-    progress: Progress,
     device: torch.device | None,
     batch_size: int,
     pin_memory: bool | None,
@@ -208,7 +220,6 @@ def make_course(
     return Course(
         dataset,
         replace(recipe, narrow=cuda and recipe.own),
-        progress,
         device,
         pinned=pinned,
         prefetch_batches=num_batches,
@@ -222,15 +233,13 @@ def make_course(
 
 
 class Iteration:
-    """One run over an epoch or what is left of it."""
+    """The batches of one run, as they are asked for."""
 
-    def __init__(self, course: Course, partition: Partition, rank: int) -> None:
+    def __init__(self, course: Course, run: Run) -> None:
         self._course = course
-        self._partition = partition
-        self._rank = rank
+        self._run = run
         self._pool = course.buffers()
         self._process_id = os.getpid()
-        self._turn = 0
         self._num_samples = self._num_faults = 0
         self._given: Any = None
         self._last: float | None = None
@@ -263,7 +272,7 @@ class Iteration:
             # Going on would leave out the batch that failed: only a new iterator, from a state, can.
             self.close()
             raise
-        self._course.progress.deliver(delivery.cursor, self._turn, self._partition)
+        self._run.deliver(delivery.cursor)
         self._course.delivered.add(delivery.sample_ids)
         if faults := delivery.faults:
             self._course.delivered.replace([fault.sample_id for fault in faults], [fault.stand_in for fault in faults])
@@ -288,23 +297,19 @@ class Iteration:
         self._end(LoaderClosedError("this iterator is closed: the loader was closed, or a newer iterator took over"))
 
     def _begin(self) -> Callable[[], Delivery]:
-        """Enters the epoch, starts the thread, and returns what gives the next batch."""
-        course, progress = self._course, self._course.progress
-        if course.run_log is not None and self._rank == 0:
-            append_start(course.run_log, progress.recorded(self._partition))
-        place, self._turn = progress.begin(self._partition), progress.turn
+        """Enters the run, starts the thread, and returns what gives the next batch."""
+        course = self._course
+        run = self._run.begin()
+        epoch, seed = run.epoch, run.seed
         course.delivered = Delivered()
-        aside = course.beside()
-        facts = course.ahead, progress.key.num_samples, aside
-        maker = BatchMaker(course.dataset, course.recipe, self._pool, progress.seed, self._rank, *facts)
-        ids = progress.batches(self._partition, self._rank, place)
-        after = progress.batches(self._partition, self._rank, Place(place.epoch + 1))
+        facts = course.ahead, run.num_positions, course.beside()
+        maker = BatchMaker(course.dataset, course.recipe, self._pool, seed, self._run.rank, *facts)
         if course.num_processes:
             processes = ProcessPool(course.dataset, course.recipe, course.num_processes, course.prefetch_batches)
-            batches = processes.batches(ids, progress.seed, place.epoch)
+            batches = processes.batches(run.batches, seed, epoch)
         else:
-            batches = maker.batches(ids, place.epoch, after, progress.windows(place.epoch))
-        deliveries = course.on_their_way(maker.deliveries(batches, place.epoch))
+            batches = maker.batches(run.batches, epoch, run.after, run.windows)
+        deliveries = course.on_their_way(maker.deliveries(batches, epoch))
         if course.prefetch_batches == 0:
             return deliveries.__next__
         prefetcher = Prefetcher(deliveries, lambda item: item.num_bytes, course.prefetch_batches, course.prefetch_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from shardload.codecs.images import ImageDecode
 from shardload.errors import LoaderClosedError
 from shardload.loader.audit import Delivered, audit_ids, check_ranks
+from shardload.loader.epoch_run import EpochRun
 from shardload.loader.grouped import BatchTokens, grouped
 from shardload.loader.iteration import Iteration
 from shardload.loader.progress import Progress
@@ -51,6 +51,7 @@ class ShardLoader:
     """
 
     _closed = False
+    _run_log: str | None = None
     _iteration: weakref.ref[Iteration] | None = None
 
     def __init__(
@@ -186,7 +187,7 @@ class ShardLoader:
         made = fields, decode, transform, batch_transform, collate_fn, dtypes
         recipe = group.recipe(*made, num_processes > 0 if reproducible else None, flags)
         read = pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes, helper_process, max_faults
-        self._course = group.course(recipe, self._progress, self.device, *read, reuse)
+        self._course = group.course(recipe, self.device, *read, reuse)
 
     def __iter__(self) -> Iterator[Any]:
         """Returns an iterator over the remainder of a loaded state, else over the next epoch not yet begun.
@@ -203,7 +204,7 @@ class ShardLoader:
             raise LoaderClosedError(
                 f"the run was to have epochs={self._epochs}, and all of them were begun or delivered"
             )
-        iteration = Iteration(self._course, partition, rank)
+        iteration = Iteration(self._course, EpochRun(self._progress, partition, rank, self._run_log))
         self._iteration = weakref.ref(iteration)
         return iteration
 
@@ -265,7 +266,7 @@ class ShardLoader:
         Give all runs of a training, resumed or not, the same file: `shardload locate --run-log` then tells which samples any
         step had, also where a run went back to an earlier state.
         """
-        self._course.run_log = os.path.abspath(path)
+        self._run_log = os.path.abspath(path)
 
     def load_state_dict(
         self, state: Mapping[str, Any], skip_samples: int = 0, reseed: int | None = None, reweigh: bool = False
@@ -324,23 +325,12 @@ class ShardLoader:
 
     def stats(self) -> LoaderStats:
         """Returns counters and times since the loader was made."""
-        stats, course = dataclasses.replace(self._course.stats), self._course
-        if course.pool is not None:
-            stats.engine = course.dataset.engine_name
-        for pool in course.pools:
-            stats.num_buffers_new += pool.num_new
-            stats.num_buffers_reused += pool.num_reused
-            stats.leased_bytes += pool.leased_bytes
-        stats.num_helper_batches = 0 if course.aside is None else course.aside.num_batches
-        return stats
+        return self._course.told()
 
     def close(self) -> None:
         """Ends the prefetch thread and a helper process, and frees idle buffers. Batches that are held stay valid."""
         self._close_iteration()
-        if self._course.aside is not None:
-            self._course.aside.close()
-        for pool in self._course.pools:
-            pool.close()
+        self._course.close()
         self._closed = True
 
     def __enter__(self) -> Self:

@@ -178,7 +178,7 @@ class Progress:
                 f"the rest of epoch {self._entered.epoch}, which a loaded state had to go on with, was left after at most one "
                 f"batch; epoch {self._next.epoch} starts now. Load the state again after looking at a batch",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         place = self._upcoming(partition)
         self._resumed = self._loaded is not None

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardload.quantities import as_integer
 
@@ -81,6 +81,33 @@ class RankChoice:
         return RankChoice(ranks.num_replicas, ranks.rank)
 
 
+class FixedRanks:
+    """Ranks that may change until they are fixed, which is when the first batch is asked for."""
+
+    def __init__(self, choice: RankChoice) -> None:
+        self._choice = choice
+        self._fixed: Ranks | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Meshes and groups stay with the process that made them.
+        return {"_fixed": None, "_choice": self._choice.settled()}
+
+    def now(self) -> Ranks:
+        """Returns this process's place."""
+        return self._fixed or self._choice.resolve()
+
+    def fix(self) -> int:
+        """Returns the rank, which stays from now on, and tells once where it comes from."""
+        if self._fixed is None:
+            self._fixed = self.now()
+            announce(self._fixed, stacklevel=5)
+        if self._fixed.rank is None:
+            raise ValueError(
+                "this loader was given num_replicas without rank: it tells lengths and states, but no batches"
+            )
+        return self._fixed.rank
+
+
 def one_of(num_replicas: int | None, world_size: int | None) -> int | None:
     """Returns the number of replicas, which may be given under either name.
 
@@ -92,7 +119,7 @@ def one_of(num_replicas: int | None, world_size: int | None) -> int | None:
     return world_size if num_replicas is None else num_replicas
 
 
-def announce(ranks: Ranks) -> None:
+def announce(ranks: Ranks, stacklevel: int = 4) -> None:
     """Says where ranks come from that nobody gave, and warns if they may be the wrong ones."""
     if not ranks.inferred or ranks.num_replicas == 1:
         return
@@ -104,7 +131,7 @@ def announce(ranks: Ranks) -> None:
             f"is a device mesh with the dimension {names[0]!r}, along which processes usually need the same ones: give mesh= and "
             "mesh_dims= (the data-parallel dimensions), or num_replicas= and rank=",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardload.loader.ranks import RankChoice, Ranks, announce
+from shardload.loader.ranks import FixedRanks, RankChoice, Ranks
 from shardload.order.cursor import Partition, Tail
 from shardload.order.unit_blocks import UnitPlan
 from shardload.order.units import UnitPartition
@@ -42,31 +42,19 @@ class Split:
         self._num_samples = num_samples
         self._batch_size = batch_size
         self._shuffle = shuffle
-        self._choice = choice
         self._plan = plan
-        self._fixed: Ranks | None = None
+        self._ranks = FixedRanks(choice)
         # `torch` for drop_last=False, which depends on the number of ranks.
         self._tail: str | None = tail if drop_last is None else "drop" if drop_last else "torch"
         self.partition().check()
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Meshes and groups stay with the process that made them.
-        return self.__dict__ | {"_fixed": None, "_choice": self._choice.settled()}
-
     def ranks(self) -> Ranks:
         """Returns this process's place, which may change until `fix_rank`."""
-        return self._fixed or self._choice.resolve()
+        return self._ranks.now()
 
     def fix_rank(self) -> int:
         """Returns the rank, which stays from now on, and tells once where it comes from."""
-        if self._fixed is None:
-            self._fixed = self.ranks()
-            announce(self._fixed)
-        if self._fixed.rank is None:
-            raise ValueError(
-                "this loader was given num_replicas without rank: it tells lengths and states, but no batches"
-            )
-        return self._fixed.rank
+        return self._ranks.fix()
 
     def partition(self) -> Partition:
         """Returns how the epoch is cut into batches and split over the ranks.

@@ -1,34 +1,29 @@
 """The journal of a pack: which parts are on the device, so that the rest can be packed later.
 
-One line for each step of a unit: eight hexadecimal digits of CRC-32, a space, and canonical JSON. A line is written by
-the parent only, after the worker has brought the shard to the device. What a crash left torn or unsaid is packed again.
+One line for each step of a unit, written by the parent only, after the worker has brought the shard to the device. What a
+crash left torn or unsaid is packed again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shardload.errors import FormatError, PackError, StorageError
-from shardload.format.schema import canonical_json
-from shardload.format.shard import TAIL_READ_BYTES, tail_bytes
+from shardload.errors import PackError, StorageError
 from shardload.format.table import ShardEntry
 from shardload.importers import Unit
 from shardload.packing.progress import Count
 from shardload.packing.unit import Step, Task
 from shardload.storage import FileReader, LocalStorage
+from shardload.writer.journal_lines import decode_line, encode_line, entry_facts, entry_of, is_intact, lines_of
 from shardload.writer.target import WORK
 
 JOURNAL = f"{WORK}/journal"
 _BEFORE = f"{WORK}/journal.old"
 _REWRITTEN = f"{WORK}/journal.new"
-_READ_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -221,31 +216,6 @@ class Journal:
         self._num_bytes += len(data)
 
 
-def is_intact(storage: LocalStorage, entry: ShardEntry) -> bool:
-    """Tells whether a shard is there with the length and the head that it was finished with.
-
-    Its bytes were on the device before the journal told of it, so that a crash cannot have taken some of them.
-    """
-    try:
-        file = storage.open(entry.name, entry.num_bytes)
-        end = file.read(max(0, entry.num_bytes - TAIL_READ_BYTES), entry.num_bytes)
-        size = tail_bytes(end, entry.name)
-        tail = end[-size:] if size <= len(end) else file.read(max(0, entry.num_bytes - size), entry.num_bytes)
-    except (StorageError, FormatError):
-        return False
-    return hashlib.sha256(tail).digest() == entry.head_digest
-
-
-def lines_of(file: FileReader) -> Iterator[bytes]:
-    """Yields the lines of a file with their ends; what comes after the last end is left out."""
-    rest = b""
-    for start in range(0, file.num_bytes, _READ_BYTES):
-        rest += file.read(start, min(start + _READ_BYTES, file.num_bytes))
-        *lines, rest = rest.split(b"\n")
-        for line in lines:
-            yield line + b"\n"
-
-
 def _encode(step: Step) -> bytes:
     entry, count = step.entry, step.count
     facts = {
@@ -253,36 +223,23 @@ def _encode(step: Step) -> bytes:
         "finished": step.finished,
         "items": step.num_items,
         "rejects": step.rejects,
-        "shard": None
-        if entry is None
-        else [
-            *(entry.generation, entry.unit, entry.part, entry.num_samples, entry.num_bytes),
-            *(entry.head_digest.hex(), entry.file_digest.hex(), list(entry.num_items)),
-        ],
+        "shard": None if entry is None else entry_facts(entry),
         "unit": step.unit,
     }
-    data = canonical_json(facts)
-    return b"%08x %s\n" % (zlib.crc32(data), data)
-
-
-def _entry(facts: list[Any]) -> ShardEntry:
-    generation, unit, part, num_samples, num_bytes, head_digest, file_digest, num_items = facts
-    digests = bytes.fromhex(head_digest), bytes.fromhex(file_digest)
-    return ShardEntry(generation, unit, part, num_samples, num_bytes, *digests, tuple(num_items))
+    return encode_line(facts)
 
 
 def _decode(line: bytes) -> Step | None:
     """Returns the step in a line, or None if it is torn or damaged."""
-    data = line[9:-1]
-    if line[:9] != b"%08x " % zlib.crc32(data) or not line.endswith(b"\n"):
+    facts: dict[str, Any] | None = decode_line(line)
+    if facts is None:
         return None
-    facts: dict[str, Any] = json.loads(data)
     shard = facts["shard"]
     return Step(
         unit=facts["unit"],
         num_items=facts["items"],
         count=Count(*facts["count"]),
         rejects=tuple((place, reason) for place, reason in facts["rejects"]),
-        entry=None if shard is None else _entry(shard),
+        entry=None if shard is None else entry_of(shard),
         finished=facts["finished"],
     )

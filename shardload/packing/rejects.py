@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator
 
 from shardload.format.schema import canonical_json
-from shardload.packing.journal import lines_of
 from shardload.storage import FileWriter, LocalStorage
+from shardload.writer.journal_lines import lines_of
 from shardload.writer.target import REJECTS_NAME, WORK
 
 _PREPARED = f"{WORK}/rejects"

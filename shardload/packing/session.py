@@ -10,25 +10,17 @@ import msgspec
 
 from shardload.errors import PackError, ShardloadError
 from shardload.format.manifest import MANIFEST_NAME, Description, Manifest
-from shardload.format.schema import canonical_json
 from shardload.format.table import ShardEntry
 from shardload.importers import LostCopyError, SourcePlan, Unit
 from shardload.packing.journal import Journal
 from shardload.packing.processes import pack_in_processes
 from shardload.packing.progress import Count, Tally
-from shardload.packing.record import (
-    JobRecord,
-    PackedRecord,
-    check_same,
-    make_record,
-    read_packed,
-    read_record,
-    write_record,
-)
+from shardload.packing.record import check_same, make_record
 from shardload.packing.rejects import prepare_rejects
 from shardload.packing.signals import signals_held
 from shardload.packing.unit import Job, Step, pack_unit
 from shardload.writer.failures import named, write_error
+from shardload.writer.job import JobRecord, PackedRecord, read_packed, read_record, write_record
 from shardload.writer.resume import ResumableTarget
 from shardload.writer.target import PACKED_NAME, REJECTS_NAME, WORK
 from shardload.writer.versions import read_entries
@@ -136,7 +128,7 @@ class Session:
         packed = PackedRecord(place.generation, self._digest, num_rejects, place.version)
         with named(place.root):
             rejects = prepare_rejects(place.storage, rows, place.generation, source, place.mode == "append")
-            place.storage.write(f"{WORK}/packed", canonical_json(msgspec.to_builtins(packed)) + b"\n")
+            place.storage.write(f"{WORK}/packed", packed.encode())
         place.beside |= {REJECTS_NAME: rejects, PACKED_NAME: f"{WORK}/packed"}
         with signals_held(), named(place.root):
             journal.check_mine()

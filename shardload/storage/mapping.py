@@ -35,6 +35,8 @@ _SYS_PROCESS_MADVISE = 440  # the same number on every architecture
 _MIN_UNIT_BYTES = 256
 """Below this a gather of units takes longer than the kernel's copy of whole ranges."""
 _MAX_TABLE_BYTES = 64 << 20
+_MAX_AHEAD_BYTES = 128 << 10
+"""The kernel reads no more of an announced range than its device's read-ahead, which is 128 KiB unless it was changed."""
 _MAX_BYTES = 1 << 46
 _MAX_MAPS = 65_530  # the kernel's default of vm.max_map_count
 
@@ -205,8 +207,7 @@ class MappedFiles:
 
     def will_need(self, starts: Int64, lengths: Int64) -> None:
         """Tells the operating system that ranges of mapped addresses will be read soon; it may pass this over."""
-        shift = starts % _PAGE_BYTES
-        vectors = _vectors(starts - shift, lengths + shift)
+        vectors = _vectors(*_ahead(starts, lengths))
         descriptor = self._own_descriptor()
         for first in range(0, len(vectors), MAX_RANGES):
             part = vectors[first : first + MAX_RANGES]
@@ -236,6 +237,23 @@ class MappedFiles:
                 return
             self._num_touched = 0
         _libc().madvise(self._start, self._num_bytes, _MADV_DONTNEED)
+
+
+def _ahead(starts: Int64, lengths: Int64) -> tuple[Int64, Int64]:
+    """Returns ranges as they are best announced: whole pages, joined where they follow each other, none of them too long."""
+    if not len(starts):
+        return starts, lengths
+    first, stops = starts - starts % _PAGE_BYTES, starts + lengths
+    # Rounded up, so that ranges which meet in one page do follow each other.
+    apart = (
+        (first[1:] > -(-stops[:-1] // _PAGE_BYTES) * _PAGE_BYTES) | (first[1:] < first[:-1]) | (stops[1:] < stops[:-1])
+    )
+    edges = np.flatnonzero(apart)
+    first, stops = first[np.append(0, edges + 1)], stops[np.append(edges, len(starts) - 1)]
+    counts = -(-(stops - first) // _MAX_AHEAD_BYTES)
+    numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    pieces = np.repeat(first, counts) + numbers * _MAX_AHEAD_BYTES
+    return pieces, np.minimum(np.repeat(stops, counts) - pieces, _MAX_AHEAD_BYTES)
 
 
 def _vectors(starts: Int64, lengths: Int64) -> NDArray[np.uint64]:

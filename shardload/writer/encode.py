@@ -14,7 +14,7 @@ from shardload.format.keys import key_digest
 from shardload.format.record import record_layout
 from shardload.format.rows import VALIDITY, row_layout
 from shardload.format.schema import Field, Schema
-from shardload.writer.values import ValueMismatch, describe, encoder, scalar_code
+from shardload.writer.values import Encode, ValueMismatch, describe, encoder, scalar_code, stored_rows
 
 
 @dataclass(slots=True)
@@ -94,6 +94,45 @@ class SampleEncoder:
         if found != len(sample):
             unknown = next(name for name in sample if name not in self.schema)
             raise PackError(f"{place}: field {unknown!r} is not in the schema {self.schema}")
+        return self._finished(row, stored, validity, place)
+
+    def encode_rows(self, columns: Mapping[str, Any], first: int, num_rows: int) -> list[EncodedSample]:
+        """Returns many samples as of `encode`, given by field; what is stored as it comes is not looked at one by one.
+
+        Args:
+            columns: field name -> rows as of `rows_of`.
+            first: number of the first sample, for messages.
+            num_rows: samples.
+
+        Raises:
+            PackError: one of them does not fit the schema.
+        """
+        for name in columns:
+            if name not in self.schema:
+                raise PackError(f"sample {first}: field {name!r} is not in the schema {self.schema}")
+        stored_columns: list[list[Any]] = []
+        valid_columns = []
+        for name, encode, _, bit, field in self._fields:
+            rows = columns.get(name)
+            stored = None if rows is None else stored_rows(field, rows)
+            valid = None
+            if stored is None:
+                stored, valid = _encoded_rows(field, encode, rows, num_rows, first)
+            stored_columns.append(stored)
+            if bit:
+                valid_columns.append([bit] * num_rows if valid is None else [bit * there for there in valid])
+        slots = [(i, slot) for i, (_, _, slot, _, _) in enumerate(self._fields) if slot is not None]
+        samples = []
+        for number, values in enumerate(zip(*stored_columns, strict=True)):
+            row = self._blank.copy()
+            for i, slot in slots:
+                row[slot] = values[i]
+            validity = sum(column[number] for column in valid_columns)
+            samples.append(self._finished(row, values, validity, f"sample {first + number}"))
+        return samples
+
+    def _finished(self, row: list[Any], stored: Sequence[Any], validity: int, place: object) -> EncodedSample:
+        """Returns the sample of stored values; those of the packed row are in it."""
         if self._validity is not None:
             row[self._validity] = validity.to_bytes(self._validity_bytes, "little")
         key = b"" if self._key is None else self._key_digest(stored[self._key])
@@ -112,6 +151,22 @@ class SampleEncoder:
             return key_digest(stored)
         field = self.schema[self.schema.key]
         return key_digest(struct.pack("<" + scalar_code(field), stored))
+
+
+def _encoded_rows(
+    field: Field, encode: Encode, rows: Sequence[Any] | None, num_rows: int, first: int
+) -> tuple[list[Any], list[bool]]:
+    """Returns what is stored of a field for each row, and whether there is a value."""
+    values = [None] * num_rows if rows is None else rows
+    stored = []
+    for number, value in enumerate(values, first):
+        try:
+            missing = value is None
+            sample = {} if rows is None else {field.name: None}
+            stored.append(_missing(field, sample, f"sample {number}") if missing else encode(value))
+        except ValueMismatch as error:
+            raise PackError(f"sample {number}: field {field.name!r}: {error}") from None
+    return stored, [value is not None for value in values]
 
 
 def _joined(stored: Sequence[bytes], places: Sequence[int]) -> bytes:

@@ -1,10 +1,11 @@
-"""The lock on a directory that one writer holds."""
+"""Locks: on a directory, for one writer or several of one dataset, and on numbers, for who among these writes what."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import struct
 import weakref
 
 _num_forks = 0
@@ -51,14 +52,17 @@ class DirectoryLock:
         """Whether this is the process that took it, not a forked child."""
         return os.getpid() == self.process
 
-    def take(self) -> bool:
-        """Takes the lock; tells whether the file system locks at all.
+    def take(self, shared: bool = False) -> bool:
+        """Takes the lock, or changes its kind; tells whether the file system locks at all.
+
+        Args:
+            shared: whether others may have it too, shared as well. A lock that cannot be changed into this kind is lost.
 
         Raises:
             BlockingIOError: another has it.
         """
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
         except OSError:
@@ -68,6 +72,46 @@ class DirectoryLock:
     def release(self) -> None:
         """Lets go, once."""
         self._finalizer()
+
+
+class NumberLocks:
+    """Locks on numbers, by way of a file that those who compete have in common: a byte for each number.
+
+    They end by `release`, when this object is dropped, and with the process.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Opens the file, which is made if it is not there."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._finalizer = weakref.finalize(self, os.close, self._descriptor)
+        self._finalizer.atexit = False
+
+    def take(self, number: int) -> None:
+        """Takes a number, where the file system locks at all.
+
+        Raises:
+            BlockingIOError: another has it.
+        """
+        try:
+            self._set(fcntl.F_WRLCK, number)
+        except (BlockingIOError, PermissionError) as error:
+            raise BlockingIOError(error.errno, error.strerror) from None
+        except OSError:
+            return
+
+    def release(self, number: int) -> None:
+        """Lets a number go."""
+        with contextlib.suppress(OSError):
+            self._set(fcntl.F_UNLCK, number)
+
+    def close(self) -> None:
+        """Lets all go, once."""
+        self._finalizer()
+
+    def _set(self, kind: int, number: int) -> None:
+        # Of the open file, not of the process: two writers in one process compete as well.
+        lock = struct.pack("hhqqi4x", kind, os.SEEK_SET, number, 1, 0)
+        fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, lock)
 
 
 def _let_go(descriptor: int, process: int) -> None:

@@ -31,14 +31,7 @@ class ResumableTarget(Target):
             PackError: another version was published since it was begun.
         """
         with named(self.root):
-            committed = self._published(version)
-            if committed is None and (version, generation) != (self.version, self.generation):
-                raise PackError(
-                    f"{self.root}: the unfinished pack there was begun for version {version}, but the next one is now "
-                    f"{self.version}: begin again without --continue, or remove {self.root}/{WORK} to give it up",
-                    dataset=self.root,
-                )
-            self.version, self.generation = version, generation
+            committed = self._take_version(version, generation)
             for name in self.storage.list(WORK):
                 if f"{WORK}/{name}" not in (JOB, UNSHUFFLED) and name not in JOURNAL_NAMES:
                     self.storage.operations.unlink(self.storage.path(f"{WORK}/{name}"))
@@ -86,6 +79,17 @@ class ResumableTarget(Target):
         with named(self.root):
             self._remove_work()
         self._lock.release()
+
+    def _take_version(self, version: int, generation: int) -> Manifest | None:
+        committed = self._published(version)
+        if committed is None and (version, generation) != (self.version, self.generation):
+            raise PackError(
+                f"{self.root}: the unfinished pack there was begun for version {version}, but the next one is now "
+                f"{self.version}: begin again without --continue, or remove {self.root}/{WORK} to give it up",
+                dataset=self.root,
+            )
+        self.version, self.generation = version, generation
+        return committed
 
     def _published(self, version: int) -> Manifest | None:
         """Returns the manifest of a version if that is the newest one."""

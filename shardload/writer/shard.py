@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -235,6 +236,7 @@ class UnitWriter:
         unit: int,
         first_part: int = 0,
         on_part: Callable[[ShardEntry], None] | None = None,
+        later: Callable[[Callable[[], None], int], None] | None = None,
     ) -> None:
         """Starts a unit, or goes on with one.
 
@@ -244,6 +246,8 @@ class UnitWriter:
             unit: number of the unit.
             first_part: number of the first part to be written; those before it are there.
             on_part: called with each part that is finished, when it is on the device.
+            later: has the function called that it is given, which brings a part of so many bytes to the device, in whatever
+                thread; None for at once.
         """
         self.entries: list[ShardEntry] = []
         """The shards finished so far."""
@@ -252,6 +256,8 @@ class UnitWriter:
         self._unit = unit
         self._first_part = first_part
         self._on_part = on_part
+        self._later = later
+        self._num_started = 0
         self._shard_size = recipe.shard_size
         self._packer = RecordPacker(recipe.codec)
         self._file: FileWriter | None = None
@@ -292,7 +298,7 @@ class UnitWriter:
         shard.add(sample, record, framed)
 
     def finish(self) -> list[ShardEntry]:
-        """Finishes the last part and returns the entries of all that were written."""
+        """Finishes the last part and returns the entries of all that are on the device."""
         if self._shard is not None:
             self._finish_shard(last=True)
         return self.entries
@@ -304,16 +310,30 @@ class UnitWriter:
             file.abandon()
 
     def _start_shard(self) -> ShardFile:
-        part = self._first_part + len(self.entries)
+        part = self._first_part + self._num_started
+        self._num_started += 1
         name = layout.shard_name(self.recipe.generation, self._unit, part)
         self._file = FileWriter(self._storage.path(name), self._storage.operations)
         self._shard = ShardFile(self._file, self.recipe, self._unit, part)
         return self._shard
 
     def _finish_shard(self, last: bool) -> None:
-        assert self._shard is not None
-        entry = self._shard.finish(last)
+        assert self._shard is not None and self._file is not None
+        shard, file = self._shard, self._file
+        self._shard = None
+        if self._later is None:
+            self._bring(shard, file, last)
+        else:
+            self._later(functools.partial(self._bring, shard, file, last), shard.num_bytes)
+        self._file = None
+
+    def _bring(self, shard: ShardFile, file: FileWriter, last: bool) -> None:
+        """Brings a part to the device."""
+        try:
+            entry = shard.finish(last)
+        except BaseException:
+            file.abandon()
+            raise
         self.entries.append(entry)
-        self._file = self._shard = None
         if self._on_part is not None:
             self._on_part(entry)

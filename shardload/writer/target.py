@@ -168,15 +168,15 @@ class Target:
         if not storage.exists(name):
             self._table = name
         # Also if it is there: a crash may have left it without its content.
-        storage.write(f"{WORK}/table", data)
-        storage.operations.replace(storage.path(f"{WORK}/table"), storage.path(name))
+        storage.write(self.work_name("table"), data)
+        storage.operations.replace(storage.path(self.work_name("table")), storage.path(name))
         self._check_mine(name, data)
         for directory in ("shards", "tables"):
             storage.sync_directory(directory)
 
     def _commit(self, encoded: bytes) -> None:
-        self.storage.write(f"{WORK}/manifest", encoded)
-        if not self.storage.create_exclusively(f"manifests/{self.version}", f"{WORK}/manifest"):
+        self.storage.write(self.work_name("manifest"), encoded)
+        if not self.storage.create_exclusively(f"manifests/{self.version}", self.work_name("manifest")):
             raise PackError(
                 f"{self.root}: another writer published version {self.version} first; its dataset stands, this one "
                 "was not published",
@@ -189,6 +189,10 @@ class Target:
         """Refuses a file that became another writer's between its writing and its naming, as can be where nothing locks."""
         if not self._locked and not self._holds(name, content):
             raise PackError(f"{self.root}: another writer is at work there; {NOTHING}", dataset=self.root)
+
+    def work_name(self, name: str) -> str:
+        """Returns the name under which a file is prepared."""
+        return f"{WORK}/{name}"
 
     def _holds(self, name: str, content: bytes) -> bool:
         try:
@@ -279,8 +283,8 @@ class Target:
                 storage.operations.replace(storage.path(prepared), storage.path(name))
             elif storage.exists(name):
                 storage.operations.unlink(storage.path(name))
-        storage.write(f"{WORK}/current", encoded)
-        storage.operations.replace(storage.path(f"{WORK}/current"), storage.path(MANIFEST_NAME))
+        storage.write(self.work_name("current"), encoded)
+        storage.operations.replace(storage.path(self.work_name("current")), storage.path(MANIFEST_NAME))
         # Not before all this is on the device may that go which finishes it after a crash.
         storage.sync_directory("")
         self._remove_work()

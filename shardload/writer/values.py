@@ -48,6 +48,33 @@ def encoder(field: Field) -> Encode:
     return _scalar_encoder(field)
 
 
+def rows_of(value: Any) -> Any:
+    """Returns an array of numpy or torch, or a list, as a sequence of values that an encoder takes.
+
+    Raises:
+        ValueMismatch: it has no rows.
+    """
+    array = _as_array(value)
+    if isinstance(array, _Bfloat16Bits) and array.bits.shape:
+        return [_Bfloat16Bits(row) for row in array.bits]
+    if isinstance(array, list | tuple) or (isinstance(array, np.ndarray) and array.shape):
+        return array
+    raise ValueMismatch(f"expected rows, an array or a list of them, got {describe(value)}")
+
+
+def stored_rows(field: Field, rows: Any) -> list[Any] | None:
+    """Returns what is stored for each row of an array, or None where its values must be encoded one by one."""
+    if not isinstance(rows, np.ndarray) or not field.fixed or field.kind == "bfloat16" or rows.shape[1:] != field.shape:
+        return None
+    if rows.dtype != (np.dtype(np.bool_) if field.kind == "bool" else field.dtype):
+        return None
+    if not field.shape and not field.wide:
+        numbers: list[Any] = (rows.view(np.uint8) if field.kind == "bool" else rows).tolist()
+        return numbers
+    data, size = rows.tobytes(), field.num_bytes
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
 def describe(value: Any) -> str:
     """Returns a short description of a value for an error message: type, dtype, shape, or the value if it is short."""
     if isinstance(value, int) and value.bit_length() > 256:

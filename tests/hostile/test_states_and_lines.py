@@ -27,7 +27,7 @@ def state(**changes: object) -> dict[str, str]:
 
 
 def test_the_means_are_sound():
-    assert decode_state(state(), KEY) == Saved(Place(1, 2, 3), 7, ())
+    assert decode_state(state(), KEY) == Saved(Place(1, 2, 3), 7, (), KEY.num_samples)
     assert decode_state(state(reseeds=[[0, 5, 6]]), KEY).reseeds == (Reseed(0, 5, 6),)
 
 

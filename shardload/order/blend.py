@@ -12,9 +12,12 @@ the draws that may come, the one whose last slot is the earliest, and of equal o
 some choice breaks no limit; earliest-deadline-first finds one where there is one (Horn, "Some simple scheduling algorithms",
 1974), and leaves no slot empty.
 
-A short period (a table) would come in the same way again and again, and ranks, which take positions in turn, would each have
-sources of their own: of 3 to 1 on two ranks, one would never see the second. So each round of such a period begins at another
-place of it: one of up to 64 from which no count is off by more than one sample either, drawn by the number of the round.
+A short period, repeated, would come in the same way again and again, and ranks, which take positions in turn, would each have
+sources of their own: of 3 to 1 on two ranks, one would never see the second. So such periods are made into a table of up to
+65,536 places: each round begins at another place of the period, one of up to 64 from which no count is off by more than one
+sample either, drawn by the number of the round. Within a long period there may be nearly a short one (501 to 499), so that of those
+over 128 neighbours are then exchanged by chance, in several sweeps, wherever no count comes to be off by more than that. What looks
+random here are hashes of numbers of rounds and places.
 
 At a position t
 ---------------
@@ -65,6 +68,7 @@ _CHUNK = 1 << 12
 _MAX_LOOKED_AT = 1 << 20
 _NEVER = np.int64(1 << 62)
 _MAX_TURNS = 64
+_LONG, _SWEEPS = 128, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +122,29 @@ class Blend:
         Returns:
             The source at each, and how many positions before have the same source: int64 of shape (positions,).
         """
-        rounds, places = np.divmod(positions, self.period)
+        coming = self._coming
         if self.period <= TABLE_MAX:
-            numbers, before = _turned(self._coming, rounds, places)
+            table = _table(coming)
+            rounds, places = np.divmod(positions, len(table[0]))
+            numbers, before = (column[places] for column in table)
+            rounds *= len(table[0]) // self.period
         else:
-            numbers, before = _computed(_Rule(self._coming), places)
-        before += rounds * np.array(self._coming, dtype=np.int64)[numbers]
+            rounds, places = np.divmod(positions, self.period)
+            numbers, before = _computed(_Rule(coming), places)
+        before += rounds * np.array(coming, dtype=np.int64)[numbers]
         return np.flatnonzero(self.parts)[numbers], before
 
     def counts(self, position: int) -> list[int]:
         """Returns how many of the positions before one have each source."""
-        rounds, place = divmod(position, self.period)
+        coming = self._coming
         if self.period <= TABLE_MAX:
-            of_round, places = np.full(place, rounds, dtype=np.int64), np.arange(place, dtype=np.int64)
-            counts = np.bincount(_turned(self._coming, of_round, places)[0], minlength=len(self._coming))
+            sources, _ = _table(coming)
+            rounds, place = divmod(position, len(sources))
+            rounds *= len(sources) // self.period
+            counts = np.bincount(sources[:place], minlength=len(coming))
         else:
-            counts = _counts(_Rule(self._coming), np.array([place], dtype=np.int64)).come[:, 0]
+            rounds, place = divmod(position, self.period)
+            counts = _counts(_Rule(coming), np.array([place], dtype=np.int64)).come[:, 0]
         of_coming = iter(counts.tolist())
         return [rounds * part + next(of_coming) if part else 0 for part in self.parts]
 
@@ -218,37 +229,53 @@ def _chunks(places: Int64, rule: _Rule) -> list[slice]:
 
 @functools.lru_cache(maxsize=8)
 def _table(parts: tuple[int, ...]) -> tuple[Int64, Int64]:
-    """Returns source and draw at each place of a short period: read-only, at most 1 MiB."""
-    sources, draws = _computed(_Rule(parts), np.arange(sum(parts), dtype=np.int64))
+    """Returns source and draw at each place of some rounds of a short period: read-only, at most 1 MiB."""
+    period = sum(parts)
+    base, _ = _computed(_Rule(parts), np.arange(period, dtype=np.int64))
+    begins = _begins(base, parts)
+    rounds = np.arange(TABLE_MAX // period, dtype=np.int64)
+    turns = begins[(mixed(rounds.astype(np.uint64)) % np.uint64(len(begins))).astype(np.int64)]
+    sources = base[(turns[:, None] + np.arange(period)) % period].reshape(-1)
+    if period > _LONG:
+        sources = _loosened(sources, parts)
+    draws = np.empty_like(sources)
+    for number in range(len(parts)):
+        mine = np.flatnonzero(sources == number)
+        draws[mine] = np.arange(len(mine))
     sources.flags.writeable = draws.flags.writeable = False
     return sources, draws
 
 
-def _turned(parts: tuple[int, ...], rounds: Int64, places: Int64) -> tuple[Int64, Int64]:
-    """Returns source and draw at places of rounds of a short period, each round from its own beginning."""
-    sources, draws = _table(parts)
-    begins, gone = _begins(parts)
-    turns = (mixed(rounds.astype(np.uint64)) % np.uint64(len(begins))).astype(np.int64)
-    places = places + begins[turns]
-    around = places >= len(sources)
-    places -= around * len(sources)
-    numbers = sources[places]
-    return numbers, draws[places] - gone[turns, numbers] + around * np.array(parts, dtype=np.int64)[numbers]
-
-
-@functools.lru_cache(maxsize=8)
-def _begins(parts: tuple[int, ...]) -> tuple[Int64, Int64]:
-    """Returns where rounds of a period may begin, and the draws of each source before: of shape (begins,), (begins, sources)."""
-    sources, _ = _table(parts)
-    period, column = len(sources), np.array(parts, dtype=np.int64)[:, None]
-    counts = np.zeros((len(parts), period), dtype=np.int64)
-    np.cumsum(sources[:-1] == np.arange(len(parts))[:, None], axis=1, out=counts[:, 1:])
-    # How much each is ahead at each place, in parts of a sample. From there on it is ahead by so much less.
-    ahead = counts * period - column * np.arange(period)
+def _begins(sources: Int64, parts: Sequence[int]) -> Int64:
+    """Returns places of a period at which a round of it may begin: int64 of shape (begins,)."""
+    ahead = _ahead(sources[:-1], parts)
     most, least = ahead.max(axis=1, keepdims=True), ahead.min(axis=1, keepdims=True)
-    good = np.flatnonzero(((most - ahead <= period) & (ahead - least <= period)).all(axis=0))
-    begins = good[:: -(-len(good) // _MAX_TURNS)]
-    return begins, counts[:, begins].T.copy()
+    # From there on each is ahead by so much less.
+    good = np.flatnonzero(((most - ahead <= len(sources)) & (ahead - least <= len(sources))).all(axis=0))
+    return good[:: -(-len(good) // _MAX_TURNS)]
+
+
+def _loosened(sources: Int64, parts: Sequence[int]) -> Int64:
+    """Returns the sources at places with neighbours exchanged by chance, where no count comes to be off by more than one sample."""
+    sources, period, ahead = sources.copy(), sum(parts), _ahead(sources, parts)
+    for sweep in range(_SWEEPS):
+        first = np.arange(sweep % 2, len(sources) - 1, 2)
+        chance = mixed((first + (sweep << 32)).astype(np.uint64)) >> np.uint64(63) == 1
+        one, other = sources[first], sources[first + 1]
+        fits = (ahead[one, first + 1] >= 0) & (ahead[other, first + 1] <= 0)
+        chosen = np.flatnonzero(chance & fits & (one != other))
+        first, one, other = first[chosen], one[chosen], other[chosen]
+        sources[first], sources[first + 1] = other, one
+        ahead[one, first + 1] -= period
+        ahead[other, first + 1] += period
+    return sources
+
+
+def _ahead(sources: Int64, parts: Sequence[int]) -> Int64:
+    """Returns how far each source is ahead of its share before places: in parts of a sample, of shape (sources, places + 1)."""
+    counts = np.zeros((len(parts), len(sources) + 1), dtype=np.int64)
+    np.cumsum(sources == np.arange(len(parts))[:, None], axis=1, out=counts[:, 1:])
+    return counts * sum(parts) - np.array(parts, dtype=np.int64)[:, None] * np.arange(len(sources) + 1)
 
 
 def _chosen(rule: _Rule, counted: _Counted) -> Int64:

@@ -1,0 +1,172 @@
+"""Cases of inference: an ordered scan beside a plain sequential read, and with its results written back."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import shardload
+from bench.case import Case, Line, facts_of, numbers_in
+from bench.cold import cold
+from bench.workloads import Workload, images, tokens
+
+READ_BYTES = 1 << 20
+EMBEDDING = 256
+
+
+def numbers_of(work: Workload, batch: dict[str, Any]) -> list[int]:
+    """Returns which samples a batch holds."""
+    values = batch[work.field]
+    return values[:, 0].tolist() if isinstance(values, torch.Tensor) else numbers_in([value[:8] for value in values])
+
+
+def scanned(work: Workload, num_replicas: int, rank: int) -> float:
+    """Returns the seconds of a rank's part of a scan of a dataset just opened, and checks what came."""
+    start, found = time.perf_counter(), []
+    with shardload.scan(shardload.open(work.dataset), work.batch_size, num_replicas, rank) as scan:
+        for batch in scan:
+            found.append(numbers_of(work, batch))
+        seconds = time.perf_counter() - start
+        del batch
+    first, stop = (len(work) * number // num_replicas for number in (rank, rank + 1))
+    assert list(itertools.chain.from_iterable(found)) == list(range(first, stop))
+    return seconds
+
+
+def read_plainly(work: Workload, num_replicas: int, rank: int) -> float:
+    """Returns the seconds in which a rank's part of the shards' bytes is read, one after the other, a MiB at a time."""
+    sizes = [path.stat().st_size for path in work.files[1:]]
+    first, stop = (sum(sizes) * number // num_replicas for number in (rank, rank + 1))
+    buffer = memoryview(bytearray(READ_BYTES))
+    start, before, num_read = time.perf_counter(), 0, 0
+    for path, size in zip(work.files[1:], sizes, strict=True):
+        begin, end = max(0, first - before), min(size, stop - before)
+        before += size
+        if begin >= end:
+            continue
+        with open(path, "rb", buffering=0) as file:
+            file.seek(begin)
+            while begin < end and (count := file.readinto(buffer[: end - begin])):
+                begin, num_read = begin + count, num_read + count
+    assert num_read == stop - first
+    return time.perf_counter() - start
+
+
+def serve(pipe: Connection) -> None:
+    """Runs in a process of its own: does what it is asked for and tells the seconds."""
+    torch.set_num_threads(1)
+    while (asked := pipe.recv()) is not None:
+        work, *facts = asked
+        seconds = work(*facts)
+        # What is still mapped could not be dropped before the next run.
+        gc.collect()
+        pipe.send(seconds)
+
+
+class Ranks:
+    """Processes that read at the same time."""
+
+    def __init__(self, number: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes = []
+        for _ in range(number):
+            here, there = context.Pipe()
+            context.Process(target=serve, args=(there,), daemon=True).start()
+            self._pipes.append(here)
+
+    def seconds(self, read: Any, work: Workload) -> float:
+        """Returns the seconds a sample until the last of them has done its part."""
+        for rank, pipe in enumerate(self._pipes):
+            pipe.send((read, work, len(self._pipes), rank))
+        return max(pipe.recv() for pipe in self._pipes) / len(work)
+
+    def close(self) -> None:
+        """Ends them."""
+        for pipe in self._pipes:
+            pipe.send(None)
+
+
+def p27(folder: Path, scale: float) -> Iterator[Line]:
+    for number in (1, 2):
+        ranks = Ranks(number)
+        for name, make, count in (("tokens", tokens, 100_000), ("jpeg", images, 6_000)):
+            place = folder / f"{number}-{name}"
+            place.mkdir()
+            work = make(place, int(count * scale))
+            arms = {
+                "scan": lambda work=work, ranks=ranks: cold(work, lambda: ranks.seconds(scanned, work)),
+                "plain read": lambda work=work, ranks=ranks: cold(work, lambda: ranks.seconds(read_plainly, work)),
+            }
+            facts = facts_of(work, order="that of the dataset", limit=f"read() of {READ_BYTES} bytes", ranks=number)
+            yield Line(f"{name}, {number} ranks" if number > 1 else f"{name}, 1 rank", arms, False, facts=facts)
+            shutil.rmtree(place)
+        ranks.close()
+
+
+class WriteBack:
+    """A scan whose results are numbers of each sample's own, written back or not."""
+
+    def __init__(self, work: Workload, folder: Path, also: dict[str, list[float]]) -> None:
+        self._work = work
+        self._also = also
+        self._targets = (folder / f"results-{number}" for number in itertools.count())
+        self._rows = np.random.default_rng(5).random((work.batch_size, EMBEDDING), dtype=np.float32)
+        self._schema = {"number": "int64", "embedding": f"float32[{EMBEDDING}]"}
+
+    def both(self) -> float:
+        """Returns the seconds a sample of the job, from the open dataset to the commit."""
+        work, target = self._work, next(self._targets)
+        scan = shardload.scan(shardload.open(work.dataset), work.batch_size, 1, 0)
+        start = time.perf_counter()
+        with shardload.ScanWriter(target, self._schema, scan) as job:
+            for batch in job:
+                numbers = numbers_of(work, batch)
+                job.write({"number": np.array(numbers), "embedding": self._rows[: len(numbers)]})
+        return self._checked(target, time.perf_counter() - start)
+
+    def alone(self) -> float:
+        """Returns the seconds a sample of the slower one: the scan, or `ShardWriter` with the same results."""
+        work, target = self._work, next(self._targets)
+        reading = scanned(work, 1, 0) / len(work)
+        start = time.perf_counter()
+        with shardload.ShardWriter(target, self._schema) as writer:
+            for number in range(len(work)):
+                writer.write({"number": number, "embedding": self._rows[number % work.batch_size]})
+        writing = self._checked(target, time.perf_counter() - start)
+        for name, seconds in (("scan alone us", reading), ("write alone us", writing)):
+            self._also.setdefault(name, []).append(seconds * 1e6)
+        return max(reading, writing)
+
+    def _checked(self, target: Path, seconds: float) -> float:
+        assert (shardload.open(target).column("number") == np.arange(len(self._work))).all()
+        shutil.rmtree(target)
+        # What the run before has left to be written is not this one's.
+        os.sync()
+        return seconds / len(self._work)
+
+
+def p28(folder: Path, scale: float) -> Iterator[Line]:
+    for name, make, count in (("tokens", tokens, 100_000), ("jpeg", images, 12_000)):
+        work = make(folder, int(count * scale))
+        also: dict[str, list[float]] = {}
+        job = WriteBack(work, folder, also)
+        job.both(), job.alone()
+        facts = facts_of(work, order="that of the dataset", results=f"int64, float32[{EMBEDDING}]", ranks=1)
+        yield Line(name, {"scan with write": job.both, "slower alone": job.alone}, False, also=also, facts=facts)
+
+
+CASES = (
+    Case("P27", "ordered scan from the disk / sequential read of the same files", True, 0.8, 0.95, p27),
+    Case("P28", "scan with its results written back / the slower of scan and write alone", False, 0.8, 0.95, p28),
+)

@@ -157,7 +157,7 @@ class WriteBack:
 
 
 def p28(folder: Path, scale: float) -> Iterator[Line]:
-    for name, make, count in (("tokens", tokens, 100_000), ("jpeg", images, 6_000)):
+    for name, make, count in (("tokens", tokens, 100_000), ("jpeg", images, 12_000)):
         work = make(folder, int(count * scale))
         also: dict[str, list[float]] = {}
         job = WriteBack(work, folder, also)

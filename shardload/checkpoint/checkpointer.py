@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from shardload.checkpoint.directory import CheckpointDirectory
+from shardload.checkpoint.failures import cause_of, raise_ours
 from shardload.checkpoint.group import RankGroup
 from shardload.checkpoint.manifest import CheckpointManifest
 from shardload.checkpoint.randomness import capture_random, restore_random, seed_new_rank
@@ -36,7 +37,7 @@ from shardload.checkpoint.state import (
     check_training,
 )
 from shardload.checkpoint.writer import CheckpointWriter, OwnerPlanner, RankFacts
-from shardload.errors import FormatError, ShardloadError, StateMismatchError, StorageError
+from shardload.errors import FormatError, StorageError
 from shardload.quantities import as_integer
 from shardload.telemetry import CheckpointStats
 
@@ -273,7 +274,7 @@ class Checkpointer:
             save(state, **options)
         except BaseException as error:
             self._end_save(writer, error, 0.0)
-            _raise(error, f"step {step} was not saved")
+            raise_ours(error, f"step {step} was not saved")
         self._known = step
         self._end_save(writer, None, time.perf_counter() - start)
 
@@ -288,7 +289,7 @@ class Checkpointer:
             interval, self._last_end = now - self._last_end, now
         if error is not None:
             writer.abandon()
-            _log.error("a checkpoint in %s was not saved: %s", self._directory.path, error)
+            _log.error("a checkpoint in %s was not saved: %s", self._directory.path, cause_of(error))
         elif writer.saved is not None:
             share = blocked / interval if interval > 0 else 0.0
             level = logging.WARNING if share > MAX_SHARE and blocked >= MIN_WARNED_SECONDS else logging.INFO
@@ -309,8 +310,11 @@ class Checkpointer:
             finally:
                 if pending.future.done():
                     pending.counted.wait(self._timeout_seconds)
+                else:
+                    # It still writes, and talks to the other ranks: nothing else may before it has ended.
+                    self._pending = pending
         except BaseException as error:
-            _raise(error, f"step {pending.step} was not saved")
+            raise_ours(error, f"step {pending.step} was not saved")
         self._known = pending.step
 
     def _count_blocked(self, start: float) -> None:
@@ -322,7 +326,8 @@ class Checkpointer:
     def _choose(self, step: int | None, verify: bool) -> CheckpointManifest | None:
         """Returns the manifest of the checkpoint to restore, the same on all ranks; None where there is none."""
         group, directory = self._ranks(), self._directory
-        steps, unfinished = group.broadcast((directory.steps(), directory.unfinished()) if group.leads else ([], []))
+        listed = group.agreed(lambda: directory.listed() if group.leads else ([], []))
+        steps, unfinished = group.broadcast(listed)
         if step is not None and step not in steps:
             raise StorageError(f"{directory.path} has no checkpoint of step {step}; it has {steps[:20] or 'none'}")
         if unfinished and step is None:
@@ -354,17 +359,21 @@ class Checkpointer:
         options: dict[str, Any] = {"storage_reader": reader, "process_group": group.handle}
         here = f"rank-{group.rank if group.rank < manifest.num_ranks else 0}"
         shapes = {key: tuple(value.size) for key, value in tensors.items()}
-        small, state = group.agreed(lambda: (training.loader_template(saved), training.templates(saved, shapes)))
-        small["random"] = {here: ""}
         try:
-            load(small, **options)
-            # What may be of other data comes first, while nothing has changed.
-            if (loader := training.loader) is not None:
-                group.agreed(lambda: loader.load_state_dict(small["loader"], **changes))
-            # Of an optimizer's state what is not in the checkpoint is taken out again; all else was compared.
-            load(state, planner=DefaultLoadPlanner(allow_partial_load=True), **options)
+            with training.unstepped_after_failure():
+                small, state = group.agreed(
+                    lambda: (training.loader_template(saved), training.templates(saved, shapes))
+                )
+                small |= {"random": {here: ""}, "optimizer": training.group_templates(saved)}
+                load(small, **options)
+                # What may be of something else comes first, while nothing has changed.
+                group.agreed(lambda: training.compare_groups(state, small["optimizer"]))
+                if (loader := training.loader) is not None:
+                    group.agreed(lambda: loader.load_state_dict(small["loader"], **changes))
+                # Of an optimizer's state what is not in the checkpoint is taken out again; all else was compared.
+                load(state, planner=DefaultLoadPlanner(allow_partial_load=True), **options)
         except CheckpointException as error:
-            _raise(error, f"step {manifest.step} was not restored")
+            raise_ours(error, f"step {manifest.step} was not restored")
         training.take_up(state, saved)
         random = json.loads(small["random"][here])
         if group.rank < manifest.num_ranks:
@@ -382,17 +391,3 @@ def _read_manifest(directory: CheckpointDirectory, step: int) -> tuple[Checkpoin
         return directory.read_manifest(step), ""
     except (FormatError, StorageError) as error:
         return None, str(error)
-
-
-def _raise(error: BaseException, what: str) -> NoReturn:
-    """Raises an error of ours for what torch's checkpoint raised on all ranks, and others as they are."""
-    if isinstance(error, CheckpointException):
-        rank, (cause, _) = min(error.failures.items())
-        if isinstance(cause, ShardloadError) and not isinstance(cause, StorageError):
-            raise cause from error
-        if isinstance(cause, ValueError):
-            raise StateMismatchError(f"{what}: {cause}") from error
-        raise StorageError(f"{what}: rank {rank}: {type(cause).__name__}: {cause}") from error
-    if isinstance(error, (TimeoutError, RuntimeError)) and not isinstance(error, ShardloadError):
-        raise StorageError(f"{what}: {str(error) or 'it took too long'}") from error
-    raise error

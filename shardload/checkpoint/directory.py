@@ -59,6 +59,16 @@ class CheckpointDirectory:
         """Returns the steps of the checkpoints that were begun and not published."""
         return sorted(int(match[1]) for match in map(_UNFINISHED.fullmatch, self._storage.list("")) if match)
 
+    def listed(self) -> tuple[list[int], list[int]]:
+        """Returns `steps()` and `unfinished()` of a directory that is to be restored from.
+
+        Raises:
+            StorageError: something else is at its path, or it cannot be listed.
+        """
+        if os.path.lexists(self.path) and not os.path.isdir(self.path):
+            raise StorageError(f"{self.path} is not a directory", dataset=self.path)
+        return self.steps(), self.unfinished()
+
     def path_of(self, step: int) -> str:
         """Returns where the checkpoint of a step is or would be."""
         return self._storage.path(_name(step))

@@ -7,7 +7,8 @@ Keys: `model`, `optimizer` (by number), `loader`, `random` (by rank) and `extra`
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -96,7 +97,9 @@ class Training:
             _require(saved, ("optimizer", str(i)), f"an optimizer {i}")
             # Else torch would not give it the state that values are read into.
             optimizer.zero_grad(set_to_none=True)
-            found["optimizer"][str(i)] = get_optimizer_state_dict(self.model, optimizer)
+            here: dict[str, Any] = get_optimizer_state_dict(self.model, optimizer)
+            _compare_entries(i, here["state"], saved)
+            found["optimizer"][str(i)] = here
         for name, one in self.extra.items():
             _require(saved, ("extra", name), f"an extra {name!r}")
             found["extra"][name] = {_WHOLE: b""} if ("extra", name, _WHOLE) in saved else one.state_dict()
@@ -112,6 +115,44 @@ class Training:
             return {}
         _require(saved, ("loader",), "the state of a loader")
         return {"loader": dict(self.loader.state_dict())}
+
+    @contextmanager
+    def unstepped_after_failure(self) -> Iterator[None]:
+        """Takes what torch makes up for `templates` out of the optimizers again, if what is done within fails."""
+        fresh = [optimizer for optimizer in self.optimizers if not optimizer.state]
+        try:
+            yield
+        except BaseException:
+            for optimizer in fresh:
+                optimizer.state.clear()
+            raise
+
+    def group_templates(self, saved: Paths) -> dict[str, Any]:
+        """Returns what the names in the parameter groups of a checkpoint are to be read into; of the optimizers that are here."""
+        found: dict[str, Any] = {}
+        for i in range(len(self.optimizers)):
+            start = ("optimizer", str(i), "param_groups")
+            numbers = {path[3] for path in saved if path[:3] == start}
+            found[str(i)] = {"param_groups": [{"params": []} for _ in numbers]}
+        return found
+
+    def compare_groups(self, state: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+        """Refuses parameter groups that are not those of a checkpoint: torch would mix up their settings.
+
+        Args:
+            state: of `templates`.
+            saved: of `group_templates`, read into.
+
+        Raises:
+            StateMismatchError: the checkpoint is of another optimizer.
+        """
+        for i in range(len(self.optimizers)):
+            here, there = (_groups_of(one[str(i)]["param_groups"]) for one in (state["optimizer"], saved))
+            if here != there:
+                raise StateMismatchError(
+                    f"the checkpoint is of another optimizer {i}: it has {_counted(there)}, and this one {_counted(here)}, "
+                    "not all of the same parameters"
+                )
 
     def take_up(self, state: dict[str, Any], saved: Paths) -> None:
         """Puts what was read into the objects, except for the loader.
@@ -210,6 +251,30 @@ def _require(saved: Paths, start: tuple[str | int, ...], what: str) -> None:
         raise StateMismatchError(
             f"the checkpoint was saved without {what}: leave it out here, or restore another checkpoint"
         )
+
+
+def _compare_entries(number: int, here: Mapping[str, Any], saved: Paths) -> None:
+    """Refuses another kind of optimizer: what it keeps of a parameter is not what the checkpoint has of it, if it has anything."""
+    there: dict[str, set[str]] = {}
+    for path in saved:
+        if path[:3] == ("optimizer", str(number), "state") and len(path) > 4:
+            there.setdefault(str(path[3]), set()).add(str(path[4]))
+    for name, entries in sorted(there.items()):
+        # Empty containers leave nothing in a checkpoint.
+        kept = {key for key, one in here.get(name, {}).items() if not isinstance(one, (Mapping, list)) or one}
+        if kept != entries:
+            raise StateMismatchError(
+                f"the checkpoint is of another optimizer {number}: of {name} it has {', '.join(sorted(entries))}, and this one "
+                f"{', '.join(sorted(kept)) or 'nothing'}"
+            )
+
+
+def _groups_of(groups: Iterable[Mapping[str, Any]]) -> set[frozenset[str]]:
+    return {frozenset(group["params"]) for group in groups}
+
+
+def _counted(groups: set[frozenset[str]]) -> str:
+    return f"{sum(map(len, groups))} parameters in {len(groups)} group{'s' * (len(groups) > 1)}"
 
 
 def _compare(here: Mapping[str, Any], saved: set[str], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -322,6 +322,41 @@ def test_a_full_disk_is_told_and_the_next_save_succeeds(make: Make, tmp_path: Pa
     assert run.checkpointer.stats().num_failed == 1
 
 
+def test_a_failed_save_is_logged_in_one_sentence(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "checkpoints").write_text("")
+    run = make()
+    with pytest.raises(StorageError, match="checkpoints is not a directory"):
+        run.restore()
+    with pytest.raises(StorageError, match="step 1 was not saved: rank 0: "):
+        run.checkpointer.save(1)
+    (record,) = (record for record in caplog.records if record.name == "shardload")
+    assert "was not saved: rank 0: NotADirectoryError: " in record.getMessage() and "\n" not in record.getMessage()
+
+
+def test_a_save_that_outlasts_its_time_is_waited_for_again(make: Make, tmp_path: Path) -> None:
+    run, gate, waited = make(asynchronous=True), threading.Event(), threading.Event()
+    run.train(5)
+
+    class Slow(Operations):
+        def open_new(self, path: str) -> int:
+            waited.set()
+            assert gate.wait(60)
+            return super().open_new(path)
+
+    with injected(Slow()):
+        run.checkpointer.save(5)
+        assert waited.wait(60)
+        run.checkpointer._timeout_seconds = 0.01
+        for _ in range(2):
+            # Not the next one, which would remove what the first is writing.
+            with pytest.raises(StorageError, match="step 5 was not saved"):
+                run.checkpointer.save(6)
+        run.checkpointer._timeout_seconds = 60.0
+        gate.set()
+        run.checkpointer.wait()
+    assert make().restore() == 5
+
+
 def test_another_model_or_dataset_is_refused_before_anything_changes(make: Make, tmp_path: Path, mixed: Path) -> None:
     make().train(5, save_at=(5,))
     wide = make(width=17)
@@ -346,6 +381,44 @@ def test_another_model_or_dataset_is_refused_before_anything_changes(make: Make,
         shardload.Checkpointer(tmp_path / "checkpoints", model=model, extra={"scaler": make().schedule}).restore()
     # The model alone, as for an evaluation.
     assert shardload.Checkpointer(tmp_path / "checkpoints", model=model).restore() == 5
+
+
+def test_another_optimizer_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    first, second = model[0].parameters, model[1].parameters
+    both = model.parameters
+
+    def saved(optimizer: torch.optim.Optimizer, path: Path) -> None:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        shardload.Checkpointer(path, model=model, optimizer=optimizer).save(1)
+
+    saved(torch.optim.AdamW(both()), tmp_path / "adam")
+    saved(torch.optim.SGD(both(), lr=0.1, momentum=0.9), tmp_path / "sgd")
+    for name, optimizer, message in [
+        (
+            "adam",
+            torch.optim.SGD(both(), lr=0.1, momentum=0.9),
+            "exp_avg, exp_avg_sq, step, and this one momentum_buffer",
+        ),
+        ("adam", torch.optim.AdamW(both(), amsgrad=True), "and this one exp_avg, exp_avg_sq, max_exp_avg_sq, step"),
+        ("sgd", torch.optim.SGD(both(), lr=0.1), r"of 0\.bias it has momentum_buffer, and this one nothing"),
+        ("adam", torch.optim.AdamW(first()), r"of 1\.bias it has exp_avg, exp_avg_sq, step, and this one nothing"),
+        (
+            "adam",
+            torch.optim.AdamW([{"params": first(), "lr": 0.5}, {"params": second()}]),
+            "4 parameters in 1 group, and",
+        ),
+    ]:
+        before = [value.clone() for value in both()]
+        with pytest.raises(StateMismatchError, match="of another optimizer 0: .*" + message):
+            shardload.Checkpointer(tmp_path / name, model=model, optimizer=optimizer).restore()
+        # Not even the step of zeros that torch takes to see what it keeps.
+        assert not optimizer.state and same(list(both()), before)
+        assert optimizer.param_groups[0]["lr"] in (0.1, 0.5, 1e-3)
+    swapped = torch.optim.Adam([*second(), *first()], lr=7.0)
+    assert shardload.Checkpointer(tmp_path / "adam", model=model, optimizer=swapped).restore() == 1
+    assert swapped.param_groups[0]["lr"] == 1e-3
 
 
 def test_optimizers_of_parts_unused_parameters_and_extras_with_tensors(tmp_path: Path) -> None:

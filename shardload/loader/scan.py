@@ -16,6 +16,7 @@ from shardload.loader.ranks import FixedRanks, RankChoice, Ranks, one_of
 from shardload.loader.recipe import make_recipe
 from shardload.loader.run import Entered
 from shardload.loader.state import OrderKey, Place, decode_state, encode_state
+from shardload.order.epoch import InOrder
 from shardload.order.spans import Spans, even_span
 from shardload.quantities import as_integer
 from shardload.reader.source import SampleSource
@@ -65,7 +66,7 @@ def scan(
     ranks must run in step take `ShardLoader(shuffle=False, tail="mask")`. To keep results, see `ScanWriter`.
 
     Args:
-        dataset: what to read.
+        dataset: what to read: a dataset, several, a view, or windows of one phase.
         batch_size: samples a batch and rank.
         num_replicas: ranks that share the samples, with `rank`. None for both: as for `ShardLoader`.
         rank: this process.
@@ -93,8 +94,10 @@ def scan(
         reuse: see there.
 
     Raises:
-        ValueError: settings that contradict each other.
+        TypeError: the dataset is none that is read sample by sample.
+        ValueError: settings that contradict each other, or a dataset that has no order of its own with each sample once.
     """
+    _check_order(dataset)
     size = as_integer(batch_size, "batch_size", 1)
     ranks = FixedRanks(RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group))
     flags = {"with_ids": with_ids, "with_valid": False, "on_error": "raise"}
@@ -102,6 +105,19 @@ def scan(
     read = size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes, helper_process, None, reuse
     course = make_course(dataset, recipe, None if device is None else torch.device(device), *read)
     return Scan(dataset, size, ranks, as_integer(seed, "seed"), course)
+
+
+def _check_order(dataset: SampleSource) -> None:
+    """Refuses what has samples several times or not at all, or whose i-th one is not `dataset[i]`."""
+    if not isinstance(dataset, SampleSource):
+        raise TypeError(
+            f"a scan reads samples as they are in a dataset or a view of one, not {type(dataset).__name__}: scan what it is made of"
+        )
+    if not isinstance(dataset.orders(False), InOrder):
+        raise ValueError(
+            f"a scan gives each sample once, in order, and {type(dataset).__name__} mixes or moves them: scan the sources of a "
+            'mixture, and windows with phase="fixed"'
+        )
 
 
 class Scan:

@@ -72,6 +72,19 @@ def test_views_and_several_datasets_are_scanned_in_their_own_order(numbers: Path
     assert found == [9, 3, 700, 4, 1000, 1001, 1002]
 
 
+def test_what_has_no_order_of_its_own_is_refused(numbers: Path, documents: Path) -> None:
+    dataset, texts = shardload.open(numbers), shardload.open(documents)
+    field = texts.field_list[0].name
+    mixture = shardload.Mixture({"a": (dataset, 3), "b": (dataset[:10], 1)}, stop="repeat")
+    windows = shardload.TokenWindows(texts, field, 16)
+    assert len(shardload.scan(windows, len(windows), 1, 0)) == 1
+    for other in (mixture, shardload.TokenWindows(texts, field, 16, phase="epoch")):
+        with pytest.raises(ValueError, match=f"each sample once, in order, and {type(other).__name__} mixes or moves"):
+            shardload.scan(other, 4, 1, 0)
+    with pytest.raises(TypeError, match="not PackedSequences"):
+        shardload.scan(shardload.PackedSequences(texts, field, 64), 4, 1, 0)
+
+
 def test_transforms_are_keyed_by_sample(numbers: Path) -> None:
     def noisy(sample: dict, rng: np.random.Generator) -> dict:
         return {"number": sample["number"], "noise": rng.integers(1 << 40)}

@@ -122,8 +122,7 @@ class ScanWriter:
             self.close()
             return
         self._leave("left by an error")
-        if isinstance(error, PackError) and self._output is not None and self._output.has_parts:
-            error.message += f"; {_STAYS}"
+        self._tell_what_stays(error)
 
     def __iter__(self) -> Self:
         """Returns itself: the batches that this rank has still to do."""
@@ -185,9 +184,18 @@ class ScanWriter:
         try:
             self._check_written()
             self.manifest = output.publish()
+        except PackError as error:
+            self._tell_what_stays(error)
+            raise
         finally:
             self._leave("closed")
         return self.manifest
+
+    def _tell_what_stays(self, error: BaseException) -> None:
+        if not isinstance(error, PackError) or self._output is None or not self._output.has_parts:
+            return
+        if not error.message.endswith(_STAYS):
+            error.message += f"; {_STAYS}"
 
     def _open(self) -> Output:
         if self._ended:

@@ -52,6 +52,13 @@ class DirectoryLock:
         """Whether this is the process that took it, not a forked child."""
         return os.getpid() == self.process
 
+    def is_at(self, path: str) -> bool:
+        """Tells whether the directory is still the one at a path."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(path))
+        except FileNotFoundError:
+            return False
+
     def take(self, shared: bool = False) -> bool:
         """Takes the lock, or changes its kind; tells whether the file system locks at all.
 

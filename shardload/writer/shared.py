@@ -21,7 +21,7 @@ from shardload.format.table import ShardEntry
 from shardload.storage import OPERATIONS, Operations
 from shardload.writer.failures import named
 from shardload.writer.job import JobRecord, PackedRecord, again, difference, read_packed, read_record
-from shardload.writer.lock import NumberLocks
+from shardload.writer.lock import DirectoryLock, NumberLocks
 from shardload.writer.resume import ResumableTarget
 from shardload.writer.target import PACKED_NAME, REJECTS_NAME, Mode
 from shardload.writer.versions import read_entries, read_manifest
@@ -72,8 +72,7 @@ class SharedTarget(ResumableTarget):
         super().__init__(root, mode, operations, resume=True)
         try:
             with named(self.root):
-                self._join()
-                self._share()
+                self._join_and_share()
         except BaseException:
             self.leave()
             raise
@@ -171,13 +170,40 @@ class SharedTarget(ResumableTarget):
                     locks = self._lock.take(shared)
                 except BlockingIOError:
                     continue
+                if self._reopened():
+                    break
                 if not locks:
                     return False
                 if not shared:
                     return True
                 if self.has_job or self.published() is not None:
                     return False
-            self._wait("another writer is at work there", self._deadline)
+            else:
+                self._wait("another writer is at work there", self._deadline)
+
+    def _reopened(self) -> bool:
+        """Makes and opens the directory anew, if another process that failed has removed it meanwhile; tells whether it has."""
+        if self._lock.is_at(self.root):
+            return False
+        self._lock.release()
+        with named(self.root):
+            with contextlib.suppress(FileExistsError):
+                self.storage.operations.mkdir(self.root)
+            self._missing, self._created = self._missing or [self.root], True
+            self._lock = DirectoryLock(self.root)
+        return True
+
+    def _join_and_share(self) -> None:
+        self._join()
+        self._share()
+        # While it is passed on the lock is nobody's, and one that failed may just then have taken everything away.
+        while self.manifest is None and not self.has_job:
+            if self._numbers is not None:
+                self._numbers.close()
+                self._numbers = None
+            self._locked = self._take_lock()
+            self._join()
+            self._share()
 
     def _share(self) -> None:
         """Lets others in that do the same job."""

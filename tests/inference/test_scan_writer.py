@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +16,16 @@ import numpy as np
 import pytest
 import torch
 from any_dataset import ARRAYS, EVERY_TYPE, assert_same, value_of
+from faults import FailAt, injected
 from samples import EVERY_SCHEMA, LATER_SCHEMA, every_sample
 
 import shardload
 from shardload.errors import PackError
 from shardload.loader.ranks import RankChoice, Ranks
 from shardload.reader.verify import verify_dataset
-from shardload.storage import LocalStorage
-from shardload.writer import shared
+from shardload.storage import LocalStorage, Operations
+from shardload.writer import shared, target
+from shardload.writer.lock import DirectoryLock
 from shardload.writer.target import WORK
 
 SCHEMA = {"double": "int64", "text": "str", "values": "float32[*]"}
@@ -363,6 +367,41 @@ def test_a_rank_that_joins_while_another_publishes_finds_it_done(
         assert do(second) == []
     assert second.manifest is not None and first.manifest is not None
     assert second.manifest.fingerprint == first.manifest.fingerprint == fingerprint
+
+
+def test_a_disk_that_fails_at_the_end_leaves_all_but_the_commit(
+    scanned: Path, tmp_path: Path, fingerprint: str
+) -> None:
+    job = writer_of(scanned, tmp_path / "out")
+    do(job)
+    told = r"Input/output error; nothing was published; what was finished stays: [\w ]*$"
+    fault = FailAt(1, errno.EIO, names=("link",), lasting=True, inner=Operations())
+    with injected(fault), pytest.raises(PackError, match=told):
+        job.close()
+    with writer_of(scanned, tmp_path / "out") as job:
+        assert do(job) == []
+    assert shardload.open(tmp_path / "out").fingerprint == fingerprint
+
+
+@pytest.mark.parametrize("moment", ["opened", "passed on"])
+def test_a_rank_that_gives_up_does_not_take_the_directory_from_one_that_begins(
+    scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fingerprint: str, moment: str
+) -> None:
+    root, removed = tmp_path / "out", []
+
+    class Contested(DirectoryLock):
+        """Where another process, which saw nobody there, tidies up at a moment at which nobody has the lock."""
+
+        def take(self, shared: bool = False) -> bool:
+            if not removed and shared == (moment == "passed on"):
+                removed.append(sorted(path.name for path in root.iterdir()))
+                shutil.rmtree(root)
+            return super().take(shared)
+
+    monkeypatch.setattr(target, "DirectoryLock", Contested)
+    assert run(scanned, root, 2) == fingerprint
+    assert removed == [[] if moment == "opened" else [".work", "shards"]]
+    assert not (root / WORK).exists()
 
 
 def test_nothing_to_scan_is_an_empty_output(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,9 +43,11 @@ class Run:
         command = [*launcher, "--nproc-per-node", str(ranks), str(HERE / script), *map(str, words)]
         print("$ torchrun --standalone --nproc-per-node", ranks, script, *words, flush=True)
         # What torchrun has to say of ranks that were killed is not to be read as a failure of the rehearsal.
+        # It goes to a file, since a pipe that nobody reads would fill up and hold the ranks.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
         )
 
     def lines(self) -> Iterator[str]:
@@ -74,9 +77,9 @@ class Run:
         """Waits for its end, which must be a good one."""
         for _ in self.lines():
             pass
-        _, errors = self._process.communicate(timeout=60)
-        if self._process.returncode:
-            raise SystemExit(errors[-4000:] + f"\nthe run ended with status {self._process.returncode}")
+        if self._process.wait(timeout=60):
+            self._errors.seek(0)
+            raise SystemExit(self._errors.read()[-4000:] + f"\nthe run ended with status {self._process.returncode}")
 
 
 def _children(process: int) -> Iterator[int]:
@@ -116,14 +119,16 @@ def wait_for_step(folder: Path, step: int) -> None:
 
 def train_and_kill(run: Run, record: Path, step: int, every: int, kill_rank: bool = False) -> None:
     """Kills a run after the checkpoint of a step and before the next one; one of its ranks, if asked for, after its first one."""
-    for line in run.lines():
-        if kill_rank and steps_of(line) >= every:
-            kill_rank = False
-            run.kill_rank()
-        elif steps_of(line) >= step:
-            wait_for_step(record, steps_of(line) + max(1, every // 2))
-            break
-    run.kill()
+    try:
+        for line in run.lines():
+            if kill_rank and steps_of(line) >= every:
+                kill_rank = False
+                run.kill_rank()
+            elif steps_of(line) >= step:
+                wait_for_step(record, steps_of(line) + max(1, every // 2))
+                break
+    finally:
+        run.kill()
 
 
 def check_record(folder: Path, order: Callable[[int, np.ndarray], np.ndarray], batch_size: int, steps: int) -> None:

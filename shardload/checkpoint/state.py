@@ -185,12 +185,20 @@ def check_training(model: Any, optimizers: Sequence[Any], loader: Any, extra: Ma
 
     Raises:
         TypeError: says what has to be given.
+        ValueError: an optimizer is of something else than the model.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}; more of them go into extra=")
     for one in optimizers:
         if not isinstance(one, Optimizer):
             raise TypeError(f"optimizer must be a torch optimizer or several, not {type(one).__name__}")
+    own = set(map(id, model.parameters()))
+    for i, one in enumerate(optimizers):
+        if not all(id(place) in own for group in one.param_groups for place in group["params"]):
+            raise ValueError(
+                f"optimizer {i} has parameters that are not the model's: make it after the model is wrapped, and put what is "
+                "trained together into one model, such as a ModuleDict"
+            )
     for name, one in [("loader", loader), *extra.items()]:
         if not isinstance(one, Stateful) and not (name == "loader" and one is None):
             raise TypeError(f"{name!r} must have state_dict() and load_state_dict(); {type(one).__name__} has not")

@@ -483,6 +483,10 @@ def test_wrong_arguments_are_refused(tmp_path: Path, make: Make) -> None:
     for options, message in [
         ({"model": {}}, "model must be a torch.nn.Module, not dict"),
         ({"model": model, "optimizer": [3]}, "optimizer must be a torch optimizer or several, not int"),
+        (
+            {"model": model, "optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters())},
+            "optimizer 0 has parameters that are not the model's",
+        ),
         ({"model": model, "loader": [1]}, "'loader' must have state_dict"),
         ({"model": model, "extra": {"a": 3}}, "'a' must have state_dict"),
         ({"model": model, "keep": 0}, "keep must be an integer from 1"),

@@ -27,8 +27,9 @@ class RankGroup:
             timeout_seconds: the longest that one rank waits for another.
         """
         self.handle: ProcessGroup | None = None
+        self._default = _default_group()
         self.rank, self.size = 0, 1
-        if distributed.is_available() and distributed.is_initialized():
+        if self._default is not None:
             # Always gloo: what is exchanged lies in host memory, and torch's async_save asks for it.
             self.handle = distributed.new_group(
                 backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds), group_desc="shardload checkpoint"
@@ -43,8 +44,7 @@ class RankGroup:
     @property
     def is_current(self) -> bool:
         """Whether the processes are those that formed it."""
-        exists = distributed.is_available() and distributed.is_initialized()
-        return exists == (self.handle is not None)
+        return self._default is _default_group()
 
     def broadcast(self, value: Value) -> Value:
         """Returns the value of the leading rank."""
@@ -84,5 +84,9 @@ class RankGroup:
     def close(self) -> None:
         """Leaves the group, if the processes are still together."""
         handle, self.handle = self.handle, None
-        if handle is not None and not sys.is_finalizing() and distributed.is_initialized():
+        if handle is not None and not sys.is_finalizing() and self.is_current:
             distributed.destroy_process_group(handle)
+
+
+def _default_group() -> ProcessGroup | None:
+    return distributed.group.WORLD if distributed.is_available() and distributed.is_initialized() else None

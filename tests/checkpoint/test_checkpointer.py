@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from faults import FailAt, injected
-from torch import nn
+from torch import distributed, nn
 
 import shardload
 from shardload.checkpoint.randomness import capture_random, restore_random, seed_new_rank
@@ -535,6 +535,23 @@ def test_a_state_from_ahead_is_taken_where_it_is_given(numbers: Path, tmp_path: 
 
 def drawn() -> list[Any]:
     return [random.random(), float(np.random.rand()), float(np.random.randn()), torch.rand(3).tolist()]
+
+
+def test_goes_on_in_another_process_group(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    checkpointer = shardload.Checkpointer(tmp_path / "a", model=model, timeout_seconds=60)
+    checkpointer.save(1)
+    try:
+        for step in (2, 3):
+            distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+            checkpointer.save(step)
+            distributed.destroy_process_group()
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+    checkpointer.save(4)
+    checkpointer.close()
+    assert shardload.Checkpointer(tmp_path / "a", model=model).restore() == 4
 
 
 def test_random_states_go_through_text() -> None:

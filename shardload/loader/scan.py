@@ -93,8 +93,15 @@ def scan(
         reuse: see there.
 
     Raises:
-        ValueError: settings that contradict each other.
+        ValueError: settings that contradict each other, or a mixture or moved windows, which have an order of their own.
     """
+    if not isinstance(dataset, SampleSource):
+        raise TypeError(f"a scan goes over a dataset or view, not over a {type(dataset).__name__}")
+    if dataset.names or dataset.num_ids != len(dataset):
+        raise ValueError(
+            f"a scan gives each sample once, in the order of the dataset, and {dataset!r} has an order of its own, which may "
+            "repeat or pass over some: scan the sources of a mixture, or windows with phase='fixed'"
+        )
     size = as_integer(batch_size, "batch_size", 1)
     ranks = FixedRanks(RankChoice(one_of(num_replicas, world_size), rank, mesh, mesh_dims, process_group))
     flags = {"with_ids": with_ids, "with_valid": False, "on_error": "raise"}

@@ -17,7 +17,7 @@ from shardload.order.cursor import Partition, Tail
 from shardload.order.epoch import EpochOrders, Reseed
 from shardload.order.exclusion import Exclude, Excluding, left_out
 from shardload.order.shuffle import orders_named
-from shardload.order.steps import Begun, Start, Stretch, gone_on
+from shardload.order.steps import Begun, History, Start, Stretch
 from shardload.version import VERSION
 
 LOG_VERSION = 1
@@ -117,7 +117,7 @@ def _of_a_log(facts: Any, where: str) -> dict[str, Any]:
 
 def _run(lines: list[tuple[str, dict[str, Any]]]) -> tuple[Recorded, list[Stretch]]:
     """Returns the last start and the stretches of the one run that lines are of."""
-    run: list[Stretch] = []
+    run = History()
     known: dict[str, EpochOrders] = {}
     for where, facts in lines:
         for what in ("fingerprint", "shuffle", "recipe"):
@@ -132,10 +132,10 @@ def _run(lines: list[tuple[str, dict[str, Any]]]) -> tuple[Recorded, list[Stretc
             told = error if type(error) is ValueError else repr(error)
             raise FormatError(f"{where} does not say what a start says: {told!s:.300}") from None
         try:
-            run = gone_on(run, recorded.begun)
+            run.add(recorded.begun)
         except ValueError as error:
             raise FormatError(f"{where}: {error}: are lines missing before it?") from None
-    return recorded, run
+    return recorded, run.stretches()
 
 
 def _recorded(facts: dict[str, Any], known: dict[str, EpochOrders]) -> Recorded:

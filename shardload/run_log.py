@@ -63,6 +63,9 @@ def append_start(path: str | os.PathLike[str], recorded: Recorded) -> None:
         "num_replicas": begun.start.partition.num_replicas,
         "tail": begun.start.partition.tail,
     }
+    if orders.segment is not None:
+        # No version of `locate` reads it yet, but without the weights nothing could tell what a mixture gave.
+        facts["mixture"] = orders.segment._asdict()
     line = json.dumps(facts).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:

@@ -33,7 +33,8 @@ class Exclude:
     ids: Sequence[int | range] | NDArray[Any] = ()
     """Their ids, single ones or ranges; kept as ranges that rise and do not touch."""
     positions: Sequence[tuple[int, int, int]] = ()
-    """Or the samples that stand there: epoch, first position and the one after the last, as a run without this counts them."""
+    """Or the samples that stand there: epoch, first position and the one after the last, as a run without this counts them, in
+    the order of the loader's seed. What a run had after its seed was changed, say by ids."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", _runs(self.ids))

@@ -17,7 +17,7 @@ from shardload.order.cursor import Partition, Tail
 from shardload.order.epoch import EpochOrders, Reseed
 from shardload.order.exclusion import Exclude, Excluding, left_out
 from shardload.order.shuffle import orders_named
-from shardload.order.steps import Begun, Start, Stretch, gone_on
+from shardload.order.steps import Begun, History, Start, Stretch
 from shardload.version import VERSION
 
 LOG_VERSION = 1
@@ -63,6 +63,9 @@ def append_start(path: str | os.PathLike[str], recorded: Recorded) -> None:
         "num_replicas": begun.start.partition.num_replicas,
         "tail": begun.start.partition.tail,
     }
+    if orders.segment is not None:
+        # No version of `locate` reads it yet, but without the weights nothing could tell what a mixture gave.
+        facts["mixture"] = orders.segment._asdict()
     line = json.dumps(facts).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -117,7 +120,7 @@ def _of_a_log(facts: Any, where: str) -> dict[str, Any]:
 
 def _run(lines: list[tuple[str, dict[str, Any]]]) -> tuple[Recorded, list[Stretch]]:
     """Returns the last start and the stretches of the one run that lines are of."""
-    run: list[Stretch] = []
+    run = History()
     known: dict[str, EpochOrders] = {}
     for where, facts in lines:
         for what in ("fingerprint", "shuffle", "recipe"):
@@ -132,10 +135,10 @@ def _run(lines: list[tuple[str, dict[str, Any]]]) -> tuple[Recorded, list[Stretc
             told = error if type(error) is ValueError else repr(error)
             raise FormatError(f"{where} does not say what a start says: {told!s:.300}") from None
         try:
-            run = gone_on(run, recorded.begun)
+            run.add(recorded.begun)
         except ValueError as error:
             raise FormatError(f"{where}: {error}: are lines missing before it?") from None
-    return recorded, run
+    return recorded, run.stretches()
 
 
 def _recorded(facts: dict[str, Any], known: dict[str, EpochOrders]) -> Recorded:

@@ -214,7 +214,10 @@ def text_corpora(folder: Path) -> tuple[Path, Path]:
 def check_blend(record: Path, code: Path, prose: Path, batch_size: int, change: int, steps: int) -> None:
     """Compares what was recorded with the windows of both corpora in their own orders, and counts them up to each change."""
     sources = [shardload.TokenWindows(shardload.open(path), "tokens", CONTEXT, phase="epoch") for path in (code, prose)]
-    first_ids, orders = (0, sources[0].num_ids), [source.orders(True) for source in sources]
+    mixture, orders = (
+        shardload.Mixture({"code": (sources[0], 3), "prose": (sources[1], 1)}),
+        [source.orders(True) for source in sources],
+    )
     seeds = [seed_of(1, name) for name in ("code", "prose")]
     ids: dict[int, dict[int, int]] = {}
     for line in recorded(record):
@@ -225,10 +228,10 @@ def check_blend(record: Path, code: Path, prose: Path, batch_size: int, change: 
     counts = [0, 0]
     for position in range(steps * batch_size):
         step, slot = divmod(position, batch_size)
-        sample_id = ids[step + 1][slot]
-        number = int(sample_id >= first_ids[1])
+        name, sample_id = mixture.locate(ids[step + 1][slot])
+        number = mixture.names.index(name)
         pass_, place = divmod(counts[number], len(sources[number]))
-        if orders[number].order(pass_, seeds[number])(np.array([place]))[0] + first_ids[number] != sample_id:
+        if orders[number].order(pass_, seeds[number])(np.array([place]))[0] != sample_id:
             raise SystemExit(f"step {step + 1} was not given the next window of its corpus at slot {slot}")
         counts[number] += 1
         done = position + 1

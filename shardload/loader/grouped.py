@@ -144,7 +144,13 @@ def grouped(
     orders = orders_of(dataset, shuffle, weights)
     if batch_tokens is None:
         return Grouped(dataset, left_out(orders, exclude, seed), size, size or 1)
-    name, budget = batch_tokens if isinstance(batch_tokens, tuple) else (_only_field(dataset), batch_tokens)
+    # A list is what a pair becomes in a JSON or YAML file of settings.
+    if isinstance(batch_tokens, tuple | list):
+        if len(batch_tokens) != 2:
+            raise ValueError(f"batch_tokens must be a number, or (field, number), not {batch_tokens!r:.80}")
+        name, budget = batch_tokens
+    else:
+        name, budget = _only_field(dataset), batch_tokens
     field = _lengthy(dataset, name)
     budget = as_integer(budget, "batch_tokens", 1)
     block = LOOKAHEAD if lookahead is None else as_integer(lookahead, "lookahead", 1)

@@ -91,6 +91,8 @@ class PackedSequences:
         Raises:
             ValueError: the dataset has no such ragged field, or a number that cannot be.
         """
+        if not isinstance(dataset, SampleSource):
+            raise TypeError(f"sequences are packed from a dataset or view, not from a {type(dataset).__name__}")
         self.dataset = dataset
         self.fields = (fields,) if isinstance(fields, str) else tuple(fields)
         self.length = as_integer(length, "length", 1)

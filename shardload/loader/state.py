@@ -103,7 +103,12 @@ def decode_state(
         StateMismatchError: not such a state, changed since, or of another dataset, seed or order.
     """
     content = _content(state)
-    if segment is not None and _weights(content) not in (None, segment[:2]):
+    # Of other sources other weights are the least that is wrong.
+    if (
+        content["fingerprint"] == key.fingerprint
+        and segment is not None
+        and _weights(content) not in (None, segment[:2])
+    ):
         if not reweigh:
             raise StateMismatchError(_other_weights(content, segment))
         key = replace(key, num_samples=content["num_samples"])

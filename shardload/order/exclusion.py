@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,11 +33,15 @@ class Exclude:
     ids: Sequence[int | range] | NDArray[Any] = ()
     """Their ids, single ones or ranges; kept as ranges that rise and do not touch."""
     positions: Sequence[tuple[int, int, int]] = ()
-    """Or the samples that stand there: epoch, first position and the one after the last, as a run without this counts them."""
+    """Or the samples that stand there: epoch, first position and the one after the last, as a run without this counts them, in
+    the order of the loader's seed. What a run had after its seed was changed, say by ids."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", _runs(self.ids))
-        ranges = [tuple(as_integer(n, "positions: each number") for n in one) for one in self.positions]
+        try:
+            ranges = [tuple(as_integer(n, "positions: each number") for n in one) for one in self.positions]
+        except TypeError:
+            raise ValueError(f"exclude: positions are (epoch, start, stop), not {self.positions!r:.80}") from None
         for one in ranges:
             if len(one) != 3 or one[1] >= one[2]:
                 raise ValueError(
@@ -124,6 +128,8 @@ def parts_of(excludes: Excludes) -> tuple[Exclude, ...]:
         return (excludes,)
     if isinstance(excludes, np.ndarray | range):
         return (Exclude(excludes),) if len(excludes) else ()
+    if not isinstance(excludes, Iterable):
+        raise ValueError(f"exclude= takes ids, or an Exclude, or a list of them, not {excludes!r:.80}")
     parts = tuple(one for one in excludes if isinstance(one, Exclude))
     ids = [one for one in excludes if not isinstance(one, Exclude)]
     if parts and ids:

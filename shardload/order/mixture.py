@@ -30,6 +30,8 @@ class Part:
     """Its own orders: epoch i is its pass i."""
     first_id: int
     """Where its ids begin among those of all."""
+    later_id: int = 0
+    """Where those begin that are not below its number of positions, such as of windows that are moved in each epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,9 @@ class MixtureOrders(EpochOrders):
             for number in np.unique(numbers).tolist():
                 mine = numbers == number
                 passes, own = np.divmod(draws[mine] + before[number], self._sizes[number])
-                ids[mine] = _by_pass(functools.partial(ids_of, number), passes, own) + self.parts[number].first_id
+                part, size = self.parts[number], self._sizes[number]
+                own_ids = _by_pass(functools.partial(ids_of, number), passes, own)
+                ids[mine] = own_ids + np.where(own_ids < size, part.first_id, part.later_id - size)
             return ids
 
         return order

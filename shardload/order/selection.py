@@ -52,13 +52,16 @@ def selection_digest(selection: Selection) -> str:
     return hashlib.sha256(np.ascontiguousarray(selection, dtype="<i8").tobytes()).hexdigest()
 
 
-def resolve_indices(indices: Sequence[int] | Int64, num_samples: int, location: str) -> Int64:
+def resolve_indices(
+    indices: Sequence[int] | Int64, num_samples: int, location: str, num_ids: int | None = None
+) -> Int64:
     """Returns indices as ids from 0, those below 0 counted from the end: int64 of shape (indices,).
 
     Args:
         indices: integers in any form.
         num_samples: how many there are.
         location: where, for messages.
+        num_ids: how many ids there are, where those from `num_samples` on may be told too.
 
     Raises:
         IndexError: one is outside; names it.
@@ -67,7 +70,7 @@ def resolve_indices(indices: Sequence[int] | Int64, num_samples: int, location: 
         ids = indices.astype(np.int64)
     else:
         ids = _as_integers(indices)
-    out = (ids < -num_samples) | (ids >= num_samples)
+    out = (ids < -num_samples) | (ids >= (num_samples if num_ids is None else num_ids))
     if out.any():
         raise IndexError(f"{location}: sample {ids[out][0]} is out of range: there are {num_samples}")
     return np.where(ids < 0, ids + num_samples, ids)

@@ -1,12 +1,12 @@
 """What a step of a run has, and at which step a position comes: over epochs, resumes and other numbers of ranks.
 
 A step is one global batch. Steps are counted from 0 over what was delivered, so that a resume goes on with the count of the
-place that it goes on from: what came after that place before is forgotten, as it is by the model.
+place that it goes on from: what came after that place before is forgotten, as it is by the model, unless a later start goes on
+from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,6 +64,11 @@ class Start:
             return self.epoch, self.position + number * partition.global_batch
         epochs, rest = divmod(number - here, each)
         return self.epoch + 1 + epochs, rest * partition.global_batch
+
+    @property
+    def num_in_epoch(self) -> int:
+        """Batches in the epoch of the first one."""
+        return self.partition.num_batches(self.batch(0)[1])
 
     def places(self, number: int) -> BatchPlaces:
         """Returns where the samples of a batch stand."""
@@ -179,25 +184,62 @@ class Begun:
     """Epoch and position up to which samples had been delivered before, as that run counts them; None for a run's first start."""
 
 
-def gone_on(run: Sequence[Stretch], begun: Begun) -> list[Stretch]:
-    """Returns the stretches of a run after one more start, in the order of their steps.
+class History:
+    """The starts of a run as they came, each with the one that it went on from: a run may go back, and forward again."""
 
-    Args:
-        run: those before it. Without any, steps are counted from this start on.
-        begun: the start. One without `after` begins the run anew.
+    def __init__(self) -> None:
+        self._stretches: list[Stretch] = []
+        self._parents: list[int | None] = []
 
-    Raises:
-        ValueError: it goes on from a place that no step of the run ended at.
-    """
-    if begun.after is None or not run:
-        return [Stretch(begun.orders, begun.start, begun.seed, begun.reseeds)]
-    for i in reversed(range(len(run))):
-        # The same place may have come in an earlier stretch, if a run went back to it.
-        number, most = run[i].start.number(*begun.after), run[i].num_steps
-        if number is not None and (most is None or number <= most):
-            later = Stretch(begun.orders, begun.start, begun.seed, begun.reseeds, run[i].first_step + number)
-            return [*run[:i], replace(run[i], num_steps=number), later]
-    epoch, position = begun.after
-    raise ValueError(
-        f"it goes on from position {position} of epoch {epoch}, where no step of the starts before it ended"
-    )
+    def add(self, begun: Begun) -> None:
+        """Adds a start. One without `after` begins the run anew; without any before it, steps are counted from it on.
+
+        Raises:
+            ValueError: it goes on from a place that no step of the starts before it ended at.
+        """
+        parent = None if begun.after is None or not self._stretches else self._parent(begun, begun.after)
+        first_step = 0 if parent is None else self._stretches[parent[0]].first_step + parent[1]
+        self._stretches.append(Stretch(begun.orders, begun.start, begun.seed, begun.reseeds, first_step))
+        self._parents.append(None if parent is None else parent[0])
+
+    def stretches(self) -> list[Stretch]:
+        """Returns the stretches of the run that the newest start is of, in the order of their steps."""
+        found: list[Stretch] = []
+        number = len(self._stretches) - 1 if self._stretches else None
+        while number is not None:
+            one = self._stretches[number]
+            found.append(replace(one, num_steps=found[-1].first_step - one.first_step) if found else one)
+            number = self._parents[number]
+        return found[::-1]
+
+    def _parent(self, begun: Begun, after: tuple[int, int]) -> tuple[int, int]:
+        """Returns which start another one went on from, and after how many of its steps."""
+        names, seeds = {form.name for form in begun.orders.forms()}, {begun.reseeds}
+        if begun.reseeds and begun.reseeds[-1][:2] >= after:
+            seeds.add(begun.reseeds[:-1])
+        looser = None
+        for i in reversed(range(len(self._stretches))):
+            one = self._stretches[i]
+            number = one.start.number(*after)
+            # Each epoch has a start of its own, so that a place in a later one belongs to another start.
+            if number is None or number > one.start.num_in_epoch:
+                continue
+            # Other orders may have a batch end there too, by chance.
+            if one.reseeds in seeds and one.orders.name in names:
+                return i, number
+            looser = looser or (i, number)
+        return looser or self._over_epochs(after)
+
+    def _over_epochs(self, after: tuple[int, int]) -> tuple[int, int]:
+        """Returns the same where the start of an epoch was lost: of the newest run, as if it had not stopped."""
+        at: int | None = len(self._stretches) - 1
+        most: int | None = None
+        while at is not None:
+            one, parent = self._stretches[at], self._parents[at]
+            number = one.start.number(*after)
+            if number is not None and (most is None or number <= most - one.first_step):
+                return at, number
+            at, most = parent, one.first_step
+        raise ValueError(
+            f"it goes on from position {after[1]} of epoch {after[0]}, where no step of the starts before it ended"
+        )

@@ -52,13 +52,16 @@ class Joined(SampleSource):
             ValueError: there are none, or they do not go together.
         """
         if not sources:
-            raise ValueError("there is nothing to join: give at least one dataset")
+            raise ValueError("there is nothing to join: give a list of at least one dataset")
+        for number, source in enumerate(sources):
+            if not isinstance(source, SampleSource):
+                raise TypeError(f"datasets and views can be joined, and number {number} is a {type(source).__name__}")
         self.sources = tuple(sources)
         self.location = ", ".join(dict.fromkeys(source.location for source in sources))
         self.fields = None
         self.decode, self.transform = dict(sources[0].decode), sources[0].transform
         for number, source in enumerate(self.sources):
-            if source.transform is not self.transform or source.decode != self.decode:
+            if source.transform != self.transform or source.decode != self.decode:
                 raise ValueError(
                     f"dataset {number} ({source.location}) has another transform or decode= than the first: give them to the loader"
                 )
@@ -70,15 +73,10 @@ class Joined(SampleSource):
     def __len__(self) -> int:
         """Returns the number of samples."""
 
-    @property
-    def num_ids(self) -> int:
-        """Sample ids that there are."""
-        return int(self.first_ids[-1])
-
     @cached_property
     def first_ids(self) -> Int64:
         """First id of each source, and the end of the last: int64 of shape (sources + 1,)."""
-        return np.array([0, *accumulate(source.num_ids for source in self.sources)], dtype=np.int64)
+        return np.array([0, *accumulate(map(len, self.sources))], dtype=np.int64)
 
     @cached_property
     def schema(self) -> Schema:
@@ -120,13 +118,13 @@ class Joined(SampleSource):
     ) -> list[SampleBatch]:
         """Returns several batches as columns: by reads that are planned over all of them, source by source."""
         parts: list[list[tuple[Int64, SampleBatch]]] = [[] for _ in batches]
-        numbers = [self._numbers(ids) for ids in batches]
+        placed = [self._placed(ids) for ids in batches]
         for number, source in enumerate(self.sources):
-            first, theirs = self.first_ids[number], [source.schema[field.name] for field in fields]
-            slots = [np.flatnonzero(some == number) for some in numbers]
+            theirs = [source.schema[field.name] for field in fields]
+            slots = [np.flatnonzero(numbers == number) for numbers, _ in placed]
             # A batch without samples has its columns too.
             with_some = [i for i, ids in enumerate(batches) if len(slots[i]) or not (number or len(ids))]
-            asked = [batches[i][slots[i]] - first for i in with_some]
+            asked = [placed[i][1][slots[i]] for i in with_some]
             # Of a batch that is all its own a source fills the buffers; parts of one have no contiguous place in them.
             lent = [buffers[i] if len(slots[i]) == len(batches[i]) else {} for i in with_some]
             read = source.read_batches(asked, lent, theirs) if with_some else []
@@ -151,10 +149,10 @@ class Joined(SampleSource):
         """Returns the length of a field's value in samples; see `SampleSource.lengths`."""
         lengthy_field(self, name)
         ids = self._all_ids() if sample_ids is None else sample_ids
-        numbers, lengths = self._numbers(ids), np.empty(len(ids), dtype=np.int64)
+        (numbers, own), lengths = self._placed(ids), np.empty(len(ids), dtype=np.int64)
         for number in np.unique(numbers).tolist():
             mine = numbers == number
-            lengths[mine] = self.sources[number].lengths(name, ids[mine] - self.first_ids[number])
+            lengths[mine] = self.sources[number].lengths(name, own[mine])
         return lengths
 
     def _whole(
@@ -170,14 +168,15 @@ class Joined(SampleSource):
                 columns[field.name] = replace(column, valid=np.ones(len(ids), dtype=np.bool_))
         return SampleBatch(ids, columns, batch.location)
 
-    def _numbers(self, sample_ids: Int64) -> Int64:
-        """Returns the number of the source of each sample."""
-        return np.searchsorted(self.first_ids, sample_ids, side="right") - 1
+    def _placed(self, sample_ids: Int64) -> tuple[Int64, Int64]:
+        """Returns the number of the source of each sample, and its id there."""
+        numbers = np.searchsorted(self.first_ids, sample_ids, side="right") - 1
+        return numbers, sample_ids - self.first_ids[numbers]
 
     def _by_source(self, sample_ids: Int64) -> Iterator[tuple[SampleSource, Int64]]:
-        numbers = self._numbers(sample_ids)
+        numbers, own = self._placed(sample_ids)
         for number in np.unique(numbers).tolist():
-            yield self.sources[number], sample_ids[numbers == number] - self.first_ids[number]
+            yield self.sources[number], own[numbers == number]
 
 
 class Concat(Joined):
@@ -186,6 +185,8 @@ class Concat(Joined):
     def __init__(self, sources: Sequence[SampleSource]) -> None:
         """Describes them; see `concat`."""
         # One of several is several: flat, so that a read passes one level only.
+        if isinstance(sources, SampleSource):
+            raise ValueError("there is nothing to join: give a list of at least one dataset")
         flat = [inner for source in sources for inner in (source.sources if isinstance(source, Concat) else [source])]
         super().__init__(flat)
         for source in flat:
@@ -195,7 +196,7 @@ class Concat(Joined):
                 )
 
     def __len__(self) -> int:
-        return self.num_ids
+        return int(self.first_ids[-1])
 
     @cached_property
     def fingerprint(self) -> str:

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +36,9 @@ class Mixture(Joined):
     Of the first p samples of an epoch, for every p, each source has its share of p to within one sample; after a change of
     weights in mid-epoch that holds for the samples since then. `blend` holds the shares as whole numbers. No sample of a source
     comes twice within one pass over it, and its passes go on from epoch to epoch. Ids are those of the sources one after
-    another. States go with names and content, not with the weights: `load_state_dict(state, reweigh=True)` goes on with other
-    weights from any place.
+    another; those from `len` on in a source, as of windows that are moved in each epoch, are from `len` on here too. States go
+    with names and content, not with the weights: `load_state_dict(state, reweigh=True)` goes on with other weights from any
+    place.
     """
 
     def __init__(
@@ -84,7 +86,18 @@ class Mixture(Joined):
 
     def __len__(self) -> int:
         """Samples of all sources together."""
-        return sum(map(len, self.sources))
+        return int(self.first_ids[-1])
+
+    @property
+    def num_ids(self) -> int:
+        """Sample ids that there are: of windows that are moved in each epoch more than samples."""
+        return int(self._later_ids[-1])
+
+    @cached_property
+    def _later_ids(self) -> Int64:
+        """First of the ids of each source that have no index there, and the end of the last: int64 of shape (sources + 1,)."""
+        more = [source.num_ids - len(source) for source in self.sources]
+        return len(self) + np.array([0, *accumulate(more)], dtype=np.int64)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -101,8 +114,8 @@ class Mixture(Joined):
         Raises:
             ValueError: a source that has a share has no samples.
         """
-        described = zip(self.names, self.sources, self.first_ids.tolist(), strict=False)
-        parts = [Part(name, source.orders(shuffle), first) for name, source, first in described]
+        described = zip(self.names, self.sources, self.first_ids.tolist(), self._later_ids.tolist(), strict=False)
+        parts = [Part(name, source.orders(shuffle), first, later) for name, source, first, later in described]
         for part, share in zip(parts, self.blend.parts, strict=True):
             if share and not part.orders.num_positions:
                 raise ValueError(f"{part.name!r} of the mixture has no samples: leave it out, or give it the weight 0")
@@ -117,31 +130,35 @@ class Mixture(Joined):
         Raises:
             IndexError: there is no such sample.
         """
-        ids = self._sample_ids([sample_id])
-        number = int(self._numbers(ids)[0])
-        return self.names[number], int(ids[0] - self.first_ids[number])
+        numbers, own = self._placed(self._sample_ids([sample_id]))
+        return self.names[int(numbers[0])], int(own[0])
 
     def source_numbers(self, sample_ids: Int64) -> Int64:
         """Returns the number of the source that each sample is from, as `names` has them: int64 of the same shape."""
-        return self._numbers(sample_ids)
+        return self._placed(sample_ids)[0]
 
     def stand_ins(self, seed: int, epoch: int, sample_id: int, count: int) -> list[int]:
         """Returns samples of the same source to be tried in the place of one that cannot be used."""
-        number = int(self._numbers(np.array([sample_id], dtype=np.int64))[0])
-        first = int(self.first_ids[number])
-        return [first + i for i in self.sources[number].stand_ins(seed, epoch, sample_id - first, count)]
+        numbers, own = self._placed(np.array([sample_id], dtype=np.int64))
+        source, first = self.sources[int(numbers[0])], int(self.first_ids[int(numbers[0])])
+        later = int(self._later_ids[int(numbers[0])]) - len(source)
+        found = source.stand_ins(seed, epoch, int(own[0]), count)
+        return [i + (first if i < len(source) else later) for i in found]
 
     def _view(self, selection: Selection) -> SampleSource:
         raise ValueError("a view of a mixture would have no shares: take views of its sources, and mix those")
 
-    def _all_ids(self) -> Int64:
-        starts = self.first_ids[:-1].tolist()
-        return np.concatenate(
-            [np.arange(first, first + len(source)) for first, source in zip(starts, self.sources, strict=True)]
-        )
+    def _placed(self, sample_ids: Int64) -> tuple[Int64, Int64]:
+        """Returns the number of the source of each sample, and its id there."""
+        numbers, own = super()._placed(np.minimum(sample_ids, len(self) - 1))
+        if self.num_ids > len(self) and (later := sample_ids >= len(self)).any():
+            sizes = np.diff(self.first_ids)
+            numbers[later] = np.searchsorted(self._later_ids, sample_ids[later], side="right") - 1
+            own[later] = (sample_ids - self._later_ids[numbers] + sizes[numbers])[later]
+        return numbers, own
 
     def _sample_ids(self, indices: typing.Any) -> Int64:
-        return resolve_indices(indices, self.num_ids, self.location)
+        return resolve_indices(indices, len(self), self.location, self.num_ids)
 
 
 def _exact(weight: float | Fraction) -> Fraction:

@@ -239,16 +239,18 @@ class SampleSource(ABC):
         Args:
             names: fields: one, or several.
             predicate: called once with an array of shape (samples, ...) for each of them, what `column` gives for fixed fields
-                and `lengths` for others; returns a bool array of shape (samples,).
+                and `lengths` for others; returns a bool array of shape (samples,). Where that is masked, because a value is
+                missing, the sample is left out.
         """
         columns = [self._facts_of(name) for name in ([names] if isinstance(names, str) else names)]
-        kept = np.asarray(predicate(*columns))
+        # An answer about a missing value is none: what lies under the mask may be True.
+        kept = np.asarray(np.ma.filled(predicate(*columns), False))
         if kept.shape != (len(self),) or kept.dtype != np.bool_:
             raise ValueError(
                 f"filter_by: the predicate must return a bool array of shape ({len(self)},), one for each sample, not "
                 f"{kept.dtype} of shape {kept.shape}"
             )
-        return self._view(np.flatnonzero(np.ma.filled(kept, False)))
+        return self._view(np.flatnonzero(kept))
 
     def column(self, name: str, sample_ids: Int64 | None = None) -> NDArray[Any]:
         """Returns a fixed field of samples: array of shape (samples, *field_shape); bfloat16 as float32.

@@ -93,7 +93,8 @@ class TokenWindows(SampleSource):
         if not isinstance(dataset, ShardDataset):
             kind = type(dataset).__name__
             raise TypeError(
-                f"windows are made of a dataset of shardload.open, not of a {kind}: take part of the windows instead"
+                f"windows are made of a dataset of shardload.open, not of a {kind}: take a view of its windows (select, split), or "
+                "join the windows of several (shardload.concat, shardload.Mixture)"
             )
         if dataset.transform is not None:
             raise ValueError(

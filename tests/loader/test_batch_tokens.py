@@ -143,6 +143,7 @@ def test_what_a_transform_draws_does_not_depend_on_the_batches(documents: Path) 
 def test_states_and_settings_that_do_not_fit(documents: Path) -> None:
     state = make(documents).state_dict()
     assert len(json.dumps(state)) < 1024
+    make(documents, batch_tokens=["tokens", BUDGET]).load_state_dict(state)
     for other in (
         {"batch_tokens": ("tokens", 301)},
         {"batch_tokens": ("weight", BUDGET)},
@@ -154,6 +155,7 @@ def test_states_and_settings_that_do_not_fit(documents: Path) -> None:
     for options, message in [
         ({"batch_tokens": ("number", 9)}, "'number' is not a ragged field, nor one of bytes.* those are tokens, mask"),
         ({"batch_tokens": ("tokens", 0)}, "batch_tokens must be an integer from 1, not 0"),
+        ({"batch_tokens": ["tokens"]}, r"a number, or \(field, number\), not \['tokens'\]"),
         ({"tail": "carry"}, "tail='carry' does not go with .* batch_tokens="),
         ({"on_error": "substitute"}, "on_error='substitute' does not go with .* batch_tokens="),
         ({"tail": None, "num_replicas": 2, "shuffle": False}, "the tail must be named"),

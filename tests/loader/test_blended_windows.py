@@ -72,6 +72,31 @@ def test_windows_of_two_streams(streams: list[Path]) -> None:
             assert torch.equal(got["input_ids"], want["input_ids"])
 
 
+def test_an_index_is_a_window_as_its_source_has_it(streams: list[Path]) -> None:
+    """Whatever other ids there are, of windows that are moved: loaders of torch's own go by the length alone."""
+    sources = [
+        shardload.TokenWindows(shardload.open(path), "tokens", LENGTH, phase=phase)
+        for path, phase in zip((*streams, streams[0]), ("epoch", "epoch", "fixed"), strict=True)
+    ]
+    mixture = shardload.Mixture({f"stream {i}": (one, 1) for i, one in enumerate(sources)}, stop="all_exhausted")
+    listed = [(i, number, window) for i, one in enumerate(sources) for number, window in enumerate(one)]
+    assert len(mixture) == len(listed) < mixture.num_ids
+    for index, (got, (i, number, want)) in enumerate(zip(mixture, listed, strict=True)):
+        assert np.array_equal(got["input_ids"], want["input_ids"])
+        assert mixture.locate(index) == mixture.locate(index - len(mixture)) == (f"stream {i}", number)
+    for source in (mixture, sources[0]):
+        with pytest.raises(ValueError, match="has an order of its own"):
+            shardload.scan(source, 16, 1, 0)
+    located = [mixture.locate(i) for i in range(mixture.num_ids)]
+    assert sorted(located) == [(f"stream {i}", own) for i, one in enumerate(sources) for own in range(one.num_ids)]
+    for batch in make(mixture, with_ids=True):
+        for source, first, i in zip(batch["_source"], batch["input_ids"][:, 0], batch["_sample_id"], strict=True):
+            name, own = mixture.locate(int(i))
+            assert name == mixture.names[source] and sources[source][own]["input_ids"][0] == first
+    with pytest.raises(IndexError, match=f"there are {len(mixture)}"):
+        mixture[mixture.num_ids]
+
+
 def test_packed_sequences_of_a_mixture_keep_its_weights(streams: list[Path]) -> None:
     def packed(*weights: float) -> shardload.ShardLoader:
         sources = [(shardload.open(path), weight) for path, weight in zip(streams, weights, strict=True)]

@@ -197,6 +197,21 @@ def test_weights_change_only_when_that_is_said(paths: dict[str, Path]) -> None:
         plain.load_state_dict(plain.state_dict(), reweigh=True)
 
 
+def test_a_run_log_has_the_weights(paths: dict[str, Path], tmp_path: Path) -> None:
+    """And a state of other sources is refused for that, whatever weights these have."""
+    loader = make(mixed(paths))
+    loader.log_to(tmp_path / "run.jsonl")
+    next(iter(loader))
+    again = make(mixed(paths, (1, 1, 2), stop="first_exhausted"))
+    again.log_to(tmp_path / "run.jsonl")
+    again.load_state_dict(loader.state_dict(), reweigh=True)
+    next(iter(again))
+    told = [json.loads(line)["mixture"] for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert [one["parts"] for one in told] == [[5, 3, 2], [1, 1, 2]] and [sum(one["drawn"]) for one in told] == [0, 8]
+    with pytest.raises(StateMismatchError, match="fingerprint"):
+        make(mixed(dict(reversed(paths.items())), (1, 2, 3))).load_state_dict(loader.state_dict())
+
+
 def test_ranks_with_other_weights_disagree(paths: dict[str, Path]) -> None:
     facts = [
         _shared(sampler.progress, sampler.batch_sampler(8).partition)

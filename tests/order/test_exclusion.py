@@ -96,6 +96,7 @@ def test_positions_are_of_a_run_with_what_came_before():
         (range(50), "leaves none of the 50"),
         ([range(0, 9, 2)], "no range of ids"),
         (["7"], "each id must be an integer"),
+        (7, "takes ids, or an Exclude, or a list of them, not 7"),
         (Exclude(positions=[(0, 48, 51)]), "positions 48 to 51 are not in an epoch of 50"),
         ([Exclude([3]), 4], "not both in one list"),
     ],
@@ -108,7 +109,7 @@ def test_what_cannot_be_left_out(excludes, message):
 def test_what_says_nothing():
     for nothing in ((), [], np.array([], dtype=np.int64), range(0)):
         assert left_out(Permuted(5), nothing, 0) == Permuted(5)
-    for wrong in ([(0, 4, 4)], [(0, 1)], [(0, -1, 2)]):
+    for wrong in ([(0, 4, 4)], [(0, 1)], [(0, -1, 2)], [5, 6], 5):
         with pytest.raises(ValueError, match="positions"):
             Exclude(positions=wrong)
     for facts in (7, {"id": [1]}, {"ids": 4}, {"ids": [[1]]}, {"positions": [[1, 2]]}, {"ids": [None]}):

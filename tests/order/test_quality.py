@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from shardload.order import Permutation
 from shardload.order.blocks import BlockShuffle
 from shardload.order.quality import expected_groups, measure_order, mixing, stretches
 from shardload.order.shuffle import make_orders
@@ -44,6 +45,16 @@ def test_blocks_lie_between():
     assert 0.1 < few.mixing["shards"] < 0.25 and 0.8 < many.mixing["shards"] < 0.9
     assert few.entropy < many.entropy < measured(True).entropy
     assert (few.num_missing, few.num_repeated) == (0, 0)
+
+
+def test_blocks_of_sorted_samples_mix_few_classes_unless_they_were_shuffled_on_disk():
+    """1,000 sorted classes in blocks such as 4 MiB of images make: what the README tells, and what it says to do."""
+    orders = make_orders(SIZE * 4, SIZE, BlockShuffle(38, 64))
+    ids = orders.order(0, 3)(np.arange(SIZE * 4))
+    classes = np.arange(SIZE * 4) // (SIZE * 4 // 1000)
+    on_disk = Permutation(SIZE * 4, seed=1, epoch=0).sample_ids(np.arange(SIZE * 4))
+    assert 0.25 < mixing(ids, classes, 256) < 0.35
+    assert mixing(ids, classes[on_disk], 256) >= 0.97
 
 
 def test_what_is_missing_or_comes_again_is_counted():

@@ -13,7 +13,7 @@ from shardload.order.blocks import Blocked, BlockShuffle
 from shardload.order.cursor import Partition, rank_batches
 from shardload.order.epoch import EpochOrders, InOrder, Permuted, Reseed
 from shardload.order.shuffle import orders_named
-from shardload.order.steps import Begun, Start, gone_on
+from shardload.order.steps import Begun, History, Start
 
 TAILS = ("drop", "short", "pad", "mask", "carry")
 
@@ -119,15 +119,47 @@ def test_a_run_that_goes_back():
     first = Begun(InOrder(100), Start(Partition(100, 2, 3, "drop"), 0, 0), 0, (), None)
     second = Begun(InOrder(100), Start(Partition(100, 4, 1, "drop"), 0, 36), 0, (), (0, 36))
     third = Begun(InOrder(100), Start(Partition(100, 5, 1, "drop"), 0, 50), 0, (), (0, 44))
-    run = gone_on(gone_on(gone_on([], first), second), third)
+    history = told(first, second, third)
+    run = history.stretches()
     assert [(one.first_step, one.num_steps) for one in run] == [(0, 6), (6, 2), (8, None)]
     assert [[one.has(step) for one in run].index(True) for step in (0, 5, 6, 7, 8, 99)] == [0, 0, 1, 1, 2, 2]
     # Before the place that the second start went back to: the first one counts again.
-    back = gone_on(run, Begun(InOrder(100), second.start, 0, (), (0, 24)))
+    again = Begun(InOrder(100), second.start, 0, (), (0, 24))
+    back = told(first, second, third, again).stretches()
     assert [(one.first_step, one.num_steps) for one in back] == [(0, 4), (4, None)]
     # What two copies of a rank write changes nothing.
-    twice = gone_on(back, Begun(InOrder(100), second.start, 0, (), (0, 24)))
+    twice = told(first, second, third, again, again).stretches()
     assert [(one.first_step, one.num_steps) for one in twice if one.num_steps != 0] == [(0, 4), (4, None)]
     with pytest.raises(ValueError, match="position 37 of epoch 0"):
-        gone_on(run, Begun(InOrder(100), second.start, 0, (), (0, 37)))
-    assert len(gone_on(run, first)) == 1
+        history.add(Begun(InOrder(100), second.start, 0, (), (0, 37)))
+    assert len(told(first, second, third, first).stretches()) == 1
+
+
+def test_a_run_that_goes_back_and_forward_again():
+    """It goes on from what it had left behind, also where what it did instead has a step that ends at the same place."""
+
+    def begun(epoch, position, after, *reseeds):
+        return Begun(Permuted(100), Start(Partition(100, 10, 1, "drop"), epoch, position), 1, reseeds, after)
+
+    lines = [begun(0, 0, None), begun(1, 0, (0, 100))]
+    other = Reseed(0, 50, 7)
+    lines += [begun(0, 50, (0, 50), other), begun(1, 0, (0, 100), other)]
+    run = told(*lines, begun(1, 30, (1, 30))).stretches()
+    assert [(one.first_step, one.num_steps, one.reseeds) for one in run] == [(0, 10, ()), (10, 3, ()), (13, None, ())]
+    run = told(*lines, begun(1, 30, (1, 30), other)).stretches()
+    assert [(one.first_step, one.num_steps, one.reseeds) for one in run] == [
+        (0, 5, ()),
+        (5, 5, (other,)),
+        (10, 3, (other,)),
+        (13, None, (other,)),
+    ]
+    # Without the start of an epoch, it is that of the run.
+    run = told(lines[0], lines[1], begun(3, 20, (3, 20))).stretches()
+    assert [(one.first_step, one.num_steps) for one in run] == [(0, 10), (10, 22), (32, None)]
+
+
+def told(*starts):
+    history = History()
+    for start in starts:
+        history.add(start)
+    return history

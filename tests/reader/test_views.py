@@ -186,12 +186,35 @@ def test_views_are_cheap(mixed):
     assert view.metadata == dataset.metadata and view.num_bytes <= dataset.num_bytes
 
 
+class Doubling:
+    def double(self, sample):
+        return sample["number"] * 2
+
+
 def test_transforms_and_decoders_of_the_dataset_stay(mixed):
     dataset = shardload.open(mixed, fields=["number"], transform=lambda sample: sample["number"] * 2)
     assert dataset[10:20][3] == 26 and list(dataset.select([4, 1])) == [8, 2]
     assert [batch.tolist() for batch in shardload.ShardLoader(dataset[:4], 2, shuffle=False)] == [[0, 2], [4, 6]]
+    doubling = Doubling()
+    # Each look at a method gives another object, which is the same method all the same.
+    parts = [shardload.open(mixed, fields=["number"], transform=doubling.double) for _ in range(2)]
+    assert shardload.concat(parts)[513] == 26
     with pytest.raises(ValueError, match="another transform"):
         shardload.concat([dataset, shardload.open(mixed, fields=["number"])])
+
+
+def test_a_missing_value_is_in_no_filter(everything):
+    dataset, samples = shardload.open(everything, fields=FIELDS), expected_everything()
+    missing = [i for i, sample in enumerate(samples) if sample["score"] is None]
+    there = [i for i, sample in enumerate(samples) if sample["score"] is not None]
+    assert missing and there
+    for chosen in (
+        dataset.filter_by("score", lambda scores: scores != -1),
+        dataset[:].filter_by("score", lambda s: ~(s == -1)),
+    ):
+        assert chosen.selection.tolist() == there
+    unmasked = dataset.filter_by("score", lambda scores: np.ma.getmaskarray(scores))
+    assert unmasked.selection.tolist() == missing
 
 
 @pytest.mark.parametrize(
@@ -209,6 +232,10 @@ def test_transforms_and_decoders_of_the_dataset_stay(mixed):
         (lambda d: d.filter_by("number", lambda n: n), ValueError, "bool array of shape"),
         (lambda d: d.filter_by("number", lambda n: True), ValueError, "bool array of shape"),
         (lambda d: shardload.concat([]), ValueError, "nothing to join"),
+        (lambda d: shardload.concat(d), ValueError, "give a list"),
+        (lambda d: shardload.concat([d, "other"]), TypeError, "number 1 is a str"),
+        (lambda d: shardload.PackedSequences("path", "tokens", 9), TypeError, "not from a str"),
+        (lambda d: shardload.scan("path", 9), TypeError, "not over a str"),
         (
             lambda d: shardload.concat([d, shardload.open(d.location, fields=["number"])]).schema,
             ValueError,

@@ -235,7 +235,7 @@ def test_a_missing_value_is_in_no_filter(everything):
         (lambda d: shardload.concat(d), ValueError, "give a list"),
         (lambda d: shardload.concat([d, "other"]), TypeError, "number 1 is a str"),
         (lambda d: shardload.PackedSequences("path", "tokens", 9), TypeError, "not from a str"),
-        (lambda d: shardload.scan("path", 9), TypeError, "not over a str"),
+        (lambda d: shardload.scan("path", 9), TypeError, "reads samples as they are .* not str"),
         (
             lambda d: shardload.concat([d, shardload.open(d.location, fields=["number"])]).schema,
             ValueError,

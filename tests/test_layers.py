@@ -37,6 +37,8 @@ HEAVY = {
     "transformers": ("integrations",),
     "matplotlib": ("capacity", "cli"),
     "tokenizers": ("importers",),
+    "pyarrow": ("importers",),
+    "datasets": ("importers",),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

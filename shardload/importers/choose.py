@@ -7,22 +7,31 @@ from collections.abc import Sequence
 
 from shardload.errors import PackError
 from shardload.importers.base import Source, SourceFile
+from shardload.importers.columnar import ARROW_SUFFIXES, PARQUET_SUFFIXES, ColumnarSource
 from shardload.importers.files import examine_file, scan_folder, shown
 from shardload.importers.folder import FolderSource
-from shardload.importers.jsonl import JSONL_SUFFIXES, JsonlSource, is_jsonl
+from shardload.importers.jsonl import JSONL_SUFFIXES, JsonlSource
 from shardload.importers.megatron import DATA_SUFFIX, INDEX_SUFFIX, MegatronSource, Pair, data_of, index_of
 from shardload.importers.megatron_index import has_magic
 from shardload.importers.patterns import Selection
-from shardload.importers.tar import TAR_SUFFIXES, TarSource, is_tar
+from shardload.importers.tar import TAR_SUFFIXES, TarSource
 from shardload.importers.tokens import TOKEN_FIELD, Tokenization, TokenSource
 
-_TEXT_KEYS: dict[type[Source], str] = {FolderSource: "text", JsonlSource: "text", TarSource: "txt"}
-"""What the field of the text is called, by source."""
-_MAKERS: dict[str, type[JsonlSource] | type[TarSource]] = {
+_TEXT_KEYS: dict[type[Source], str] = {TarSource: "txt"}
+"""What the field of the text is called, by source, where it is not `text`."""
+_MAKERS: dict[str, type[JsonlSource] | type[TarSource] | type[ColumnarSource]] = {
     "JSON Lines files": JsonlSource,
     "WebDataset tars": TarSource,
+    "Parquet files": ColumnarSource,
+    "Arrow files": ColumnarSource,
 }
 """Sources whose files hold many samples each."""
+_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "JSON Lines files": JSONL_SUFFIXES,
+    "WebDataset tars": TAR_SUFFIXES,
+    "Parquet files": PARQUET_SUFFIXES,
+    "Arrow files": ARROW_SUFFIXES,
+}
 _PAIRS = "Megatron pairs"
 
 
@@ -33,7 +42,7 @@ def open_source(
     tokenization: Tokenization | None = None,
     token_field: str = "",
 ) -> Source:
-    """Returns the source that paths name: a folder, or one or several JSON Lines files, WebDataset tars or Megatron pairs.
+    """Returns the source that paths name: a folder, or files of one kind: JSON Lines, tars, Parquet, Arrow, Megatron.
 
     A folder whose selected files all are JSON Lines files is a JSON Lines source, with the files in the order of their
     paths, and the same holds for tars and for Megatron pairs, which are named by their indexes; every other folder is a
@@ -63,7 +72,7 @@ def open_source(
                 f"{source.location} gives no tokens that could be named {token_field!r}: give a tokenizer too"
             )
         return source
-    text_key = tokenization.text_key or _TEXT_KEYS[type(source)]
+    text_key = tokenization.text_key or _TEXT_KEYS.get(type(source), "text")
     if isinstance(source, FolderSource) and text_key != "text":
         raise PackError(
             f"{source.location} holds whole texts, which have no field {text_key!r}: leave out the text key"
@@ -83,9 +92,9 @@ def _open(paths: Sequence[str], selection: Selection, token_field: str, document
     for path, kind in kinds.items():
         if not kind and not documents:
             raise PackError(
-                f"{shown(path)} is not a source: give a folder, or JSON Lines files ({', '.join(JSONL_SUFFIXES)}), or "
-                f"WebDataset tars ({', '.join(TAR_SUFFIXES)}), or Megatron pairs ({INDEX_SUFFIX}, {DATA_SUFFIX}); single texts are "
-                "packed as tokens, with --tokenizer"
+                f"{shown(path)} is not a source: give a folder, or "
+                + ", or ".join(f"{kind} ({', '.join(suffixes)})" for kind, suffixes in _SUFFIXES.items())
+                + f", or Megatron pairs ({INDEX_SUFFIX}, {DATA_SUFFIX}); single texts are packed as tokens, with --tokenizer"
             )
     if len(names := sorted({kind or "whole texts" for kind in kinds.values()})) > 1:
         raise PackError(f"{shown(', '.join(paths))}: {' and '.join(names)} are different sources")
@@ -102,7 +111,7 @@ def _open(paths: Sequence[str], selection: Selection, token_field: str, document
 
 def _kind(path: str) -> str:
     """Returns what a file is called that holds many samples by its suffix, or nothing."""
-    return "JSON Lines files" if is_jsonl(path) else "WebDataset tars" if is_tar(path) else ""
+    return next((kind for kind, suffixes in _SUFFIXES.items() if path.lower().endswith(suffixes)), "")
 
 
 def _open_folder(location: str, selection: Selection, token_field: str, documents: bool) -> Source:
@@ -154,4 +163,4 @@ def _pairs(location: str, files: Sequence[SourceFile]) -> list[Pair]:
 
 
 def _suffix(path: str) -> str:
-    return next(suffix for suffix in (*JSONL_SUFFIXES, *TAR_SUFFIXES) if path.lower().endswith(suffix))
+    return next(suffix for suffix in _SUFFIXES[_kind(path)] if path.lower().endswith(suffix))

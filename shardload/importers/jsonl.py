@@ -30,11 +30,6 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _INFINITE = (float("inf"), float("-inf"))
 
 
-def is_jsonl(path: str) -> bool:
-    """Tells whether a file is taken for JSON Lines, by its suffix."""
-    return path.lower().endswith(JSONL_SUFFIXES)
-
-
 class JsonlSource:
     """JSON Lines files, one after the other."""
 

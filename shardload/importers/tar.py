@@ -45,11 +45,6 @@ _READ_BYTES = 1 << 18
 _LOOK_BYTES = 1 << 13
 
 
-def is_tar(path: str) -> bool:
-    """Tells whether a file is taken for a WebDataset tar, by its suffix."""
-    return path.lower().endswith(TAR_SUFFIXES)
-
-
 class TarSource:
     """WebDataset tars, one after the other."""
 

@@ -107,11 +107,11 @@ def pack(
 
     Args:
         source: a folder of images, texts or other files; or JSON Lines files or WebDataset tars, plain, `.gz` or `.zst`, or
-            Megatron pairs of `.idx` and `.bin`, one, several or a folder of them. With a tokenizer also single texts. Links
-            to files are followed, links to directories are not.
+            Megatron pairs of `.idx` and `.bin`, or Parquet or Arrow files, one, several or a folder of them. With a tokenizer
+            also single texts. Links to files are followed, links to directories are not.
         target: directory of the dataset; created if it is not there.
         schema: field name -> type, or type and compression as for `ShardWriter`: for a folder in place of inferred ones,
-            for JSON Lines and tars the whole schema. An append may name new nullable fields.
+            for all others the whole schema. An append may name new nullable fields.
         compression: `none` or `zstd:<level>`, for fields of bytes, str, json and lists.
         dictionary: whether a zstd dictionary is trained on the first samples: `auto` (if it pays), `on` or `off`.
         key: name of the field by which samples are looked up; its values must differ.

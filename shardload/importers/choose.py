@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from shardload.errors import PackError
 from shardload.importers.base import Source, SourceFile
 from shardload.importers.columnar import ARROW_SUFFIXES, PARQUET_SUFFIXES, ColumnarSource
+from shardload.importers.delimited import CSV_SUFFIXES, DelimitedSource
 from shardload.importers.files import examine_file, scan_folder, shown
 from shardload.importers.folder import FolderSource
 from shardload.importers.jsonl import JSONL_SUFFIXES, JsonlSource
@@ -19,11 +20,12 @@ from shardload.importers.tokens import TOKEN_FIELD, Tokenization, TokenSource
 
 _TEXT_KEYS: dict[type[Source], str] = {TarSource: "txt"}
 """What the field of the text is called, by source, where it is not `text`."""
-_MAKERS: dict[str, type[JsonlSource] | type[TarSource] | type[ColumnarSource]] = {
+_MAKERS: dict[str, type[JsonlSource] | type[TarSource] | type[ColumnarSource] | type[DelimitedSource]] = {
     "JSON Lines files": JsonlSource,
     "WebDataset tars": TarSource,
     "Parquet files": ColumnarSource,
     "Arrow files": ColumnarSource,
+    "CSV files": DelimitedSource,
 }
 """Sources whose files hold many samples each."""
 _SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -31,6 +33,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "WebDataset tars": TAR_SUFFIXES,
     "Parquet files": PARQUET_SUFFIXES,
     "Arrow files": ARROW_SUFFIXES,
+    "CSV files": CSV_SUFFIXES,
 }
 _PAIRS = "Megatron pairs"
 
@@ -131,7 +134,8 @@ def _open_folder(location: str, selection: Selection, token_field: str, document
         others = [file for file in scan.files if _kind(file.path) != kind]
         if not others:
             return make(location, root, location, scan.files, skipped)
-        if len(others) < len(scan.files):
+        # Beside others a CSV file is one of many texts.
+        if len(others) < len(scan.files) and make is not DelimitedSource:
             one = next(file for file in scan.files if _kind(file.path) == kind)
             raise _mixed(location, f"{len(scan.files) - len(others)} {kind}", others, (_suffix(one.path),))
     return FolderSource(location, root, location, scan.files, skipped, documents=documents)

@@ -107,8 +107,8 @@ def pack(
 
     Args:
         source: a folder of images, texts or other files; or JSON Lines files or WebDataset tars, plain, `.gz` or `.zst`, or
-            Megatron pairs of `.idx` and `.bin`, or Parquet or Arrow files, one, several or a folder of them. With a tokenizer
-            also single texts. Links to files are followed, links to directories are not.
+            Megatron pairs of `.idx` and `.bin`, or Parquet, Arrow, CSV or TSV files, one, several or a folder of them. With a
+            tokenizer also single texts. Links to files are followed, links to directories are not.
         target: directory of the dataset; created if it is not there.
         schema: field name -> type, or type and compression as for `ShardWriter`: for a folder in place of inferred ones,
             for all others the whole schema. An append may name new nullable fields.

@@ -293,9 +293,9 @@ def test_nothing_that_can_be_packed(tree, read_all, files: dict[str, bytes], mes
 
 
 def test_a_file_of_another_kind_is_no_source(tree) -> None:
-    root = tree({"a.csv": b"1"})
-    with pytest.raises(PackError, match=re.escape(f"{root}/a.csv is not a source: give a folder, or JSON Lines files")):
-        open_source([f"{root}/a.csv"])
+    root = tree({"a.rst": b"1"})
+    with pytest.raises(PackError, match=re.escape(f"{root}/a.rst is not a source: give a folder, or JSON Lines files")):
+        open_source([f"{root}/a.rst"])
 
 
 def test_include_is_for_folders(tree) -> None:

@@ -322,9 +322,9 @@ def test_tars_of_a_folder_files_in_their_order_and_no_mixture(tree, read_all) ->
     with pytest.raises(PackError, match="JSON Lines files and WebDataset tars are different sources"):
         open_source([f"{root}/c.tar", f"{root}/x.jsonl"])
     with pytest.raises(
-        PackError, match=r"a\.csv is not a source: give a folder, or JSON Lines files .* or WebDataset tars"
+        PackError, match=r"a\.rst is not a source: give a folder, or JSON Lines files .* or WebDataset tars"
     ):
-        open_source([tree({"a.csv": b""}) + "/a.csv"])
+        open_source([tree({"a.rst": b""}) + "/a.rst"])
 
 
 def test_nothing_is_unpickled_extracted_or_run(tree, tmp_path: Path, monkeypatch) -> None:

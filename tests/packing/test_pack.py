@@ -152,13 +152,13 @@ def environment() -> dict[str, str]:
         ("empty", "out", "empty holds no file to pack"),
         ("texts", "full", "full is not empty and holds 'keep'"),
         ("texts", "full/keep", "full/keep exists and is not a directory"),
-        ("texts/a.csv", "out", "texts/a.csv is not a source"),
+        ("texts/a.rst", "out", "texts/a.rst is not a source"),
     ],
 )
 def test_places_that_cannot_be(tmp_path: Path, monkeypatch, digests, source: str, target: str, message: str) -> None:
     for folder in ("texts/deep", "empty", "full"):
         (tmp_path / folder).mkdir(parents=True)
-    for name in ("texts/deep/a.txt", "texts/a.jsonl", "texts/a.csv", "full/keep"):
+    for name in ("texts/deep/a.txt", "texts/a.jsonl", "texts/a.rst", "full/keep"):
         (tmp_path / name).write_text("")
     (tmp_path / "link").symlink_to("texts")
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ from shardload.importers.columnar import ARROW_SUFFIXES, PARQUET_SUFFIXES, Colum
 from shardload.importers.delimited import CSV_SUFFIXES, DelimitedSource
 from shardload.importers.files import examine_file, scan_folder, shown
 from shardload.importers.folder import FolderSource
+from shardload.importers.hugging_face import saved_files
 from shardload.importers.jsonl import JSONL_SUFFIXES, JsonlSource
 from shardload.importers.megatron import DATA_SUFFIX, INDEX_SUFFIX, MegatronSource, Pair, data_of, index_of
 from shardload.importers.megatron_index import has_magic
@@ -118,6 +119,9 @@ def _kind(path: str) -> str:
 
 
 def _open_folder(location: str, selection: Selection, token_field: str, documents: bool) -> Source:
+    if selection.takes_all and (saved := saved_files(location)):
+        files = [examine_file(location, name) for name in saved]
+        return ColumnarSource(location, os.path.abspath(location), location, files, {})
     scan = scan_folder(location, selection)
     skipped = dict(sorted(scan.skipped.items()))
     if not scan.files:

@@ -1,7 +1,8 @@
 """Parquet files, and Arrow IPC files and streams, as sources: one row is one sample, one column a field.
 
-`arrow_types` says what columns become. Types given are the whole schema, and choose: other columns are not read. A column
-is nullable where one of the files says that it has nulls, or does not say. What pandas adds to keep its index
+`arrow_types` says what columns become; what Hugging Face's datasets note of them (Array2D, ClassLabel) is heeded. Types
+given are the whole schema, and choose: other columns are not read. A column is nullable where one of the files says that
+it has nulls, or does not say. What pandas adds to keep its index
 (`__index_level_0__`) is left out.
 
 A file is cut into ranges of bytes; a row group or record batch belongs to the one in which it starts.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shardload.errors import FormatError, PackError
+from shardload.format.manifest import Metadata
 from shardload.format.schema import Field, parse_field, parse_schema
 from shardload.importers.arrow_ipc import ArrowTable
 from shardload.importers.arrow_messages import MessageDamage
@@ -25,6 +27,7 @@ from shardload.importers.arrow_types import UnsupportedTypeError, field_type, me
 from shardload.importers.arrow_values import BadValue, Convert, converter
 from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
 from shardload.importers.files import check_unchanged, open_file, unreadable
+from shardload.importers.hugging_face import array_type, class_names, features_of
 from shardload.importers.parquet import ParquetTable
 from shardload.importers.units import cut_units
 
@@ -86,12 +89,18 @@ class ColumnarSource:
             types = self._types()
             hint = "the types are those of the files' columns; give others with --schema"
         fields = {name: parse_field(name, text) for name, text in types.items()}
+        classes: dict[str, list[str]] = {}
         for file in self._files:
             with self._reader.open(file) as (table, _):
                 choose_columns(self._reader.name(file), table, fields)
+            for column, names in class_names(table.schema).items():
+                if column in fields and classes.setdefault(column, names) != names:
+                    raise PackError(f"{self._reader.name(file)} has other classes in {column!r} than those before it")
         units = cut_units(self._files, [True] * len(self._files), unit_size)
         reader = ColumnarReader(self._reader.root, self._reader.location, dict(types))
-        return SourcePlan(reader, units, dict(types), {}, hint, versions=versions)
+        # Of several nobody could tell whose the classes are.
+        metadata: Metadata = {"classes": list(*classes.values())} if len(classes) == 1 else {}
+        return SourcePlan(reader, units, dict(types), metadata, hint, versions=versions)
 
     def _types(self) -> dict[str, str]:
         """Returns the types that the files' columns have."""
@@ -135,14 +144,14 @@ class ColumnarSource:
 def _described(name: str, table: Table) -> tuple[dict[str, str], set[str]]:
     """Returns the types of a file's columns, and which of them have nulls."""
     types: dict[str, str] = {}
-    nullable = set()
+    nullable, features = set(), features_of(table.schema)
     for number, column in enumerate(table.schema):
         if _INDEX_OF_PANDAS.fullmatch(column.name):
             continue
         if column.name in types:
             raise PackError(f"{name} has two columns {column.name!r}")
         try:
-            types[column.name] = field_type(column.type)
+            types[column.name] = array_type(features.get(column.name)) or field_type(column.type)
             parse_schema({column.name: "str"})
         except UnsupportedTypeError as error:
             others = ", ".join(other.name for other in table.schema if other.name != column.name)

@@ -13,6 +13,7 @@ from shardload.importers.files import examine_file, scan_folder, shown
 from shardload.importers.folder import FolderSource
 from shardload.importers.hugging_face import saved_files
 from shardload.importers.jsonl import JSONL_SUFFIXES, JsonlSource
+from shardload.importers.mds import MdsSource, is_mds
 from shardload.importers.megatron import DATA_SUFFIX, INDEX_SUFFIX, MegatronSource, Pair, data_of, index_of
 from shardload.importers.megatron_index import has_magic
 from shardload.importers.patterns import Selection
@@ -122,6 +123,8 @@ def _open_folder(location: str, selection: Selection, token_field: str, document
     if selection.takes_all and (saved := saved_files(location)):
         files = [examine_file(location, name) for name in saved]
         return ColumnarSource(location, os.path.abspath(location), location, files, {})
+    if selection.takes_all and is_mds(location):
+        return MdsSource(location)
     scan = scan_folder(location, selection)
     skipped = dict(sorted(scan.skipped.items()))
     if not scan.files:

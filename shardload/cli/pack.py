@@ -148,10 +148,10 @@ def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) ->
     JSON Lines files (.jsonl or .ndjson), one sample a line, or WebDataset tars, one field an extension: plain, .gz or
     .zst; or Megatron pairs (.idx with .bin), one sample a document; or Parquet or Arrow files (.parquet, .arrow,
     .feather, .ipc, a folder by save_to_disk of Hugging Face's datasets; needs shardload[parquet]) or CSV or TSV files
-    with a header, one sample a row. Of these one, several or a folder of them; or a folder of MosaicML's MDS. With
-    --tokenizer the texts become streams of token ids, one sample a text; then single text files are a SOURCE too, and
-    text files may be .gz or .zst. Hidden files are left out unless a GLOB writes their dot; links to directories are
-    not followed.
+    with a header, one sample a row. Of these one, several or a folder of them; or a folder of MosaicML's MDS; or
+    hf:NAME@SPLIT, a dataset of the Hugging Face hub (needs shardload[datasets]). With --tokenizer the texts become
+    streams of token ids, one sample a text; then single text files are a SOURCE too, and text files may be .gz or
+    .zst. Hidden files are left out unless a GLOB writes their dot; links to directories are not followed.
 
     TARGET appears whole, or not at all. What was packed before an error, a signal or a crash stays: the same command with
     --continue goes on and ends with the same bytes.

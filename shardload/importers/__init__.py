@@ -2,6 +2,7 @@
 
 from shardload.importers.base import Piece, Reject, Sample, Source, SourceFile, SourcePlan, Unit, UnitReader
 from shardload.importers.choose import open_source
+from shardload.importers.hub import named_by_hub
 from shardload.importers.megatron import named_by_index
 from shardload.importers.shuffled import MAX_SEED, LostCopyError, copy_named, plan_shuffled
 from shardload.importers.tokenizer import Token
@@ -21,6 +22,7 @@ __all__ = [
     "Unit",
     "UnitReader",
     "copy_named",
+    "named_by_hub",
     "named_by_index",
     "open_source",
     "plan_shuffled",

@@ -12,7 +12,7 @@ from shardload.errors import PackError
 from shardload.format.manifest import Manifest
 from shardload.format.schema import FieldType
 from shardload.format.table import ShardEntry
-from shardload.importers import SourcePlan, Token, named_by_index, open_source
+from shardload.importers import SourcePlan, Token, named_by_hub, named_by_index, open_source
 from shardload.packing.call import (
     Call,
     check_places,
@@ -106,9 +106,11 @@ def pack(
     finished a shard, is continued by the same call with `resume=True`, and ends with the same bytes as one that was not.
 
     Args:
-        source: a folder of images, texts or other files; or JSON Lines files or WebDataset tars, plain, `.gz` or `.zst`, or
-            Megatron pairs of `.idx` and `.bin`, or Parquet, Arrow, CSV or TSV files, one, several or a folder of them. With a
-            tokenizer also single texts. Links to files are followed, links to directories are not.
+        source: a folder of images, texts or other files; or JSON Lines files or WebDataset tars, plain, `.gz` or
+            `.zst`, or Megatron pairs of `.idx` and `.bin`, or Parquet, Arrow, CSV or TSV files, one, several or a
+            folder of them; or a folder by `save_to_disk` of Hugging Face's datasets or of MosaicML's MDS, or
+            `hf:NAME@SPLIT` of the hub. With a tokenizer also single texts. Links to files are followed, links to
+            directories are not.
         target: directory of the dataset; created if it is not there.
         schema: field name -> type, or type and compression as for `ShardWriter`: for a folder in place of inferred ones,
             for all others the whole schema. An append may name new nullable fields.
@@ -151,7 +153,7 @@ def pack(
     settings = checked_settings(types, compression, dictionary, key, shard_size, unit_size, workers)
     tokens = checked_tokenization(tokenizer, append_token, prepend_token, text_key), token_field or ""
     given = [os.fspath(path) for path in ([source] if isinstance(source, str | os.PathLike) else source)]
-    paths = named_by_index(given)
+    paths = named_by_index(named_by_hub(given))
     call = Call(
         paths, listed(include), listed(exclude), settings, *tokens, shuffle, resume, on_error, max_rejects, progress
     )

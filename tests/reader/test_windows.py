@@ -232,7 +232,7 @@ def test_wrong_arguments(content: Content, options: dict[str, Any], message: str
 
 def test_what_windows_are_not_cut_from(content: Content, tmp_path: Path) -> None:
     dataset = shardload.open(content.path)
-    with pytest.raises(TypeError, match="not of a View: take part of the windows instead"):
+    with pytest.raises(TypeError, match="not of a View: take a view of its windows"):
         shardload.TokenWindows(dataset[3:9], "tokens", 64)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has a transform, which is for its samples"):
         shardload.TokenWindows(shardload.open(content.path, transform=dict), "tokens", 64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shardload.planner import cut_by_shard, join_ranges, last_not_above, merge_ranges, plan_by_shard
@@ -44,6 +44,7 @@ def test_merged_ranges_keep_their_limits(pieces, max_gap, max_read):
         assert all(starts[i] - stops[i - 1] <= max_gap for i in range(first + 1, last))
 
 
+@example([(0, 0, 30), (0, 5, 1), (0, 20, 5)], 0)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200), st.integers(0, 30)), max_size=25), st.integers(0, 10))
 def test_joined_ranges_cover_the_same_bytes(ranges, gap):
     groups, starts, lengths = (np.array([r[k] for r in ranges], dtype=np.int64) for k in range(3))

@@ -577,3 +577,26 @@ def test_a_new_rank_draws_its_own_numbers_where_ranks_did() -> None:
     assert found[0] == found[2] and all(numbers[0] == first[0] for numbers in found)
     for a, b in ((first, found[0]), (first, found[1]), (found[0], found[1])):
         assert all(x != y for x, y in zip(a[1:], b[1:], strict=True))
+
+
+def test_a_mixture_goes_on_with_other_weights_only_if_that_is_said(numbers: Path, tmp_path: Path) -> None:
+    def made(weights: tuple[int, int]) -> tuple[shardload.ShardLoader, shardload.Checkpointer]:
+        dataset, model = shardload.open(numbers), nn.Linear(1, 1)
+        sources = {"low": (dataset[:500], weights[0]), "high": (dataset[500:], weights[1])}
+        loader = shardload.ShardLoader(shardload.Mixture(sources), 8, shuffle=True, seed=2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return loader, shardload.Checkpointer(tmp_path, model=model, optimizer=optimizer, loader=loader)
+
+    loader, checkpointer = made((3, 1))
+    seen = [number for _, batch in zip(range(5), loader, strict=False) for number in batch["number"].tolist()]
+    checkpointer.save(5)
+    checkpointer.close()
+    loader.close()
+    loader, checkpointer = made((1, 1))
+    with pytest.raises(StateMismatchError, match="reweigh=True"):
+        checkpointer.restore()
+    assert checkpointer.restore(reweigh=True) == 5
+    later = [number for _, batch in zip(range(5), loader, strict=False) for number in batch["number"].tolist()]
+    loader.close()
+    assert len(set(seen + later)) == 80
+    assert sum(number < 500 for number in seen) == 30 and sum(number < 500 for number in later) == 20

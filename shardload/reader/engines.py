@@ -19,7 +19,7 @@ from shardload.format.table import ShardTable
 from shardload.memory.byte_strings import bytes_address, keep_freed_memory, new_bytes
 from shardload.planner import join_ranges, merge_ranges
 from shardload.reader.files import OpenFiles
-from shardload.storage import FileReader, MappedFiles
+from shardload.storage import FileReader, MappedFiles, StoredFile
 from shardload.storage.mapping import MAX_RANGES
 
 Int64 = NDArray[np.int64]
@@ -131,7 +131,7 @@ class ReadEngine:
         ):
             self.file(shard_id).will_need(start, length)
 
-    def file(self, shard_id: int) -> FileReader:
+    def file(self, shard_id: int) -> StoredFile:
         """Returns a shard's open file."""
         return self._files.get(shard_id, self._table[shard_id])
 
@@ -243,6 +243,8 @@ class MapEngine:
         if missing.any():
             for shard_id in np.unique(shard_ids[missing]).tolist():
                 file = self._reads.file(shard_id)
+                if not isinstance(file, FileReader):
+                    raise TypeError(f"{file.dataset}: {file.name} is not on a file system, so that it cannot be mapped")
                 try:
                     self._mapped.map(shard_id, file.descriptor)
                 except OSError:

@@ -10,21 +10,21 @@ from shardload.errors import FormatError
 from shardload.format import layout
 from shardload.format.shard import TAIL_READ_BYTES, Expected, ShardHead, check_header, decode_head, tail_bytes
 from shardload.format.table import ShardEntry
-from shardload.storage import FileReader, LocalStorage
+from shardload.storage import Storage, StoredFile
 
 
 class OpenFiles:
     """The shard files that are open, the least recently used dropped past a number. Safe for several threads."""
 
-    def __init__(self, storage: LocalStorage) -> None:
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._files: OrderedDict[int, FileReader] = OrderedDict()
+        self._files: OrderedDict[int, StoredFile] = OrderedDict()
         self._lock = threading.Lock()
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         # The descriptors belong to the training script as well.
         self._max_files = max(4, min(1024, soft_limit // 4))
 
-    def get(self, shard_id: int, entry: ShardEntry) -> FileReader:
+    def get(self, shard_id: int, entry: ShardEntry) -> StoredFile:
         """Returns a shard's open file. It stays open as long as the caller holds it."""
         with self._lock:
             file = self._files.get(shard_id)
@@ -37,7 +37,7 @@ class OpenFiles:
             return file
 
 
-def read_head(file: FileReader, expected: Expected, identity: tuple[int, int, int]) -> ShardHead:
+def read_head(file: StoredFile, expected: Expected, identity: tuple[int, int, int]) -> ShardHead:
     """Returns what header, directory and footer say, checked against what is known of the shard.
 
     Raises:

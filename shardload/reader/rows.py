@@ -14,7 +14,7 @@ from shardload.errors import ChecksumError
 from shardload.format import layout
 from shardload.format.rows import RowLayout
 from shardload.format.shard import ShardHead
-from shardload.storage import FileReader
+from shardload.storage import StoredFile
 
 
 class RowCache:
@@ -73,7 +73,7 @@ class RowTable:
         self._loaded = False
         self._digests: bytes | None = None
 
-    def take(self, file: FileReader, local_ids: NDArray[np.int64]) -> NDArray[Any]:
+    def take(self, file: StoredFile, local_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Returns the rows of some samples: structured array of shape (samples,).
 
         Args:
@@ -94,7 +94,7 @@ class RowTable:
             rows[start:stop] = self._page(file, int(page))[local_ids[start:stop] - page * per_page]
         return rows
 
-    def load(self, file: FileReader) -> None:
+    def load(self, file: StoredFile) -> None:
         """Fills the store, if there is one and it is not full yet.
 
         Raises:
@@ -120,7 +120,7 @@ class RowTable:
                 found.append((self._section.start + start, stop - start))
         return found
 
-    def _page(self, file: FileReader, page: int) -> NDArray[Any]:
+    def _page(self, file: StoredFile, page: int) -> NDArray[Any]:
         key = (self._shard_id, page)
         rows = self._cache.get(key)
         if rows is None:
@@ -130,7 +130,7 @@ class RowTable:
             self._cache.put(key, rows)
         return rows
 
-    def _read(self, file: FileReader, first: int, last: int, out: NDArray[Any]) -> None:
+    def _read(self, file: StoredFile, first: int, last: int, out: NDArray[Any]) -> None:
         """Fills an array with the rows of pages first to last - 1."""
         start = self._rows.page_bounds(first, self._num_samples)[0]
         data = out.view(np.uint8)
@@ -150,7 +150,7 @@ class RowTable:
                     stop=high,
                 )
 
-    def _page_digests(self, file: FileReader) -> bytes:
+    def _page_digests(self, file: StoredFile) -> bytes:
         if self._digests is None:
             digests = file.read(self._pages.start, self._pages.stop)
             if hashlib.sha256(digests).digest() != self._pages.digest:

@@ -16,7 +16,7 @@ from shardload.format.shard import ShardHead
 from shardload.format.statistics import FieldStatistics, decode_statistics
 from shardload.format.table import ShardEntry
 from shardload.reader.rows import RowCache
-from shardload.storage import FileReader
+from shardload.storage import StoredFile
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class ShardSections:
     """Reads sections whose SHA-256 stands in the directory. Safe for several threads."""
 
     def __init__(
-        self, entry: ShardEntry, head: ShardHead, manifest: Manifest, file: Callable[[], FileReader], cache: RowCache
+        self, entry: ShardEntry, head: ShardHead, manifest: Manifest, file: Callable[[], StoredFile], cache: RowCache
     ) -> None:
         """Describes them.
 

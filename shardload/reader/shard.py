@@ -20,7 +20,7 @@ from shardload.reader.codecs import Codecs
 from shardload.reader.files import OpenFiles, read_head
 from shardload.reader.rows import RowCache, RowTable
 from shardload.reader.sections import ShardSections
-from shardload.storage import FileReader
+from shardload.storage import StoredFile
 
 Int64 = NDArray[np.int64]
 
@@ -125,7 +125,7 @@ class ShardReader:
         """The codec of its generation, with the dictionary."""
         return self._codecs.of(self.entry.generation, self.sections.dictionary)
 
-    def file(self) -> FileReader:
+    def file(self) -> StoredFile:
         """Returns the open file."""
         return self._files.get(self._shard_id, self.entry)
 

@@ -8,7 +8,7 @@ from shardload.errors import FormatError, ShardloadError, StateMismatchError, St
 from shardload.format import layout
 from shardload.format.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from shardload.format.table import ShardTable, decode_table, table_bytes, table_name
-from shardload.storage import LocalStorage
+from shardload.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Snapshot:
     table: ShardTable
 
 
-def read_snapshot(storage: LocalStorage, version: int | None, fingerprint: str | None) -> Snapshot:
+def read_snapshot(storage: Storage, version: int | None, fingerprint: str | None) -> Snapshot:
     """Returns the current or a given version of a dataset.
 
     Raises:
@@ -42,7 +42,7 @@ def read_snapshot(storage: LocalStorage, version: int | None, fingerprint: str |
         raise _placed(error, storage.root, name)  # noqa: B904 - the same error, with its place
 
 
-def read_manifest(storage: LocalStorage, version: int | None) -> Manifest:
+def read_manifest(storage: Storage, version: int | None) -> Manifest:
     """Returns the manifest of a version, or the current one."""
     name = MANIFEST_NAME if version is None else f"manifests/{version}"
     if version is None and not storage.exists(MANIFEST_NAME):

@@ -19,7 +19,7 @@ from shardload.format.shard import ShardHead
 from shardload.format.table import ShardEntry
 from shardload.reader.access import Access
 from shardload.reader.snapshot import Snapshot, read_manifest, read_snapshot
-from shardload.storage import FileReader, LocalStorage
+from shardload.storage import LocalStorage, Storage, StoredFile
 
 _READ_BYTES = 4 << 20
 _ROWS = 1 << 14
@@ -86,7 +86,7 @@ def verify_dataset(
         return newer + [damage for found in pool.map(check, range(len(snapshot.table))) for damage in found]
 
 
-def _check_manifests(storage: LocalStorage) -> Iterator[Damage]:
+def _check_manifests(storage: Storage) -> Iterator[Damage]:
     """Yields what is wrong with the current manifest and its committed original."""
     try:
         manifest = read_manifest(storage, None)
@@ -103,7 +103,7 @@ def _check_manifests(storage: LocalStorage) -> Iterator[Damage]:
         yield Damage(name, f"{storage.root}: {name} is not the manifest that {MANIFEST_NAME} is a copy of")
 
 
-def _check_newer(storage: LocalStorage, manifest: Manifest) -> Iterator[Damage]:
+def _check_newer(storage: Storage, manifest: Manifest) -> Iterator[Damage]:
     """Yields that a later version was committed, or begun, than the one that opens: its writer ended in between."""
     newest = max((int(name) for name in storage.list("manifests") if name.isdecimal()), default=0)
     # Another look: a writer that is just done has made the copy by now.
@@ -127,7 +127,7 @@ def _check_newer(storage: LocalStorage, manifest: Manifest) -> Iterator[Damage]:
 
 
 def _check_shard(
-    storage: LocalStorage, snapshot: Snapshot, access: Access, shard_id: int, samples: bool
+    storage: Storage, snapshot: Snapshot, access: Access, shard_id: int, samples: bool
 ) -> Iterator[Damage]:
     entry = snapshot.table[shard_id]
     try:
@@ -203,7 +203,7 @@ def _describes(description: Description, manifest: Manifest, entry: ShardEntry) 
     return same and description.schema == manifest.schema[: own.num_fields]
 
 
-def _check_padding(file: FileReader, head: ShardHead) -> None:
+def _check_padding(file: StoredFile, head: ShardHead) -> None:
     """Checks that what lies between sections is zero; between records only the file's digest tells."""
     stop = layout.HEADER_BYTES
     for section in head.sections:
@@ -212,7 +212,7 @@ def _check_padding(file: FileReader, head: ShardHead) -> None:
         stop = section.stop
 
 
-def _digest(file: FileReader) -> bytes:
+def _digest(file: StoredFile) -> bytes:
     digest = hashlib.sha256()
     buffer = np.empty(min(_READ_BYTES, file.num_bytes), dtype=np.uint8)
     for start in range(0, file.num_bytes, _READ_BYTES):
@@ -222,7 +222,7 @@ def _digest(file: FileReader) -> bytes:
     return digest.digest()
 
 
-def _locate(storage: LocalStorage, snapshot: Snapshot, shard_id: int) -> Iterator[Damage]:
+def _locate(storage: Storage, snapshot: Snapshot, shard_id: int) -> Iterator[Damage]:
     """Yields which parts of a shard, whose digest is wrong, do not pass their own checks.
 
     Samples are read a block at a time, and the samples of a block that fails one by one.

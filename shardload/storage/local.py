@@ -97,6 +97,10 @@ class FileReader:
         """Tells the operating system that a range will be read soon; it may start to fetch it."""
         os.posix_fadvise(self._descriptor, start, num_bytes, os.POSIX_FADV_WILLNEED)
 
+    def discard(self, start: int, stop: int) -> bool:
+        """Drops nothing: another read gives the same bytes."""
+        return False
+
     def _failed(self, error: OSError, start: int | None = None, stop: int | None = None) -> StorageError:
         place = "" if start is None else f" at bytes {start} to {stop}"
         message = f"{self.dataset}: {self.name} cannot be read{place}: {error.strerror or error}"

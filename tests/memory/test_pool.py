@@ -193,8 +193,10 @@ def test_arrays_leased_together_adjoin_and_come_back_when_the_last_of_them_has_d
     del arrays
     for array in pool.lease_together([(2, 1024), (1, 1024), (2, 1024)], INT32):
         array[...] = 8
-    assert kept.eq(7).all() and pool.num_new == 2 and pool.leased_bytes == 20480
-    del kept, array
+    assert kept.eq(7).all() and pool.num_new == 2 and pool.leased_bytes == 40960
+    del array
+    assert pool.leased_bytes == 20480
+    del kept
     assert pool.leased_bytes == 0 and pool.idle_bytes == 40960
     pool.lease((5, 1024), INT32)
     assert (pool.num_new, pool.num_reused) == (2, 1)

@@ -196,8 +196,10 @@ class Access:
         if len(ranges):
             self._open(ranges.shard_ids)
             hinted = self._hinted_blocks[field.name] if self._fits else None
-            with contextlib.suppress(OSError):
-                self.engine.will_need(self._streams[field.name].hints(ranges, hinted))
+            found = self._streams[field.name].hints(ranges, hinted)
+            if len(found):
+                with contextlib.suppress(OSError):
+                    self.engine.will_need(found)
 
     def segments(self, field: Field, ranges: ItemRanges) -> Segments:
         """Returns the parts of samples that ranges of a stream field's items consist of."""

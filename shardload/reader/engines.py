@@ -31,6 +31,9 @@ _ASK_SECONDS = 0.02
 _MIN_RESIDENCY = 0.9
 """Of shards less in memory the next read would wait for the device, with the interpreter's lock held."""
 
+_MAX_HELD_BYTES = 4 << 20
+"""More bytes than these are not copied with the interpreter's lock held: other threads wait for them."""
+
 _MAGIC_BYTES = len(layout.FOOTER_MAGIC)
 _MAGIC_WORD = np.frombuffer(layout.FOOTER_MAGIC, dtype=np.uint64)[0]
 
@@ -51,6 +54,9 @@ class Ranges:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+
+NO_RANGES = Ranges(*np.zeros((3, 0), dtype=np.int64))
 
 
 class Engine(Protocol):
@@ -250,8 +256,11 @@ class MapEngine:
         """Copies ranges of one size; returns whether all is there, from files that have kept their length."""
         if not len(ranges) or (ranges.lengths != ranges.lengths[0]).any() or not self._map(ranges.shard_ids):
             return False
-        starts = self._mapped.addresses[ranges.shard_ids] + ranges.starts
-        return self._mapped.gather(starts, int(ranges.lengths[0]), targets) and self._whole(ranges.shard_ids)
+        starts, size = self._mapped.addresses[ranges.shard_ids] + ranges.starts, int(ranges.lengths[0])
+        done = self._mapped.gather(starts, size, targets)
+        if not done and 0 < size * len(ranges) <= _MAX_HELD_BYTES and self._idle_and_in_memory(ranges.shard_ids):
+            done = self._mapped.gather_anywhere(starts, size, targets)
+        return done and self._whole(ranges.shard_ids)
 
     def _copied(self, ranges: Ranges, targets: list[tuple[int, int]]) -> bool:
         """Copies ranges to addresses; returns whether all is there, from files that have kept their length."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,11 @@ from shardload.format.rows import stream_spans
 from shardload.format.schema import Field
 from shardload.planner import ItemRanges, counted
 from shardload.reader.checks import CheckedBlocks, Verify
-from shardload.reader.engines import Engine, Ranges, pieces_of
+from shardload.reader.engines import NO_RANGES, Engine, Ranges, pieces_of
 from shardload.reader.facts import ShardFacts
 from shardload.reader.located import Located, damaged
+
+_T = TypeVar("_T", bound=np.generic)
 
 Int64 = NDArray[np.int64]
 
@@ -139,9 +142,11 @@ class StreamReader:
         if hinted is not None:
             first, counts = self._block_ranges(spans)
             numbers = counted(first, counts)
-            new = np.logical_or.reduceat(hinted.missing(numbers), np.cumsum(counts) - counts)
-            hinted.add(numbers)
-            spans = spans[new]
+            missing = hinted.missing(numbers)
+            if not missing.any():
+                return NO_RANGES
+            hinted.add(numbers[missing])
+            spans = spans[np.logical_or.reduceat(missing, np.cumsum(counts) - counts)]
         return self._ranges(spans)
 
     def _spans_of(self, ranges: ItemRanges) -> Spans:
@@ -171,8 +176,17 @@ class StreamReader:
     def _fill(self, spans: Spans, targets: Sequence[NDArray[np.uint8]], owner: Owner) -> None:
         """Copies spans that hold something, one after another, into arrays; none crosses from one into the next."""
         first, counts = self._block_ranges(spans)
-        if not self._checked.due(counted(first, counts), self._verify).any():
+        numbers = counted(first, counts)
+        due = self._checked.due(numbers, self._verify)
+        if not due.any():
             self._engine.read(self._ranges(spans), targets)
+            return
+        if self._verify == "once" and self._engine.name == "map":
+            # What was right once is taken to stay so in memory: blocks need not be copied with all that is due.
+            self._engine.read(self._ranges(spans), targets)
+            for part in _groups(np.unique(numbers[due]), PIECE_BYTES // layout.BLOCK_BYTES):
+                blocks = self._blocks(part)
+                self._check(blocks, self._read_blocks(blocks), spans, owner)
             return
         outs = pieces_of(spans.high - spans.low, targets)
         for part in _parts(counts * layout.BLOCK_BYTES):
@@ -202,14 +216,14 @@ class StreamReader:
             targets.append(flat[first:stop])
             first = (short + 1) * layout.BLOCK_BYTES
         starts = facts.starts[blocks.shard_ids] + blocks.local_ids * layout.BLOCK_BYTES
-        self._engine.read(_runs(blocks, starts, blocks.lengths), [*targets, flat[first:]])
+        self._engine.read(self._runs(blocks, starts, blocks.lengths), [*targets, flat[first:]])
         return data
 
     def _check(self, blocks: Blocks, data: NDArray[np.uint8], spans: Spans, owner: Owner) -> None:
         """Compares blocks with their checksums."""
         starts = self._facts.streams(self._number).sum_starts[blocks.shard_ids] + 4 * blocks.local_ids
         stored = np.empty(len(data), dtype="<u4")
-        self._engine.read(_runs(blocks, starts, np.full(len(data), 4)), [stored.view(np.uint8)])
+        self._engine.read(self._runs(blocks, starts, np.full(len(data), 4)), [stored.view(np.uint8)])
         identities = with_local_ids(self._facts.identities(self._number)[blocks.shard_ids], blocks.local_ids)
         sums = data_sums(stored, identities, layout.BLOCK_BYTES)
         good = True
@@ -217,12 +231,21 @@ class StreamReader:
             good &= block_sum(data[short, : blocks.lengths[short]], int(identities[short])) == stored[short]
             # Now that of the whole row, so that all rows are alike.
             sums[short] = block_sum(data[short], 0)
-        groups = (slice(first, first + _GROUP_BLOCKS) for first in range(0, len(data), _GROUP_BLOCKS))
-        if not good or not all(rows_match(data[group], sums[group]) for group in groups):
+        if not good or not all(map(rows_match, _groups(data, _GROUP_BLOCKS), _groups(sums, _GROUP_BLOCKS))):
             for i in range(len(data)):
                 if block_sum(data[i, : blocks.lengths[i]], int(identities[i])) != stored[i]:
                     raise self._damaged(blocks, i, spans, owner)
         self._checked.add(blocks.numbers)
+
+    def _runs(self, blocks: Blocks, starts: Int64, lengths: Int64) -> Ranges:
+        """Returns the ranges of what belongs to blocks.
+
+        They are joined where blocks follow each other in a shard, unless mapped ones are all of one size, which are gathered.
+        """
+        if self._engine.name == "map" and (lengths == lengths[0]).all():
+            return Ranges(blocks.shard_ids, starts, lengths)
+        edges = np.concatenate([[0], np.flatnonzero(np.diff(blocks.numbers) != 1) + 1])
+        return Ranges(blocks.shard_ids[edges], starts[edges], np.add.reduceat(lengths, edges))
 
     def _damaged(self, blocks: Blocks, i: int, spans: Spans, owner: Owner) -> ChecksumError:
         """Returns the error for a block; it names the owner of the first of the spans that have part of it."""
@@ -241,10 +264,10 @@ def _later(owner: Owner, skipped: int, span: int, item: int) -> tuple[Located, s
     return owner(skipped + span, item)
 
 
-def _runs(blocks: Blocks, starts: Int64, lengths: Int64) -> Ranges:
-    """Returns the ranges of what belongs to blocks, joined where blocks follow each other in a shard."""
-    edges = np.concatenate([[0], np.flatnonzero(np.diff(blocks.numbers) != 1) + 1])
-    return Ranges(blocks.shard_ids[edges], starts[edges], np.add.reduceat(lengths, edges))
+def _groups(values: NDArray[_T], size: int) -> list[NDArray[_T]]:
+    """Returns an array in pieces of at most so many of its first dimension, at least one."""
+    size = max(1, size)
+    return [values[first : first + size] for first in range(0, len(values), size)]
 
 
 def _parts(sizes: Int64) -> list[slice]:

@@ -34,6 +34,8 @@ _MADV_RANDOM, _MADV_WILLNEED, _MADV_DONTNEED = 1, 3, 4
 _SYS_PROCESS_MADVISE = 440  # the same number on every architecture
 _MIN_UNIT_BYTES = 256
 """Below this a gather of units takes longer than the kernel's copy of whole ranges."""
+_PIECE_BYTES = 128 << 10
+"""So many bytes are copied at a time where a copy is made twice: both fit a processor's own cache."""
 _MAX_TABLE_BYTES = 64 << 20
 _MAX_AHEAD_BYTES = 128 << 10
 """The kernel reads no more of an announced range than its device's read-ahead, which is 128 KiB unless it was changed."""
@@ -158,6 +160,30 @@ class MappedFiles:
             # The usual mode would fill a buffer first, for the case of an index that is out of range.
             np.take(view, places[first:last], axis=0, out=target.reshape(-1, unit), mode="clip")
             first = last
+        return True
+
+    def gather_anywhere(self, starts: Int64, size: int, targets: Sequence[NDArray[np.uint8]]) -> bool:
+        """Copies ranges of one size as `gather` does, wherever they start, with the interpreter's lock held.
+
+        For pages that are in memory. numpy takes elements of an array as they lie, also where those overlap: here each address
+        has one that is as long as a range.
+
+        Returns:
+            False, with nothing copied, where faults are not caught.
+        """
+        if not catches_faults():
+            return False
+        places, kind, step = starts - self._start, np.dtype((np.void, size)), max(1, _PIECE_BYTES // size)
+        view: NDArray[np.void] = np.ndarray((self._num_bytes - size + 1,), kind, self._view(1), strides=(1,))
+        self._count(len(starts), len(starts) * size)
+        first = 0
+        for target in targets:
+            out = target.view(kind)
+            for start in range(0, len(out), step):
+                # Taken into memory of numpy's own, and moved while the processor still has it.
+                part = out[start : start + step]
+                part[...] = view[places[first : first + len(part)]]
+                first += len(part)
         return True
 
     def words(self, starts: Int64) -> NDArray[np.uint64] | None:

@@ -219,7 +219,7 @@ def make_course(
     size = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
     return Course(
         dataset,
-        replace(recipe, narrow=cuda and recipe.own),
+        recipe.for_cuda(dataset) if cuda else recipe,
         device,
         pinned=pinned,
         prefetch_batches=num_batches,

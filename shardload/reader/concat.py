@@ -60,6 +60,10 @@ class Joined(SampleSource):
         self.location = ", ".join(dict.fromkeys(source.location for source in sources))
         self.fields = None
         self.decode, self.transform = dict(sources[0].decode), sources[0].transform
+        kinds = [source.stored_kinds for source in sources]
+        self.stored_kinds = {
+            name: kind for name, kind in kinds[0].items() if all(own.get(name) == kind for own in kinds)
+        }
         for number, source in enumerate(self.sources):
             if source.transform != self.transform or source.decode != self.decode:
                 raise ValueError(
@@ -120,7 +124,7 @@ class Joined(SampleSource):
         parts: list[list[tuple[Int64, SampleBatch]]] = [[] for _ in batches]
         placed = [self._placed(ids) for ids in batches]
         for number, source in enumerate(self.sources):
-            theirs = [source.schema[field.name] for field in fields]
+            theirs = [replace(source.schema[field.name], kind=field.kind) for field in fields]
             slots = [np.flatnonzero(numbers == number) for numbers, _ in placed]
             # A batch without samples has its columns too.
             with_some = [i for i, ids in enumerate(batches) if len(slots[i]) or not (number or len(ids))]

@@ -43,6 +43,8 @@ class SampleSource(ABC):
     """How images become pixels, by field."""
     transform: Transform | None
     """Called with each sample by `source[i]` and `__getitems__`, or by a loader."""
+    stored_kinds: Mapping[str, str] = {}
+    """Kinds of integer fields that come wider than stored, by name: `read_batches` also takes them with these in their place."""
     names: tuple[str, ...] = ()
     """Names of the sources, where samples are from several with names."""
 
@@ -321,7 +323,7 @@ class View(SampleSource):
         self.source: SampleSource = source
         self.selection: Selection = selection
         self.location, self.fields = source.location, source.fields
-        self.decode, self.transform = source.decode, source.transform
+        self.decode, self.transform, self.stored_kinds = source.decode, source.transform, source.stored_kinds
 
     def __repr__(self) -> str:
         return f"<View of {len(self)} samples of {self.source!r}>"

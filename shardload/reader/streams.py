@@ -181,12 +181,9 @@ class StreamReader:
         if not due.any():
             self._engine.read(self._ranges(spans), targets)
             return
-        if self._verify == "once" and self._engine.name == "map":
-            # What was right once is taken to stay so in memory: blocks need not be copied with all that is due.
+        if self._engine.name == "map" and self._verify == "once" and self._right(numbers[due]):
+            # Of blocks that are right and stay in memory no copy is needed with more than what is asked for.
             self._engine.read(self._ranges(spans), targets)
-            for part in _groups(np.unique(numbers[due]), PIECE_BYTES // layout.BLOCK_BYTES):
-                blocks = self._blocks(part)
-                self._check(blocks, self._read_blocks(blocks), spans, owner)
             return
         outs = pieces_of(spans.high - spans.low, targets)
         for part in _parts(counts * layout.BLOCK_BYTES):
@@ -221,6 +218,22 @@ class StreamReader:
 
     def _check(self, blocks: Blocks, data: NDArray[np.uint8], spans: Spans, owner: Owner) -> None:
         """Compares blocks with their checksums."""
+        wrong = self._wrong(blocks, data)
+        if wrong is not None:
+            raise self._damaged(blocks, wrong, spans, owner)
+        self._checked.add(blocks.numbers)
+
+    def _right(self, numbers: Int64) -> bool:
+        """Tells whether blocks have their checksums, and then notes them; which has not is not asked."""
+        for some in _groups(np.unique(numbers), max(1, PIECE_BYTES // layout.BLOCK_BYTES)):
+            blocks = self._blocks(some)
+            if self._wrong(blocks, self._read_blocks(blocks)) is not None:
+                return False
+            self._checked.add(some)
+        return True
+
+    def _wrong(self, blocks: Blocks, data: NDArray[np.uint8]) -> int | None:
+        """Returns the first of some blocks that has not its checksum; None where all have."""
         starts = self._facts.streams(self._number).sum_starts[blocks.shard_ids] + 4 * blocks.local_ids
         stored = np.empty(len(data), dtype="<u4")
         self._engine.read(self._runs(blocks, starts, np.full(len(data), 4)), [stored.view(np.uint8)])
@@ -231,11 +244,11 @@ class StreamReader:
             good &= block_sum(data[short, : blocks.lengths[short]], int(identities[short])) == stored[short]
             # Now that of the whole row, so that all rows are alike.
             sums[short] = block_sum(data[short], 0)
-        if not good or not all(map(rows_match, _groups(data, _GROUP_BLOCKS), _groups(sums, _GROUP_BLOCKS))):
-            for i in range(len(data)):
-                if block_sum(data[i, : blocks.lengths[i]], int(identities[i])) != stored[i]:
-                    raise self._damaged(blocks, i, spans, owner)
-        self._checked.add(blocks.numbers)
+        if good and all(map(rows_match, _groups(data, _GROUP_BLOCKS), _groups(sums, _GROUP_BLOCKS))):
+            return None
+        lengths = blocks.lengths.tolist()
+        wrong = (i for i in range(len(data)) if block_sum(data[i, : lengths[i]], int(identities[i])) != stored[i])
+        return next(wrong, None)
 
     def _runs(self, blocks: Blocks, starts: Int64, lengths: Int64) -> Ranges:
         """Returns the ranges of what belongs to blocks.
@@ -265,8 +278,7 @@ def _later(owner: Owner, skipped: int, span: int, item: int) -> tuple[Located, s
 
 
 def _groups(values: NDArray[_T], size: int) -> list[NDArray[_T]]:
-    """Returns an array in pieces of at most so many of its first dimension, at least one."""
-    size = max(1, size)
+    """Returns an array in pieces of at most so many of its first dimension."""
     return [values[first : first + size] for first in range(0, len(values), size)]
 
 

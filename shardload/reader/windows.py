@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shardload.errors import FormatError, ShardloadError
 from shardload.format.ragged import Ragged
 from shardload.format.schema import Field, Schema, canonical_json
+from shardload.memory.byte_strings import keep_freed_memory
 from shardload.order.epoch import EpochOrders
 from shardload.order.selection import resolve_indices
 from shardload.order.shuffle import Shuffle
@@ -109,6 +110,7 @@ class TokenWindows(SampleSource):
         self.dataset = dataset
         self.field = _stream_field(dataset, field)
         """The field that windows are cut from, in the dataset's schema."""
+        self.stored_kinds = dict.fromkeys((INPUT, LABEL), self.field.kind) if self.field.kind in _WIDENED else {}
         self.length = as_integer(length, "length", 1)
         self.stride = self.length if stride is None else as_integer(stride, "stride", 1)
         self.shift = as_integer(shift, "shift")
@@ -241,6 +243,7 @@ class TokenWindows(SampleSource):
         ranges = self._ranges(ids, size)
         access.will_need_items(self.field, ranges)
         step = max(1, _CHUNK_BYTES // (size * self.field.num_bytes))
+        keep_freed_memory()
         for first in range(0, len(ids), step):
             items = np.empty((min(step, len(ids) - first), size, *self.field.shape), self.field.dtype)
             some, target = ranges.of(first, first + step), items.reshape(-1).view(np.uint8)

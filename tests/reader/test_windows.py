@@ -395,7 +395,7 @@ def test_hints_are_given_once_where_the_dataset_stays_in_memory(
         windows.will_need(ids[:20])
         windows.read_batch(ids)
     once = sum(hinted)
-    assert hinted[0] == 20 * 101 * 2 and hinted[2:] == [0, 0]
+    assert hinted[0] == 20 * 101 * 2 and len(hinted) == 2
     access._fits = False
     windows.will_need(ids)
     assert once < hinted[-1] == len(ids) * 101 * 2

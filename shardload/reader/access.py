@@ -173,7 +173,7 @@ class Access:
                 self.engine.will_need(Ranges(*np.array(found, dtype=np.int64).T))
 
     def read_items(
-        self, field: Field, ranges: ItemRanges, target: NDArray[np.uint8], name: Callable[[int], str]
+        self, field: Field, ranges: ItemRanges, target: NDArray[np.uint8], name: Callable[[int], str], due: bool = True
     ) -> None:
         """Copies ranges of a stream field's items, one after another, into an array: only the blocks that they lie in are read.
 
@@ -182,6 +182,7 @@ class Access:
             ranges: at least one.
             target: uint8 of shape (bytes,), C-contiguous and as long as all ranges.
             name: gives what a slot of the ranges is called in messages.
+            due: False where `will_need_items` has told that nothing is to be checked.
         """
         self._open(ranges.shard_ids)
 
@@ -189,17 +190,23 @@ class Access:
             sample_id = sample_of(int(ranges.shard_ids[span]), item, lambda alone: self.segments(field, alone))
             return self._locate(np.array([sample_id])), f" in {name(int(ranges.slots[span]))}"
 
-        self._streams[field.name].read_ranges(ranges, target, owner)
+        self._streams[field.name].read_ranges(ranges, target, owner, due)
 
-    def will_need_items(self, field: Field, ranges: ItemRanges) -> None:
-        """Tells the operating system which items will be read; a file system may refuse that, which is no reason not to read."""
-        if len(ranges):
-            self._open(ranges.shard_ids)
-            hinted = self._hinted_blocks[field.name] if self._fits else None
-            found = self._streams[field.name].hints(ranges, hinted)
-            if len(found):
-                with contextlib.suppress(OSError):
-                    self.engine.will_need(found)
+    def will_need_items(self, field: Field, ranges: ItemRanges) -> bool:
+        """Tells the operating system which items will be read; a file system may refuse that, which is no reason not to read.
+
+        Returns:
+            False if all of them have been read and checked before and need be neither fetched nor checked.
+        """
+        if not len(ranges):
+            return False
+        self._open(ranges.shard_ids)
+        hinted = self._hinted_blocks[field.name] if self._fits else None
+        found = self._streams[field.name].hints(ranges, hinted)
+        if found is not None and len(found):
+            with contextlib.suppress(OSError):
+                self.engine.will_need(found)
+        return found is not None
 
     def segments(self, field: Field, ranges: ItemRanges) -> Segments:
         """Returns the parts of samples that ranges of a stream field's items consist of."""
@@ -354,8 +361,10 @@ class Access:
 
     def _open(self, shard_ids: Int64) -> None:
         """Opens shards that are not yet."""
-        for shard_id in np.unique(shard_ids[~self._opened[shard_ids]]).tolist():
-            self.shard(shard_id)
+        missing = ~self._opened[shard_ids]
+        if missing.any():
+            for shard_id in np.unique(shard_ids[missing]).tolist():
+                self.shard(shard_id)
 
     def shard(self, shard_id: int) -> ShardReader:
         """Returns the reader of a shard, opened and checked at the first call."""

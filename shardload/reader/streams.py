@@ -117,31 +117,42 @@ class StreamReader:
             self._fill(spans[some], targets, lambda span, item: (samples[some[span : span + 1]], ""))
         return made
 
-    def read_ranges(self, ranges: ItemRanges, target: NDArray[np.uint8], owner: Owner) -> None:
+    def read_ranges(self, ranges: ItemRanges, target: NDArray[np.uint8], owner: Owner, due: bool = True) -> None:
         """Copies ranges of items, one after another, into an array.
 
         Args:
             ranges: of shards that are open, within their streams; at least one.
             target: uint8 of shape (bytes,), C-contiguous and as long as all ranges; belongs to the caller.
             owner: tells whose items are damaged.
+            due: False where it is known that no block is to be checked.
 
         Raises:
             FormatError: a block is damaged; names shard and sample.
             StorageError: a file cannot be read.
         """
-        self._fill(self._spans_of(ranges), [target], owner)
+        spans = self._spans_of(ranges)
+        if due:
+            self._fill(spans, [target], owner)
+        else:
+            self._engine.read(self._ranges(spans), [target])
 
-    def hints(self, ranges: ItemRanges, hinted: CheckedBlocks | None) -> Ranges:
+    def hints(self, ranges: ItemRanges, hinted: CheckedBlocks | None) -> Ranges | None:
         """Returns what is to be announced of ranges of items.
 
         Args:
             ranges: as for `read_ranges`.
             hinted: the blocks that were announced, which are left out and to which these are added; None to announce all.
+
+        Returns:
+            None if all blocks have been checked and stay in memory.
         """
         spans = self._spans_of(ranges)
         if hinted is not None:
             first, counts = self._block_ranges(spans)
             numbers = counted(first, counts)
+            # What was checked has been read, whoever announced it.
+            if self._verify == "once" and not self._checked.missing(numbers).any():
+                return None
             missing = hinted.missing(numbers)
             if not missing.any():
                 return NO_RANGES
@@ -163,7 +174,9 @@ class StreamReader:
         return Spans(samples.shard_ids, starts * self._field.num_bytes, stops * self._field.num_bytes)
 
     def _ranges(self, spans: Spans) -> Ranges:
-        spans = spans[spans.low < spans.high]
+        some = spans.low < spans.high
+        if not some.all():
+            spans = spans[some]
         starts = self._facts.streams(self._number).starts[spans.shard_ids]
         return Ranges(spans.shard_ids, starts + spans.low, spans.high - spans.low)
 

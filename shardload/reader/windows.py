@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -206,14 +206,10 @@ class TokenWindows(SampleSource):
     ) -> list[SampleBatch]:
         """Returns several batches of windows as columns, by reads that are planned over all of them."""
         names, ids = {field.name for field in fields}, np.concatenate(batches)
-        edges = np.cumsum([0, *map(len, batches)]).tolist()
-        parts = [slice(first, last) for first, last in pairwise(edges)]
+        parts = [slice(first, last) for first, last in pairwise(accumulate(map(len, batches), initial=0))]
+        fixed = [field for field in fields if field.fixed]
         made: list[dict[str, Any]] = [
-            {
-                f.name: lent[f.name] if f.name in lent else np.empty((len(own), *f.shape), f.dtype)
-                for f in fields
-                if f.fixed
-            }
+            {f.name: lent[f.name] if f.name in lent else np.empty((len(own), *f.shape), f.dtype) for f in fixed}
             for own, lent in zip(batches, buffers, strict=True)
         ]
         access = self.dataset._process_access()
@@ -241,13 +237,15 @@ class TokenWindows(SampleSource):
         """Fills the arrays of inputs and labels of batches, which are parts of the ids."""
         size = self.length + self.shift
         ranges = self._ranges(ids, size)
-        access.will_need_items(self.field, ranges)
+        due = access.will_need_items(self.field, ranges)
         step = max(1, _CHUNK_BYTES // (size * self.field.num_bytes))
         keep_freed_memory()
         for first in range(0, len(ids), step):
             items = np.empty((min(step, len(ids) - first), size, *self.field.shape), self.field.dtype)
-            some, target = ranges.of(first, first + step), items.reshape(-1).view(np.uint8)
-            access.read_items(self.field, some, target, lambda slot: f"window {ids[slot]}")
+            some = ranges if step >= len(ids) else ranges.of(first, first + step)
+            access.read_items(
+                self.field, some, items.reshape(-1).view(np.uint8), lambda slot: f"window {ids[slot]}", due
+            )
             for part, values in zip(parts, made, strict=True):
                 start, stop = max(part.start, first), min(part.stop, first + step)
                 for name, skipped in ((INPUT, 0), (LABEL, self.shift)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,34 @@ def test_integers_come_as_int64_and_others_as_stored(content: Content, name: str
     before = batch["input_ids"].clone()
     batch["labels"].zero_()
     assert torch.equal(batch["input_ids"], before)
+
+
+@pytest.mark.parametrize("name", ["tokens", "small", "late", "long", "frames"])
+def test_items_come_as_stored_to_who_asks_for_them_so(content: Content, name: str) -> None:
+    """As for a device that widens them: alone, of a view, or of several that are joined."""
+    windows = shardload.TokenWindows(shardload.open(content.path), name, 5, 3)
+    wide = windows.stored_kinds.keys()
+    assert (windows.stored_kinds == dict.fromkeys(["input_ids", "labels"], windows.field.kind)) == (
+        name in "tokens small late"
+    )
+    ids = np.arange(len(windows))[::-1]
+    for source, own in (
+        (windows, ids),
+        (windows.select(ids), ids[::-1]),
+        (shardload.concat([windows.select([]), windows, windows.select([1])]), ids),
+    ):
+        assert source.stored_kinds == windows.stored_kinds
+        fields = [replace(f, kind=source.stored_kinds.get(f.name, f.kind)) for f in windows.field_list]
+        lent = np.empty((len(own), *fields[1].shape), fields[1].dtype)
+        (read,) = source.read_batches([own], [{"labels": lent}], fields)
+        assert read.columns["labels"].values is lent and read.columns["labels"].field.kind == windows.field.kind
+        want = windows.read_batch(ids).columns
+        for key in ("input_ids", "labels"):
+            assert read.columns[key].values.dtype == windows.field.dtype
+            np.testing.assert_array_equal(read.columns[key].values, want[key].values)
+    other = shardload.TokenWindows(shardload.open(content.path), "small", 5)
+    joined = shardload.concat([windows, other]) if wide else None
+    assert joined is None or joined.stored_kinds == (windows.stored_kinds if name == "small" else {})
 
 
 def test_indices(content: Content) -> None:
@@ -339,6 +367,31 @@ def test_a_damaged_block_is_named_with_window_and_sample(
             windows.__getitems__(list(range(len(windows)))[::-1])
     # Where nothing is compared, nothing is found.
     shardload.TokenWindows(shardload.open(tmp_path / "d", verify="off"), "tokens", 300)[first // 300]
+
+
+def test_what_was_right_is_looked_at_once(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = shardload.TokenWindows(shardload.open(content.path, engine="map", verify="once"), "tokens", 700, 350)
+    engine, read = windows.dataset._process_access().engine, []
+    real = engine.read
+    monkeypatch.setattr(engine, "read", lambda ranges, targets: (read.append(ranges), real(ranges, targets)))
+    for order in (np.arange(len(windows)), np.random.default_rng(0).permutation(len(windows))):
+        read.clear()
+        check(content, windows, [order[:9], order[9:]])
+        blocks = sum(int((ranges.lengths == 4).sum()) for ranges in read)
+        assert blocks == (0 if order[0] else len({b for r in read for b in block_numbers(windows, r)}))
+
+
+def block_numbers(windows: shardload.TokenWindows, ranges: Any) -> set[tuple[int, int]]:
+    """Returns the blocks that ranges of a stream lie in, as (shard, number)."""
+    starts = windows.dataset._process_access()._facts.streams(0).starts
+    found = set()
+    for shard_id, start, length in zip(
+        ranges.shard_ids.tolist(), ranges.starts.tolist(), ranges.lengths.tolist(), strict=True
+    ):
+        low = start - int(starts[shard_id])
+        if length > 4:
+            found |= {(shard_id, b) for b in range(low // layout.BLOCK_BYTES, -(-(low + length) // layout.BLOCK_BYTES))}
+    return found
 
 
 @pytest.mark.parametrize(

@@ -312,9 +312,26 @@ def test_a_window_costs_its_blocks_however_long_the_sample(
         assert sum(read) == (4098 if verify == "off" else 2 * (layout.BLOCK_BYTES + 4))
 
 
+@pytest.mark.parametrize("verify", ["always", "once", "off"])
+@pytest.mark.parametrize("engine", ["map", "pread"])
+def test_damage_that_comes_later_is_found_by_who_always_looks(
+    content: Content, tmp_path: Path, engine: Any, verify: Any
+) -> None:
+    shutil.copytree(content.path, tmp_path / "d")
+    windows = shardload.TokenWindows(shardload.open(tmp_path / "d", engine=engine, verify=verify), "tokens", 300)
+    for _ in range(2):
+        check(content, windows, [np.arange(len(windows))])
+    place, first, _ = flip(content, tmp_path / "d", 1)
+    if verify != "always":
+        windows[first // 300]
+        return
+    with pytest.raises(shardload.ChecksumError, match=place):
+        windows[first // 300]
+
+
 def flip(content: Content, path: Path, block: int) -> tuple[str, int, int]:
-    """Makes a copy of the dataset with a bit flipped; returns shard and block as messages have them, and the block's first item."""
-    shutil.copytree(content.path, path)
+    """Flips a bit of a copy of the dataset, made if need be; returns shard and block as in messages, and the block's first item."""
+    shutil.copytree(content.path, path, dirs_exist_ok=True)
     dataset = shardload.open(path)
     counts = dataset.table.entries["num_items"][:, 0]
     # The largest has one sample, the next one several in one block.

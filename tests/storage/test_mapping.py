@@ -50,10 +50,10 @@ def test_what_follows_is_announced_as_one():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[MappedFiles, list[bytes]]:
-    """Three mapped files of odd lengths, and what is in them."""
+    """Three mapped files, the last one of whole pages, and what is in them."""
     folder, contents = tmp_path_factory.mktemp("mapped"), []
-    mapped = MappedFiles(np.array([9_001, 1, 20_000]))
-    for number, size in enumerate((9_001, 1, 20_000)):
+    mapped = MappedFiles(np.array([9_001, 1, 20_480]))
+    for number, size in enumerate((9_001, 1, 20_480)):
         contents.append(np.random.default_rng(number).bytes(size))
         path: Path = folder / str(number)
         path.write_bytes(contents[-1])
@@ -68,7 +68,11 @@ def test_ranges_of_one_size_are_gathered_wherever_they_start(files, data):
     mapped, contents = files
     size = data.draw(st.one_of(st.integers(1, 20), st.integers(1, 9_001)))
     number = st.sampled_from([i for i, content in enumerate(contents) if len(content) >= size])
-    place = number.flatmap(lambda i: st.tuples(st.just(i), st.integers(0, len(contents[i]) - size)))
+    place = number.flatmap(
+        lambda i: st.tuples(
+            st.just(i), st.one_of(st.integers(0, len(contents[i]) - size), st.just(len(contents[i]) - size))
+        )
+    )
     parts = data.draw(st.lists(st.lists(place, max_size=6), min_size=1, max_size=3))
     places = [one for part in parts for one in part]
     starts = np.array([mapped.addresses[i] + at for i, at in places], dtype=np.int64)

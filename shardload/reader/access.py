@@ -208,6 +208,16 @@ class Access:
                 self.engine.will_need(found)
         return found is not None
 
+    def item_places(self, field: Field, sample_ids: Int64) -> tuple[Int64, Int64]:
+        """Returns the shard of each sample, and its first item in the shard's stream of a field.
+
+        Raises:
+            FormatError: items cannot lie where a packed row says; names shard and sample.
+        """
+        ids, slots = np.unique(sample_ids, return_inverse=True)
+        samples = self._locate(ids)
+        return samples.shard_ids[slots], self._streams[field.name].first_items(samples)[slots]
+
     def segments(self, field: Field, ranges: ItemRanges) -> Segments:
         """Returns the parts of samples that ranges of a stream field's items consist of."""
         number = self._schema.stream_fields.index(field)

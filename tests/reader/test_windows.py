@@ -202,6 +202,16 @@ def test_views_of_documents_share_no_item(content: Content) -> None:
         none[0]
 
 
+def test_neighbours_in_a_document_of_a_view_are_read_one_by_one(
+    content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows_module, "_CHUNK_BYTES", 1)
+    windows = shardload.TokenWindows(
+        shardload.open(content.path).select([71, 3]), "tokens", 100, shift=0, documents=True
+    )
+    check(of_view(content, "tokens", [71, 3]), windows, [np.arange(20)])
+
+
 def test_damage_in_a_view_names_window_and_sample(content: Content, tmp_path: Path) -> None:
     place, first, _ = flip(content, tmp_path / "d", 1)
     sample = int(content.owners["tokens"][first])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import shardload
 from shardload.errors import StorageError
-from shardload.reader import engine_choice
+from shardload.reader import engine_choice, engines
 from shardload.storage import MappedFiles, mapping
 
 NUM_SAMPLES = 300

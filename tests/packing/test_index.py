@@ -159,12 +159,20 @@ class Cut(Operations):
 
 
 class CutAtTheEnd(Operations):
-    """Ends between the commit and the copy of the manifest."""
+    """Ends after the commit: before the copy of the manifest, or before the job is removed."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
 
     def replace(self, source: str, target: str) -> None:
-        if target.endswith("/manifest.json"):
+        if target.endswith(f"/{self.place}") and "/.work/" not in target:
             raise KeyboardInterrupt
         super().replace(source, target)
+
+    def unlink(self, path: str) -> None:
+        if path.endswith(f"/{self.place}"):
+            raise KeyboardInterrupt
+        super().unlink(path)
 
 
 def vars_of(field: object) -> dict[str, object]:
@@ -201,6 +209,9 @@ def test_an_epoch_of_the_loader_is_that_of_the_packed_copy(tmp_path: Path) -> No
         with shardload.ShardLoader(dataset, batch_size=5, shuffle=True, seed=3, tail="short", with_ids=True) as loader:
             epochs.append([(b["_sample_id"].tolist(), b["jpg"], b["txt"], b["cls"].tolist(), b["key"]) for b in loader])
     assert epochs[0] == epochs[1] and sum(len(batch[0]) for batch in epochs[0]) == 36
+    # All tars of one shard are mapped, beside it.
+    dataset = shardload.open(tmp_path / "tars")
+    assert len(list(dataset)) == 36 and dataset._process_access().engine._mapped.mapped.tolist() == [True] * 4
 
 
 @pytest.mark.parametrize("runs", [{"one": 1, "cut": 1}, pytest.param({"one": 1, "two": 2}, marks=pytest.mark.slow)])
@@ -259,13 +270,15 @@ def test_tars_that_come_later(tmp_path: Path) -> None:
         shardload.index(folder, append=True)
 
 
-def test_an_append_that_was_cut_off_after_its_commit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["manifest.json", ".work/job.json"])
+def test_an_append_that_was_cut_off_after_its_commit(tmp_path: Path, place: str) -> None:
     some_tars(tmp_path / "tars", count=1, size=2)
     shardload.index(tmp_path / "tars", workers=1)
     some_tars(tmp_path / "tars", count=1, size=2, first=1)
     with pytest.raises(KeyboardInterrupt):
-        shardload.index(tmp_path / "tars", append=True, workers=1, operations=CutAtTheEnd())
-    assert len(shardload.open(tmp_path / "tars")) == 2
+        shardload.index(tmp_path / "tars", append=True, workers=1, operations=CutAtTheEnd(place))
+    assert len(shardload.open(tmp_path / "tars")) == (2 if place == "manifest.json" else 4)
+    assert (tmp_path / "tars/.work/job.json").exists()
     shardload.index(tmp_path / "tars", append=True, workers=1, resume=True)
     assert [sample["key"] for sample in shardload.open(tmp_path / "tars")] == [
         "k00-000",

@@ -194,7 +194,7 @@ def test_only_what_is_wanted_is_read_once_it_is_checked(tars: Path) -> None:
 
 def test_more_tars_than_addresses_are_read_by_position(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (indexed / "t0.tar").stat().st_size
-    monkeypatch.setattr("shardload.reader.access._spare_bytes", lambda manifest: size + 4096)
+    monkeypatch.setattr("shardload.reader.access.spare_bytes", lambda manifest: size + 4096)
     dataset = shardload.open(indexed)
     assert dataset.engine_name == "map" and not outcomes(dataset)
     mapped = dataset._process_access().engine._mapped

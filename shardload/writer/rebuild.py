@@ -77,7 +77,7 @@ def rebuild_index(
     with locked(storage):
         if set(storage.list(WORK)) - {_REBUILT}:
             raise PackError(
-                f"{storage.root} holds an unfinished pack: finish it with `shardload pack --continue`, or remove it with "
+                f"{storage.root} holds an unfinished pack: finish it with the same command and --continue, or remove it with "
                 "`shardload prune --unfinished`",
                 dataset=storage.root,
             )

@@ -165,9 +165,11 @@ def _check_external(
     storage: Storage, snapshot: Snapshot, pool: ThreadPoolExecutor, on_file: Callable[[ExternalFile], None] | None
 ) -> Iterator[Damage]:
     """Yields which existing files that records lie in are not what they were, with the samples that are lost."""
+    if not snapshot.manifest.external:
+        return
     shards: dict[ExternalFile, list[int]] = {}
     access = Access(storage, snapshot, "always")
-    for shard_id in range(len(snapshot.table) if snapshot.manifest.external else 0):
+    for shard_id in range(len(snapshot.table)):
         # What is wrong with a shard itself is told already.
         with contextlib.suppress(ShardloadError):
             for file in access.shard(shard_id).sections.external():

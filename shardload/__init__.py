@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     )
     from shardload.order.blocks import BlockShuffle
     from shardload.order.exclusion import Exclude
-    from shardload.packing import pack
+    from shardload.packing import index, pack
     from shardload.reader import Mixture, SampleSource, ShardDataset, TokenWindows, concat
     from shardload.reader import open_dataset as open
     from shardload.writer import ShardWriter
@@ -75,6 +75,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "TokenWindows": ("shardload.reader", "TokenWindows"),
     "concat": ("shardload.reader", "concat"),
     "collate": ("shardload.loader", "collate"),
+    "index": ("shardload.packing", "index"),
     "masked_mean": ("shardload.loader", "masked_mean"),
     "open": ("shardload.reader", "open_dataset"),
     "pack": ("shardload.packing", "pack"),
@@ -112,6 +113,7 @@ __all__ = [
     "__version__",
     "collate",
     "concat",
+    "index",
     "masked_mean",
     "open",
     "pack",

@@ -145,11 +145,20 @@ class TarReader:
 
     def read(self, unit: Unit) -> Generator[Sample | Reject, None, None]:
         """Yields the samples of the unit's tars, and what is none."""
-        decoders = {name: decoder(name, text) for name, text in self.types.items() if name != KEY_FIELD}
-        wanted = Wanted(decoders if self.chosen else None, _always)
+        decoders = self.decoders()
         for piece in unit.pieces:
-            for raw, _ in self.raw(piece, wanted, _READ_BYTES):
-                yield raw if isinstance(raw, Reject) else self._sample(raw, decoders)
+            for raw in self.samples(piece, decoders):
+                yield raw if isinstance(raw, Reject) else self.decoded(raw, decoders)
+
+    def decoders(self) -> dict[str, Decode]:
+        """Returns what makes the value of each field from the content of its member; the key has none."""
+        return {name: decoder(name, text) for name, text in self.types.items() if name != KEY_FIELD}
+
+    def samples(self, piece: Piece, decoders: Mapping[str, Decode]) -> Generator[RawSample | Reject, None, None]:
+        """Yields the samples of a tar as they stand there, and what is none; raises as `raw`."""
+        wanted = Wanted(decoders if self.chosen else None, _always)
+        for raw, _ in self.raw(piece, wanted, _READ_BYTES):
+            yield raw
 
     def raw(
         self, piece: Piece, wanted: Wanted, buffer_bytes: int
@@ -180,7 +189,8 @@ class TarReader:
             except OSError as error:
                 raise unreadable(name, error) from error
 
-    def _sample(self, raw: RawSample, decoders: Mapping[str, Decode]) -> Sample | Reject:
+    def decoded(self, raw: RawSample, decoders: Mapping[str, Decode]) -> Sample | Reject:
+        """Returns a sample with its values, or why it is none."""
         values: dict[str, Any] = {KEY_FIELD: raw.place.key} if KEY_FIELD in self.types else {}
         for extension, data in raw.members.items():
             decode = decoders.get(extension)

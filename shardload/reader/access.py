@@ -16,6 +16,7 @@ from shardload.codecs import Codec
 from shardload.errors import FormatError
 from shardload.format.keys import find_keys
 from shardload.format.ragged import Ragged, join_ragged
+from shardload.format.record import RecordLayout, external_records
 from shardload.format.rows import RAW, STORED, count_column, row_layout, valid_mask
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics
@@ -25,6 +26,7 @@ from shardload.reader.checks import CheckedBlocks, Verify, fits_in_memory, resol
 from shardload.reader.codecs import Codecs
 from shardload.reader.engine_choice import EngineName, choose_engine
 from shardload.reader.engines import Ranges
+from shardload.reader.external import ExternalFiles, Outside, spare_bytes
 from shardload.reader.facts import ShardFacts
 from shardload.reader.files import OpenFiles
 from shardload.reader.items import Segments, sample_of, segments_of
@@ -71,14 +73,17 @@ class Access:
         self._first = table.first_sample_ids
         # What comes from far away stays nowhere, and each arrival is a new one.
         near = isinstance(storage, LocalStorage)
-        self._fits = near and fits_in_memory(manifest.num_bytes)
+        num_bytes = manifest.num_bytes + manifest.external_bytes
+        self._fits = near and fits_in_memory(num_bytes)
         self._hinted = CheckedBlocks(num_samples)
-        self.engine = choose_engine(engine, storage, self._files, table, self._fits)
+        self.engine = choose_engine(engine, storage, self._files, table, self._fits, spare_bytes(manifest))
         """What reads the bytes of samples."""
         self._facts = ShardFacts(schema, table)
-        self._verify = verify = resolve_verify(verify, manifest.num_bytes if near else None)
+        self._external = ExternalFiles(len(table), self.engine)
+        self._verify = verify = resolve_verify(verify, num_bytes if near else None)
         shared = self._facts, self.engine
-        self._records = RecordReader(schema, *shared, CheckedBlocks(num_samples), verify, _codec_of(self._shards))
+        own = CheckedBlocks(num_samples), verify, _codec_of(self._shards), self._external
+        self._records = RecordReader(schema, self._facts, self.engine, *own)
         described = {
             field: (
                 field,
@@ -232,7 +237,9 @@ class Access:
         """
         # One before, so that pieces of the table are checked against each other.
         local_ids = np.arange(max(0, start - 1), stop)
-        self._records.ranges(self._locate(local_ids + self._first[shard_id]))
+        samples = self._locate(local_ids + self._first[shard_id])
+        self._records.ranges(samples)
+        self._records.external_ranges(samples)
         self.shard(shard_id).check_streams(local_ids)
 
     def lengths(self, field: Field, ids: Int64) -> Int64:
@@ -262,7 +269,8 @@ class Access:
                 rows = samples.rows
                 mine = sizes[:, samples.sample_ids[0] : samples.sample_ids[-1] + 1]
                 if self._schema.record_fields:
-                    mine += np.stack([rows[STORED], rows[RAW]])
+                    # Of external records the fields count where they lie.
+                    mine += np.stack([np.where(external_records(rows), rows[RAW], rows[STORED]), rows[RAW]])
                 for field in streams:
                     mine += rows[count_column(field)].astype(np.int64) * field.num_bytes
         return sizes[0], sizes[1]
@@ -275,6 +283,10 @@ class Access:
         streams = {field: self._streams[field.name] for field in schema.stream_fields}
         shards = {shard_id: self.shard(shard_id) for shard_id in np.unique(samples.shard_ids).tolist()}
         return sample_places(samples, shards, self._facts, self._records, wide, streams)
+
+    def outside(self, sample_ids: Int64) -> list[tuple[Located, RecordLayout, Outside]]:
+        """Returns where fields of samples lie in existing files; see `RecordReader.external_ranges`."""
+        return self._records.external_ranges(self._locate(sample_ids))
 
     def find(self, digests: Sequence[bytes]) -> Int64:
         """Returns the id of the sample of each key's digest, -1 where there is none: int64 of shape (digests,)."""
@@ -352,12 +364,18 @@ class Access:
     def _announce(self, samples: Located, fields: Sequence[Field]) -> None:
         ranges = [self._wide[field.name].ranges(samples) for field in fields if field.wide]
         ranges += [self._streams[field.name].ranges(samples) for field in fields if field.streamed]
-        if any(field.in_record for field in fields):
+        recorded = any(field.in_record for field in fields)
+        if recorded:
             ranges.append(self._records.ranges(samples))
         # A file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(OSError):
             for some in ranges:
                 self.engine.will_need(some)
+        # Where these are stands in the records, which are small and announced by now. What is wrong with them the read tells.
+        with contextlib.suppress(OSError, FormatError):
+            for _, records, outside in self._records.external_ranges(samples) if recorded else ():
+                wanted = np.array([field in fields for field in records.fields])
+                self.engine.will_need(outside.ranges[wanted[outside.fields]])
 
     def _joined(self, field: Field, values: ByteStrings, sample_ids: Int64) -> ByteStrings | Ragged:
         if not field.ragged:
@@ -388,6 +406,7 @@ class Access:
                     shard = ShardReader(
                         shard_id, first, entry, self._manifest, self._codecs, self._files, self._cache, store
                     )
+                    self._external.add(shard_id, shard.sections.external())
                     self._facts.add(shard_id, shard)
                     self._shards[shard_id] = shard
                     self._opened[shard_id] = True

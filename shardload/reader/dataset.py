@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shardload.codecs.images import ImageDecode
 from shardload.errors import ShardloadError
+from shardload.format.external import ExternalFile
 from shardload.format.keys import key_bytes, key_digest
 from shardload.format.manifest import Manifest, Metadata
 from shardload.format.schema import Field, Schema
@@ -152,8 +153,8 @@ class ShardDataset(SampleSource):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all shards."""
-        return self.manifest.num_bytes
+        """Bytes of all shards, and of the existing files that records lie in."""
+        return self.manifest.num_bytes + self.manifest.external_bytes
 
     @property
     def metadata(self) -> Metadata:
@@ -233,6 +234,18 @@ class ShardDataset(SampleSource):
     def statistics(self) -> dict[str, FieldStatistics]:
         """Returns what each field holds: missing values, lengths, least and greatest number. Reads a little of each shard."""
         return dict(zip(self.schema, self._process_access().statistics(), strict=True))
+
+    def external_files(self, but: int = 0) -> list[ExternalFile]:
+        """Returns the existing files that records lie in, each once, in the order of the samples. Reads a little of each shard.
+
+        Args:
+            but: number of a generation that is left out.
+        """
+        if not self.manifest.external:
+            return []
+        shards = (shard_id for shard_id, entry in enumerate(self.table) if entry.generation != but)
+        named = (self._process_access().shard(shard_id).sections.external() for shard_id in shards)
+        return list(dict.fromkeys(file for files in named for file in files))
 
     def record_sizes(self) -> tuple[Int64, Int64]:
         """Returns the bytes of each sample as stored and decompressed, all its fields together: int64 of shape (samples,)."""

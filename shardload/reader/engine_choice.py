@@ -17,7 +17,9 @@ EngineName = Literal["auto", "map", "pread"]
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "9p", "afs", "beegfs", "glusterfs", "virtiofs"}
 
 
-def choose_engine(name: EngineName, storage: Storage, files: OpenFiles, table: ShardTable, stays: bool) -> Engine:
+def choose_engine(
+    name: EngineName, storage: Storage, files: OpenFiles, table: ShardTable, stays: bool, spare_bytes: int = 0
+) -> Engine:
     """Returns the engine of a name; for `auto` the one that fits file system, kernel and number of shards.
 
     Args:
@@ -26,6 +28,7 @@ def choose_engine(name: EngineName, storage: Storage, files: OpenFiles, table: S
         files: its shards.
         table: what is known of them.
         stays: whether the dataset stays in memory once it was read.
+        spare_bytes: addresses for files that are added later, if they are mapped.
 
     Raises:
         StorageError: mapping was asked for and is not to be had here.
@@ -38,7 +41,7 @@ def choose_engine(name: EngineName, storage: Storage, files: OpenFiles, table: S
     if name == "pread" or (name == "auto" and file_system(root) in _NETWORK):
         return ReadEngine(files, table)
     try:
-        return MapEngine(files, table, stays)
+        return MapEngine(files, table, stays, spare_bytes)
     except OSError as error:
         if name == "map":
             message = f"{root}: engine='map' does not work here: {error.strerror or error}; use 'auto' or 'pread'"

@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 from shardload.errors import FormatError
 from shardload.format import layout
+from shardload.format.external import ExternalFile
 from shardload.format.shard import TAIL_READ_BYTES, Expected, ShardHead, check_header, decode_head, tail_bytes
 from shardload.format.table import ShardEntry
 from shardload.storage import LocalStorage, Storage, StoredFile
@@ -28,8 +29,8 @@ class OpenFiles:
         # The descriptors belong to the training script as well; a file far away has none.
         self._max_files = max(4, min(1024, soft_limit // 4)) if self.near else _MAX_FAR_FILES
 
-    def get(self, shard_id: int, entry: ShardEntry) -> StoredFile:
-        """Returns a shard's open file. It stays open as long as the caller holds it."""
+    def get(self, shard_id: int, entry: ShardEntry | ExternalFile) -> StoredFile:
+        """Returns an open file, of a shard or one beside them. It stays open as long as the caller holds it."""
         with self._lock:
             file = self._files.get(shard_id)
             if file is None:

@@ -235,18 +235,31 @@ class Access:
 
     def record_sizes(self) -> tuple[Int64, Int64]:
         """Returns the bytes of each sample, as stored and decompressed."""
-        fixed = row_layout(self._schema).dtype.itemsize + sum(field.num_bytes for field in self._schema.wide_fields)
-        sizes = np.full((2, self.num_samples()), fixed, dtype=np.int64)
-        streams = self._schema.stream_fields
-        if self._schema.record_fields or streams:
+        sizes = np.empty((2, self.num_samples()), dtype=np.int64)
+        if not self._schema.record_fields and not self._schema.stream_fields:
+            sizes[:] = self._fixed_bytes
+        else:
             for samples in self._all_samples():
-                rows = samples.rows
-                mine = sizes[:, samples.sample_ids[0] : samples.sample_ids[-1] + 1]
-                if self._schema.record_fields:
-                    mine += np.stack([rows[STORED], rows[RAW]])
-                for field in streams:
-                    mine += rows[count_column(field)].astype(np.int64) * field.num_bytes
+                sizes[:, samples.sample_ids[0] : samples.sample_ids[-1] + 1] = self._sizes(samples)
         return sizes[0], sizes[1]
+
+    def sample_sizes(self, sample_ids: Int64) -> Int64:
+        """Returns the bytes of samples, decompressed."""
+        sizes: Int64 = self._sizes(self._locate(sample_ids))[1]
+        return sizes
+
+    @property
+    def _fixed_bytes(self) -> int:
+        return row_layout(self._schema).dtype.itemsize + sum(field.num_bytes for field in self._schema.wide_fields)
+
+    def _sizes(self, samples: Located) -> Int64:
+        rows = samples.rows
+        sizes = np.full((2, len(samples)), self._fixed_bytes, dtype=np.int64)
+        if self._schema.record_fields:
+            sizes += np.stack([rows[STORED], rows[RAW]])
+        for field in self._schema.stream_fields:
+            sizes += rows[count_column(field)].astype(np.int64) * field.num_bytes
+        return sizes
 
     def places(self, sample_ids: Int64) -> list[SamplePlace]:
         """Returns where samples lie, in the order of their ids, each once."""

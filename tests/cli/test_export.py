@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
 import shardload
+from shardload.cli import main
 
 
 @pytest.fixture
@@ -21,14 +23,15 @@ def dataset(tmp_path):
     return tmp_path / "out"
 
 
-def test_export_and_pack_again(run, dataset, tmp_path):
+def test_export_of_tars(run, dataset, tmp_path):
     status, output, errors = run("export", dataset, tmp_path / "tars", "--to", "webdataset", "--shard-size", "20kB")
     assert status == 0
     assert "50 samples exported and on disk" in output
     assert "number: number.cls, a,b: a_b.txt" in output
     assert errors[0] == "exporting 50 samples"
-    assert run("pack", tmp_path / "tars", tmp_path / "again", "--workers", 1)[0] == 0
-    assert list(shardload.open(tmp_path / "again")) == list(shardload.open(dataset))
+    assert sorted(os.listdir(tmp_path / "tars")) == [f"00000{i}.tar" for i in range(7)]
+    with tarfile.open(tmp_path / "tars/000000.tar") as tar:
+        assert tar.getnames()[:3] == ["__shardload__", "000000000.number.cls", "000000000.a_b.txt"]
 
 
 def test_json_fields_samples_and_version(run, dataset, tmp_path):
@@ -41,11 +44,19 @@ def test_json_fields_samples_and_version(run, dataset, tmp_path):
     assert facts["to"] == "webdataset"
 
 
-def test_what_is_wrong_is_one_sentence(refused, dataset, tmp_path):
-    assert "say what to write" in refused("export", dataset, tmp_path / "new")
-    assert "no range such as" in refused("export", dataset, tmp_path / "a.tar", "--samples", "5", status=2)
-    assert "there is no field 'x'" in refused("export", dataset, tmp_path / "a.tar", "--fields", "number,x")
-    assert "is there already" in refused("export", dataset, tmp_path, "--to", "parquet")
+def test_what_is_wrong_is_one_sentence(dataset, tmp_path, capsys):
+    for words, status, message in [
+        ([tmp_path / "new"], 1, "say what to write"),
+        ([tmp_path / "a.tar", "--samples", "5"], 2, "no range such as"),
+        ([tmp_path / "a.tar", "--fields", "number,x"], 1, "there is no field 'x'"),
+        ([tmp_path, "--to", "parquet"], 1, "is there already"),
+    ]:
+        assert main(["export", str(dataset), *map(str, words)]) == status
+        output, errors = capsys.readouterr()
+        assert output == ""
+        assert message in errors
+        assert errors.count("\n") == 1
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_termination_leaves_nothing(environment, tmp_path):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from shardload.cli.progress import PLAIN_SECONDS, duration
+from shardload.cli.storage import storage_option
 from shardload.cli.text import counted, echo, echo_facts, echo_json, printable
 from shardload.quantities import format_bytes
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("dataset")
 @click.argument("target")
+@storage_option
 @click.option(
     "--to",
     type=click.Choice(["webdataset", "parquet"]),
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 def export(
     dataset: str,
     target: str,
+    storage_options: dict[str, Any],
     to: str | None,
     fields: str | None,
     samples: str | None,
@@ -59,9 +62,9 @@ def export(
     shardload pack of it gives the same fields, types and samples.
     """
     from shardload.exporters import export as write
-    from shardload.reader import open_dataset
+    from shardload.exporters import open_to_export
 
-    opened: SampleSource = open_dataset(dataset, version=version, engine="pread")
+    opened: SampleSource = open_to_export(dataset, version, storage_options)
     names = None if fields is None else _names(fields, set(opened.schema))
     if samples is not None:
         opened = opened[_slice(samples)]

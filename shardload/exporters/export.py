@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -19,10 +19,12 @@ from shardload.exporters.target import Target, exporting
 from shardload.format.schema import Field
 from shardload.order.epoch import InOrder
 from shardload.quantities import parse_bytes
-from shardload.reader import SampleSource, open_dataset
+from shardload.reader import SampleSource, ShardDataset, open_dataset
 from shardload.reader.batch import SampleBatch
+from shardload.reader.engine_choice import EngineName
 from shardload.reader.sizes import sample_sizes
 from shardload.storage import OPERATIONS, Operations
+from shardload.storage.secrets import is_url
 
 DEFAULT_FILE_SIZE = "256MiB"
 FORMATS = ("webdataset", "parquet")
@@ -78,6 +80,7 @@ def export(
     fields: Sequence[str] | None = None,
     shard_size: int | str = DEFAULT_FILE_SIZE,
     key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     progress: Report | None = None,
     operations: Operations = OPERATIONS,
 ) -> ExportSummary:
@@ -86,13 +89,14 @@ def export(
     `shardload.pack` of what it wrote gives a dataset of the same fields, types and samples.
 
     Args:
-        dataset: path of a dataset, or a dataset or view of `shardload.open`: `shardload.open("out/")[:1000]`.
+        dataset: path or URL of a dataset, or a dataset or view of `shardload.open`: `shardload.open("out/")[:1000]`.
         target: a folder of files, or one file if it ends in `.tar` or `.parquet`. Must not be there.
         to: `webdataset` or `parquet`; None if the target's ending says it.
         fields: names of the fields to write; None for all that the dataset reads.
         shard_size: about the most bytes of a file in a folder, as a number or text such as 256MiB.
         key: name of a field of str whose values name the samples in tars; None for `key` if there is such a field, else, or
             if it is "", they are named by their numbers.
+        storage_options: for the URL of a dataset, as for `shardload.open`.
         progress: called in this thread at the start, then about ten times a second, and at the end.
         operations: the file operations at the target; tests replace them.
 
@@ -106,8 +110,7 @@ def export(
     path = os.path.abspath(target)
     to, single = _format(path, os.fspath(target), to)
     max_bytes = parse_bytes(shard_size, "shard_size")
-    # Read from front to back; pages of a map would count as this process's memory, all of them.
-    source = dataset if isinstance(dataset, SampleSource) else open_dataset(dataset, engine="pread")
+    source = dataset if isinstance(dataset, SampleSource) else open_to_export(dataset, None, storage_options)
     chosen = _chosen(source, fields)
     if key is not None and to != "webdataset":
         raise ValueError("key names the samples in tars; it goes with webdataset only")
@@ -135,6 +138,14 @@ def export(
     return ExportSummary(
         source.location, source.fingerprint, path, to, *counts, dict(files.stored), name, clock.seconds
     )
+
+
+def open_to_export(
+    location: Path, version: int | None, storage_options: Mapping[str, Any] | None = None
+) -> ShardDataset:
+    """Opens a dataset such that reading all of it, from front to back, takes little memory: pages of a map would count."""
+    engine: EngineName = "auto" if is_url(os.fspath(location)) else "pread"
+    return open_dataset(location, version=version, engine=engine, storage_options=storage_options)
 
 
 def _format(path: str, shown: str, to: str | None) -> tuple[str, bool]:
@@ -177,6 +188,8 @@ def _chosen(source: SampleSource, names: Sequence[str] | None) -> tuple[Field, .
 
 
 def _check_place(location: str, path: str) -> None:
+    if is_url(location):
+        return
     here, there = os.path.realpath(location), os.path.realpath(path)
     if os.path.isdir(here) and os.path.commonpath([here, there]) == here:
         raise ExportError(f"{path} lies inside the dataset {location}: choose another target", dataset=location)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from faults import TAKING_SPACE, Counting, FailAt, KillAt, NoDevice, NoLinks, files_below, in_child
@@ -204,6 +205,17 @@ def test_progress_ends_with_all(numbers, folder):
     assert summary.fingerprint == shardload.open(numbers).fingerprint
 
 
+def test_a_dataset_by_url(numbers, folder):
+    files = fsspec.filesystem("memory")
+    files.put(str(numbers), "/export-numbers", recursive=True)
+    try:
+        shardload.export("memory://export-numbers", folder / "a.tar")
+    finally:
+        files.rm("/export-numbers", recursive=True)
+    shardload.export(numbers, folder / "b.tar")
+    assert (folder / "a.tar").read_bytes() == (folder / "b.tar").read_bytes()
+
+
 def test_an_empty_dataset_becomes_an_empty_file(tmp_path, folder):
     with shardload.ShardWriter(tmp_path / "d", {"text": "str"}):
         pass
@@ -211,10 +223,12 @@ def test_an_empty_dataset_becomes_an_empty_file(tmp_path, folder):
         assert export(tmp_path / "d", folder, name).num_files == 1
 
 
+# Not getrusage, which starts with what the parent has.
 MEMORY = """
-import resource, sys, shardload
+import sys, shardload
 shardload.export(sys.argv[1], sys.argv[2], to=sys.argv[3])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+[peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(int(peak.split()[1]) >> 10)
 """
 
 
@@ -228,7 +242,7 @@ def test_memory_is_flat(tmp_path):
         command = [sys.executable, "-c", MEMORY, tmp_path / "d", tmp_path / to, to]
         peak_mib = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout)
         # 1 GB of samples.
-        assert peak_mib < 450
+        assert peak_mib < 300
 
 
 def content(path: Path) -> object:

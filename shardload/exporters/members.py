@@ -91,8 +91,8 @@ def _extension(field: Field) -> str:
     words = _words(field)
     parts = [_UNFIT.sub("_", part).strip("_") for part in field.name.lower().split(".")]
     name = ".".join(part for part in parts if part)
-    if name != name.lower() or len(name.encode()) > _MAX_NAME_BYTES:
-        # Some letters have a lower case that has another; a longer name would be none of a field.
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        # With a word behind it, it would be no name of a field any more.
         name = ""
     last = name.rpartition(".")[2]
     if field.kind == "bytes" and not field.listed and last and last not in _DECODED:

@@ -91,6 +91,8 @@ def test_fields_keep_extensions_and_others_get_one_that_is_decoded(tmp_path):
     kept = ["jpg", "seg.png", "cls", "txt"]
     made = ["label.cls", "label.field5.cls", "caption.txt", "pth.bin", "data", "key.bin", "a_b_c.npy", "npy", "é.json"]
     assert extensions(parse_schema(types).fields, "") == kept + made
+    # A name that is an extension stays, whatever comes before it.
+    assert extensions(parse_schema({"a": "int8", "a.cls": "int8"}).fields, "") == ["a.field0.cls", "a.cls"]
 
 
 @given(

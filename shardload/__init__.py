@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shardload.codecs.images import ImageDecode
     from shardload.errors import (
         ChecksumError,
+        ExportError,
         FaultLimitError,
         FormatError,
         LoaderClosedError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedVersionError,
     )
+    from shardload.exporters import export
     from shardload.inference import ScanWriter
     from shardload.loader import (
         PackedSequences,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 _ERRORS = (
     "ChecksumError",
+    "ExportError",
     "FaultLimitError",
     "FormatError",
     "LoaderClosedError",
@@ -75,6 +78,7 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "TokenWindows": ("shardload.reader", "TokenWindows"),
     "concat": ("shardload.reader", "concat"),
     "collate": ("shardload.loader", "collate"),
+    "export": ("shardload.exporters", "export"),
     "index": ("shardload.packing", "index"),
     "masked_mean": ("shardload.loader", "masked_mean"),
     "open": ("shardload.reader", "open_dataset"),
@@ -89,6 +93,7 @@ __all__ = [
     "Checkpointer",
     "ChecksumError",
     "Exclude",
+    "ExportError",
     "FaultLimitError",
     "FormatError",
     "ImageDecode",
@@ -113,6 +118,7 @@ __all__ = [
     "__version__",
     "collate",
     "concat",
+    "export",
     "index",
     "masked_mean",
     "open",

@@ -18,6 +18,7 @@ from typing import TextIO
 
 import click
 
+from shardload.cli.export import export
 from shardload.cli.head import head
 from shardload.cli.index import index
 from shardload.cli.info import info
@@ -41,7 +42,7 @@ def shardload() -> None:
     """Pack a corpus into shards that are read in true random order, and look after the result."""
 
 
-for command in (pack, index, info, head, verify, locate, shuffle_report, plan, rebuild_index, prune):
+for command in (pack, index, info, head, verify, export, locate, shuffle_report, plan, rebuild_index, prune):
     shardload.add_command(command)
 
 

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from shardload.codecs import Codec
 from shardload.errors import FormatError
 from shardload.format.keys import find_keys
-from shardload.format.ragged import Ragged, join_ragged
-from shardload.format.record import RecordLayout, external_records
-from shardload.format.rows import RAW, STORED, count_column, row_layout, valid_mask
+from shardload.format.record import RecordLayout
+from shardload.format.rows import count_column, row_layout, valid_mask
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics
 from shardload.planner import ItemRanges, plan_by_shard
@@ -33,11 +32,12 @@ from shardload.reader.items import Segments, sample_of, segments_of
 from shardload.reader.located import Located
 from shardload.reader.places import SamplePlace, sample_places
 from shardload.reader.records import RecordReader
+from shardload.reader.row_sizes import fixed_bytes, sizes_of
 from shardload.reader.rows import RowCache
 from shardload.reader.shard import ShardReader
 from shardload.reader.snapshot import Snapshot
 from shardload.reader.streams import StreamReader
-from shardload.reader.strings import ByteStrings
+from shardload.reader.strings import joined_values
 from shardload.reader.wide import WideReader
 from shardload.storage import LocalStorage, Storage
 
@@ -125,7 +125,7 @@ class Access:
             values: list[Any]
             if field.in_record:
                 column = records[self._schema.record_fields.index(field)]
-                values = [self._joined(field, column[part], samples.sample_ids[part]) for part in parts]
+                values = [joined_values(field, column[part], samples.sample_ids[part], self.location) for part in parts]
             elif field.streamed:
                 values = list(self._streams[field.name].read(samples, sizes))
             else:
@@ -261,19 +261,16 @@ class Access:
 
     def record_sizes(self) -> tuple[Int64, Int64]:
         """Returns the bytes of each sample, as stored and decompressed."""
-        fixed = row_layout(self._schema).dtype.itemsize + sum(field.num_bytes for field in self._schema.wide_fields)
-        sizes = np.full((2, self.num_samples()), fixed, dtype=np.int64)
-        streams = self._schema.stream_fields
-        if self._schema.record_fields or streams:
+        sizes = np.full((2, self.num_samples()), fixed_bytes(self._schema), dtype=np.int64)
+        if self._schema.record_fields or self._schema.stream_fields:
             for samples in self._all_samples():
-                rows = samples.rows
-                mine = sizes[:, samples.sample_ids[0] : samples.sample_ids[-1] + 1]
-                if self._schema.record_fields:
-                    # Of external records the fields count where they lie.
-                    mine += np.stack([np.where(external_records(rows), rows[RAW], rows[STORED]), rows[RAW]])
-                for field in streams:
-                    mine += rows[count_column(field)].astype(np.int64) * field.num_bytes
+                sizes[:, samples.sample_ids[0] : samples.sample_ids[-1] + 1] = sizes_of(samples.rows, self._schema)
         return sizes[0], sizes[1]
+
+    def sample_sizes(self, sample_ids: Int64) -> Int64:
+        """Returns the bytes of samples, decompressed."""
+        sizes: Int64 = sizes_of(self._locate(sample_ids).rows, self._schema)[1]
+        return sizes
 
     def places(self, sample_ids: Int64) -> list[SamplePlace]:
         """Returns where samples lie, in the order of their ids, each once."""
@@ -376,16 +373,6 @@ class Access:
             for _, records, outside in self._records.external_ranges(samples) if recorded else ():
                 wanted = np.array([field in fields for field in records.fields])
                 self.engine.will_need(outside.ranges[wanted[outside.fields]])
-
-    def _joined(self, field: Field, values: ByteStrings, sample_ids: Int64) -> ByteStrings | Ragged:
-        if not field.ragged:
-            return values
-        try:
-            return join_ragged(field, values.tolist())
-        except FormatError as error:
-            sample_id = int(sample_ids[error.sample_id or 0])
-            message = f"{self.location}: {error.message} (sample {sample_id})"
-            raise FormatError(message, dataset=self.location, sample_id=sample_id) from None
 
     def _open(self, shard_ids: Int64) -> None:
         """Opens shards that are not yet."""

@@ -251,6 +251,10 @@ class ShardDataset(SampleSource):
         """Returns the bytes of each sample as stored and decompressed, all its fields together: int64 of shape (samples,)."""
         return self._process_access().record_sizes()
 
+    def sample_sizes(self, sample_ids: Int64) -> Int64:
+        """Returns about the bytes of samples, decompressed, by the row tables: int64 of shape (samples,)."""
+        return self._process_access().sample_sizes(sample_ids)
+
     def _all_ids(self) -> Int64:
         # Only once all shards have borne out the table memory is taken for what it says.
         return np.arange(self._process_access().num_samples(), dtype=np.int64)

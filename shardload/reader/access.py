@@ -84,18 +84,14 @@ class Access:
         shared = self._facts, self.engine
         own = CheckedBlocks(num_samples), verify, _codec_of(self._shards), self._external
         self._records = RecordReader(schema, self._facts, self.engine, *own)
-        described = {
-            field: (
-                field,
-                schema.number(field.name),
-                *shared,
-                CheckedBlocks(num_samples if field.wide else None),
-                verify,
-            )
-            for field in (*schema.wide_fields, *schema.stream_fields)
+        self._wide = {
+            field.name: WideReader(field, schema.number(field.name), *shared, CheckedBlocks(num_samples), verify)
+            for field in schema.wide_fields
         }
-        self._wide = {field.name: WideReader(*described[field]) for field in schema.wide_fields}
-        self._streams = {field.name: StreamReader(*described[field]) for field in schema.stream_fields}
+        self._streams = {
+            field.name: StreamReader(field, schema.number(field.name), *shared, CheckedBlocks(), verify)
+            for field in schema.stream_fields
+        }
         self._hinted_blocks = {field.name: CheckedBlocks() for field in schema.stream_fields}
 
     def read_batch(self, sample_ids: Int64, buffers: Buffers, fields: Sequence[Field]) -> SampleBatch:
@@ -269,8 +265,7 @@ class Access:
 
     def sample_sizes(self, sample_ids: Int64) -> Int64:
         """Returns the bytes of samples, decompressed."""
-        sizes: Int64 = sizes_of(self._locate(sample_ids).rows, self._schema)[1]
-        return sizes
+        return np.asarray(sizes_of(self._locate(sample_ids).rows, self._schema)[1])
 
     def places(self, sample_ids: Int64) -> list[SamplePlace]:
         """Returns where samples lie, in the order of their ids, each once."""

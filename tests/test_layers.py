@@ -27,6 +27,9 @@ LAYERS = [
 HEAVY = {
     "torch": ("checkpoint", "integrations", "loader", "memory"),
     "fsspec": ("storage",),
+    "aiohttp": ("storage",),
+    "botocore": ("storage",),
+    "s3fs": ("storage",),
     "zstandard": ("codecs", "importers"),
     "webdataset": ("importers",),
     "PIL": ("codecs",),

@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from shardload.cli.images import image_size
+from shardload.cli.storage import storage_option
 from shardload.cli.text import cut, echo, echo_json, line_width
 from shardload.format.schema import MEDIA_TYPES, Field
 from shardload.quantities import format_bytes
@@ -25,13 +26,14 @@ _SHOWN_ITEMS = 6
 
 @click.command()
 @click.argument("dataset")
+@storage_option
 @click.option("-n", "count", type=click.IntRange(min=0), default=5, show_default=True, help="Samples to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print the samples as JSON.")
-def head(dataset: str, count: int, as_json: bool) -> int:
+def head(dataset: str, storage_options: dict[str, Any], count: int, as_json: bool) -> int:
     """Show the first samples of DATASET: text as text, images by format and size, arrays by their first values."""
     from shardload.reader import open_dataset
 
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset, storage_options=storage_options)
     shown = range(min(count, len(opened)))
     try:
         if as_json:

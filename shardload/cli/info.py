@@ -10,6 +10,7 @@ import click
 import msgspec
 import numpy as np
 
+from shardload.cli.storage import storage_option
 from shardload.cli.text import bars, counted, echo, echo_facts, echo_json, line_width, printable
 from shardload.quantities import format_bytes
 
@@ -21,17 +22,18 @@ _MAX_BINS = 16
 
 @click.command()
 @click.argument("dataset")
+@storage_option
 @click.option(
     "--sizes/--no-sizes",
     default=None,
     help=f"Read all rows for ratio and sizes of samples.  [default: up to {SIZED_SAMPLES:,} samples]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
-def info(dataset: str, sizes: bool | None, as_json: bool) -> int:
+def info(dataset: str, storage_options: dict[str, Any], sizes: bool | None, as_json: bool) -> int:
     """Show what DATASET is: schema, counts, sizes, compression, fingerprint, and a histogram of sample sizes."""
     from shardload.reader import open_dataset
 
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset, storage_options=storage_options)
     manifest = opened.manifest
     newest = manifest.generations[-1]
     facts: dict[str, Any] = {

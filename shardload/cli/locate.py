@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.cli.runs import Run, known_run
+from shardload.cli.storage import storage_option
 from shardload.cli.text import counted, cut, echo, echo_json, printable
 from shardload.errors import ShardloadError
 from shardload.order.cursor import Tail
@@ -39,6 +40,7 @@ class Found:
 
 @click.command()
 @click.argument("dataset")
+@storage_option
 @click.option("--state", type=click.Path(dir_okay=False), help="A saved state: JSON, alone or in a document.")
 @click.option("--run-log", type=click.Path(dir_okay=False), help="A run log, of ShardLoader.log_to.")
 @click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), help="Seed of the order.  [default: 0]")
@@ -57,6 +59,7 @@ class Found:
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def locate(
     dataset: str,
+    storage_options: dict[str, Any],
     state: str | None,
     run_log: str | None,
     step: str | None,
@@ -79,12 +82,12 @@ def locate(
             "--step asks what a step has, --sample or --key when a sample comes: leave all but one out"
         )
     steps = _steps(step)
-    opened = open_dataset(dataset, version=version)
+    opened = open_dataset(dataset, storage_options=storage_options, version=version)
     run = known_run(opened, state, run_log, step is not None, said)
     if key is not None:
         sample = _sample_with(opened, key)
     if sample is not None and sample >= len(opened):
-        raise click.UsageError(f"there is no sample {sample}: {dataset} has {counted(len(opened), 'sample')}")
+        raise click.UsageError(f"there is no sample {sample}: {opened.location} has {counted(len(opened), 'sample')}")
     found = _at_steps(run, steps, rank) if sample is None else _at_sample(run, sample, rank, run_log is None)
     facts = _facts(opened, run, found)
     if as_json:

@@ -14,6 +14,7 @@ from shardload.capacity.demand import REQUEST_BYTES, Stage, values_of
 from shardload.capacity.measurement import DEFAULT_SECONDS
 from shardload.capacity.picture import check_picture, draw
 from shardload.cli.plan_table import echo_plan
+from shardload.cli.storage import storage_option
 from shardload.cli.text import echo, echo_json
 from shardload.errors import ShardloadError
 from shardload.quantities import format_seconds, parse_bytes, parse_number, parse_seconds, parse_share
@@ -87,6 +88,7 @@ def _fact_options(command: Callable[..., int]) -> Callable[..., int]:
 @click.command()
 @_fact_options
 @click.option("--dataset", metavar="PATH", help="Take size and number of samples from this dataset.")
+@storage_option
 @click.option(
     "--measure",
     "directory",
@@ -101,6 +103,7 @@ def _fact_options(command: Callable[..., int]) -> Callable[..., int]:
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(
     dataset: str | None,
+    storage_options: dict[str, Any],
     directory: str | None,
     measure_size: int | None,
     measure_time: float | None,
@@ -117,7 +120,7 @@ def plan(
     bursts; checkpoints and restores must reach their burst. Times are 3600, 90s, 30min, 1h, 1h30min or 2d; sizes 110kB,
     4KiB or 1.5G. Results are in decimal units: 1 GB/s is 10^9 bytes a second.
     """
-    workload = _workload(dataset, facts)
+    workload = _workload(dataset, storage_options, facts)
     stages = plan_stages(workload)
     if not any(stage.flows for stage in stages):
         raise click.UsageError(
@@ -140,7 +143,7 @@ def plan(
     return 0
 
 
-def _workload(dataset: str | None, facts: dict[str, float | None]) -> Workload:
+def _workload(dataset: str | None, storage_options: dict[str, Any], facts: dict[str, float | None]) -> Workload:
     given = {name: value for name, value in facts.items() if value is not None}
     if "bytes_per_token" in given and "batch_tokens" not in given:
         raise click.UsageError("--bytes-per-token goes with --batch-tokens")
@@ -148,7 +151,7 @@ def _workload(dataset: str | None, facts: dict[str, float | None]) -> Workload:
         for name in ("sample_bytes", "num_samples"):
             if name in given:
                 raise click.UsageError(f"--dataset tells what {_FACTS[name][0]} says: leave one out")
-        given |= _size_of(dataset)
+        given |= _size_of(dataset, storage_options)
     try:
         return Workload(**given)  # type: ignore[arg-type]
     except ValueError as error:
@@ -160,12 +163,13 @@ def _with_options(text: str) -> str:
     return re.sub(r"\w+", lambda word: _FACTS[word[0]][0] if word[0] in _FACTS else word[0], text)
 
 
-def _size_of(dataset: str) -> dict[str, float]:
+def _size_of(dataset: str, storage_options: dict[str, Any]) -> dict[str, float]:
     from shardload.reader import open_dataset
 
-    manifest = open_dataset(dataset).manifest
+    opened = open_dataset(dataset, storage_options=storage_options)
+    manifest = opened.manifest
     if not manifest.num_samples:
-        raise click.UsageError(f"{dataset} has no samples to plan with")
+        raise click.UsageError(f"{opened.location} has no samples to plan with")
     return {"num_samples": manifest.num_samples, "sample_bytes": manifest.num_bytes / manifest.num_samples}
 
 

@@ -11,6 +11,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.cli.storage import storage_option
 from shardload.cli.text import counted, echo, echo_json, printable
 from shardload.order.blocks import BlockShuffle
 from shardload.order.quality import OrderQuality, measure_order, mixing, stretches
@@ -28,6 +29,7 @@ _STRETCHES = 200
 
 @click.command("shuffle-report")
 @click.argument("dataset")
+@storage_option
 @click.option("--shuffle", default="full", help="full, block, BLOCK_SAMPLESxWINDOW_BLOCKS or none.", show_default=True)
 @click.option("--seed", default=0, type=click.IntRange(0, (1 << 64) - 1), show_default=True)
 @click.option("--epoch", default=0, type=click.IntRange(0), show_default=True)
@@ -47,6 +49,7 @@ _STRETCHES = 200
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def shuffle_report(
     dataset: str,
+    storage_options: dict[str, Any],
     shuffle: str,
     seed: int,
     epoch: int,
@@ -63,9 +66,9 @@ def shuffle_report(
     """
     from shardload.reader import open_dataset
 
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset, storage_options=storage_options)
     if len(opened) < 2:
-        raise click.UsageError(f"{dataset} has {counted(len(opened), 'sample')}: there is nothing to mix")
+        raise click.UsageError(f"{opened.location} has {counted(len(opened), 'sample')}: there is nothing to mix")
     orders = opened.orders(parse_shuffle(shuffle))
     count = min(len(opened), max_positions)
     found = [

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from shardload.cli.storage import storage_option
 from shardload.cli.text import counted, echo, echo_json, printable, ranges
 from shardload.format.table import ShardEntry
 from shardload.quantities import format_bytes
 from shardload.reader.verify import Damage, verify_dataset
+from shardload.storage.secrets import shown as shown_location
 
 
 @click.command()
 @click.argument("dataset")
+@storage_option
 @click.option("--samples", is_flag=True, help="Also read and decode every sample.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-def verify(dataset: str, samples: bool, workers: int | None, as_json: bool) -> int:
+def verify(dataset: str, storage_options: dict[str, Any], samples: bool, workers: int | None, as_json: bool) -> int:
     """Compare every byte of DATASET with what was written, and name what is damaged; exit status 1 if anything is."""
     seen: list[ShardEntry] = []
+    name = shown_location(dataset)
     columns = (TextColumn("verifying"), BarColumn(), TextColumn("{task.fields[facts]}"))
     shown = sys.stderr is not None and sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
@@ -32,10 +37,12 @@ def verify(dataset: str, samples: bool, workers: int | None, as_json: bool) -> i
             seen.append(entry)
             progress.update(task, advance=1, facts=f"{len(seen):,} shards")
 
-        damages = verify_dataset(dataset, samples=samples, workers=workers, on_shard=on_shard)
+        damages = verify_dataset(
+            dataset, storage_options=storage_options, samples=samples, workers=workers, on_shard=on_shard
+        )
     num_bytes = sum(entry.num_bytes for entry in seen)
     if as_json:
-        facts = {"dataset": dataset, "sound": not damages, "num_shards": len(seen), "num_bytes": num_bytes}
+        facts = {"dataset": name, "sound": not damages, "num_shards": len(seen), "num_bytes": num_bytes}
         echo_json(
             facts
             | {"damages": [dataclasses.asdict(damage) | {"sample_ids": list(damage.sample_ids)} for damage in damages]}
@@ -43,12 +50,12 @@ def verify(dataset: str, samples: bool, workers: int | None, as_json: bool) -> i
     elif not damages:
         num_samples = counted(sum(entry.num_samples for entry in seen), "sample")
         shards = counted(len(seen), "shard")
-        echo(f"{dataset}: {shards}, {num_samples}, {format_bytes(num_bytes)}: all as written")
+        echo(f"{name}: {shards}, {num_samples}, {format_bytes(num_bytes)}: all as written")
     else:
         for damage in damages:
             echo(_line(damage))
     if damages:
-        click.echo(f"shardload: error: {dataset} is damaged in {counted(len(damages), 'place')}", err=True)
+        click.echo(f"shardload: error: {name} is damaged in {counted(len(damages), 'place')}", err=True)
     return 1 if damages else 0
 
 

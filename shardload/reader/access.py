@@ -24,7 +24,8 @@ from shardload.planner import ItemRanges, plan_by_shard
 from shardload.reader.batch import Column, SampleBatch
 from shardload.reader.checks import CheckedBlocks, Verify, fits_in_memory, resolve_verify
 from shardload.reader.codecs import Codecs
-from shardload.reader.engines import EngineName, Ranges, choose_engine
+from shardload.reader.engine_choice import EngineName, choose_engine
+from shardload.reader.engines import Ranges
 from shardload.reader.facts import ShardFacts
 from shardload.reader.files import OpenFiles
 from shardload.reader.items import Segments, sample_of, segments_of
@@ -37,7 +38,7 @@ from shardload.reader.snapshot import Snapshot
 from shardload.reader.streams import StreamReader
 from shardload.reader.strings import ByteStrings
 from shardload.reader.wide import WideReader
-from shardload.storage import LocalStorage
+from shardload.storage import LocalStorage, Storage
 
 Int64 = NDArray[np.int64]
 Buffers = Mapping[str, NDArray[Any]]
@@ -51,14 +52,14 @@ _CHUNK_SAMPLES = 1 << 14
 class Access:
     """The open side of a dataset in one process. Safe for several threads; never shared with a child."""
 
-    def __init__(self, location: str, snapshot: Snapshot, verify: Verify, engine: EngineName = "auto") -> None:
+    def __init__(self, storage: Storage, snapshot: Snapshot, verify: Verify, engine: EngineName = "auto") -> None:
         self.process_id = os.getpid()
-        self.location = location
+        self.location = storage.root
         self._table = table = snapshot.table
         self._manifest = manifest = snapshot.manifest
         self._schema = schema = manifest.parsed_schema
         self._codecs = Codecs(manifest)
-        self._files = OpenFiles(LocalStorage(location))
+        self._files = OpenFiles(storage)
         self._cache = RowCache(INDEX_BUDGET_BYTES)
         row_dtype, num_samples = row_layout(schema).dtype, manifest.num_samples
         # Its memory is taken as shards fill it, after their checks.
@@ -69,12 +70,14 @@ class Access:
         self._shards: dict[int, ShardReader] = {}
         self._lock = threading.Lock()
         self._first = table.first_sample_ids
-        self._fits = fits_in_memory(manifest.num_bytes)
+        # What comes from far away stays nowhere, and each arrival is a new one.
+        near = isinstance(storage, LocalStorage)
+        self._fits = near and fits_in_memory(manifest.num_bytes)
         self._hinted = CheckedBlocks()
-        self.engine = choose_engine(engine, location, self._files, table, self._fits)
+        self.engine = choose_engine(engine, storage, self._files, table, self._fits)
         """What reads the bytes of samples."""
         self._facts = ShardFacts(schema, table)
-        self._verify = verify = resolve_verify(verify, manifest.num_bytes)
+        self._verify = verify = resolve_verify(verify, manifest.num_bytes if near else None)
         checked = {number: CheckedBlocks() for number in [*range(len(schema)), layout.NO_FIELD]}
         shared = self._facts, self.engine
         self._records = RecordReader(schema, *shared, checked[layout.NO_FIELD], verify, _codec_of(self._shards))

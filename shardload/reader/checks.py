@@ -15,15 +15,15 @@ _PAGE_BITS = 1 << 24
 Verify = Literal["auto", "always", "once", "off"]
 
 
-def resolve_verify(verify: Verify, num_bytes: int) -> Verify:
+def resolve_verify(verify: Verify, num_bytes: int | None) -> Verify:
     """Returns what `auto` means for a dataset of so many bytes now: `once` if it fits half the free memory.
 
     A dataset that fits stays in the page cache, so a block that was right stays right. One that does not is read from
-    the device again and again, and each arrival is checked.
+    the device again and again, and each arrival is checked; so is one that is not on a file system (None).
     """
     if verify != "auto":
         return verify
-    return "once" if fits_in_memory(num_bytes) else "always"
+    return "once" if num_bytes is not None and fits_in_memory(num_bytes) else "always"
 
 
 def fits_in_memory(num_bytes: int) -> bool:

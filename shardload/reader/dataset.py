@@ -22,12 +22,12 @@ from shardload.reader.batch import SampleBatch
 from shardload.reader.checks import Verify
 from shardload.reader.columns import lengthy_field
 from shardload.reader.decode import check_decoders
-from shardload.reader.engines import EngineName, check_engine
+from shardload.reader.engine_choice import EngineName, check_engine
 from shardload.reader.places import SamplePlace
 from shardload.reader.snapshot import Snapshot, read_snapshot
 from shardload.reader.source import SampleSource
 from shardload.reader.transform import Transform
-from shardload.storage import LocalStorage
+from shardload.storage import LocalStorage, Storage, storage_of
 
 Int64 = NDArray[np.int64]
 
@@ -35,6 +35,7 @@ Int64 = NDArray[np.int64]
 def open_dataset(
     path: str | os.PathLike[str],
     *,
+    storage_options: Mapping[str, Any] | None = None,
     fields: Sequence[str] | None = None,
     decode: Mapping[str, ImageDecode] | None = None,
     transform: Transform | None = None,
@@ -46,7 +47,10 @@ def open_dataset(
     """Opens a dataset: reads its manifest and shard table, checks them, and leaves nothing open.
 
     Args:
-        path: directory of the dataset.
+        path: directory of the dataset, or its URL, such as `s3://bucket/data` or `https://host/data`.
+        storage_options: for a URL, options of fsspec's file system for it, such as `key`, `secret` and `endpoint_url` of s3; what
+            is not given comes from where the libraries look (environment, profile). They stand in no message, state or manifest,
+            but travel in pickles of the dataset, as does a URL with what is secret in it: workers read by them.
         fields: names of the fields to read; None for all.
         decode: `ImageDecode` by name of a jpeg or png field: samples then hold uint8 arrays of shape (3, height, width). Random
             crops and flips are keyed by (seed, epoch, sample id), as `rng` below.
@@ -58,7 +62,8 @@ def open_dataset(
         verify: when checksums are compared. `auto`: once per process and block while the dataset fits half of the free
             memory, else at every read; `once`; `always`; `off`. Rows, heads and the manifest are always checked.
         engine: how samples are read. `map`: all shards mapped, about a thousand ranges a call; `pread`: one positioned read
-            after the other; `auto`: `map` unless the file system is a network's or the system does not allow it.
+            after the other; `ranges`: what is announced is merged and fetched ahead, many ranges at a time; `auto`: `ranges`
+            for URLs, else `map` unless the file system is a network's or the system does not allow it.
 
     Raises:
         StorageError: there is no dataset, or it cannot be read.
@@ -68,7 +73,8 @@ def open_dataset(
     if verify not in get_args(Verify):
         raise ValueError(f"verify must be one of {', '.join(get_args(Verify))}, not {verify!r}")
     name = check_engine(engine)
-    dataset = ShardDataset(os.path.abspath(path), fields, decode, transform, version, fingerprint, verify, name)
+    storage = storage_of(path, storage_options)
+    dataset = ShardDataset(storage, fields, decode, transform, version, fingerprint, verify, name)
     check_decoders(dataset.decode, dataset.field_list)
     return dataset
 
@@ -83,7 +89,7 @@ class ShardDataset(SampleSource):
 
     def __init__(
         self,
-        location: str,
+        storage: Storage,
         fields: Sequence[str] | None,
         decode: Mapping[str, ImageDecode] | None,
         transform: Transform | None,
@@ -92,7 +98,8 @@ class ShardDataset(SampleSource):
         verify: Verify,
         engine: EngineName,
     ) -> None:
-        self.location = location
+        self.location = storage.root
+        self._storage = storage
         self.fields = None if fields is None else tuple(fields)
         self.transform = transform
         self.decode = dict(decode or {})
@@ -108,9 +115,12 @@ class ShardDataset(SampleSource):
         state = {
             name: getattr(self, name) for name in ("location", "fields", "decode", "transform", "verify", "engine")
         }
+        if not isinstance(self._storage, LocalStorage):
+            state["_storage"] = self._storage
         return state | {"_version": self.manifest.version, "_pinned": self.fingerprint}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._storage = LocalStorage(state["location"])
         self.__dict__.update(state)
         self._access = None
 
@@ -172,7 +182,7 @@ class ShardDataset(SampleSource):
 
     @property
     def engine_name(self) -> str:
-        """How this process reads samples: `map` or `pread`."""
+        """How this process reads samples: `map`, `pread` or `ranges`."""
         return self._process_access().engine.name
 
     def bare(self) -> Self:
@@ -236,7 +246,7 @@ class ShardDataset(SampleSource):
     def _snapshot(self) -> Snapshot:
         snapshot = self.__dict__.get("_read_snapshot")
         if snapshot is None:
-            snapshot = read_snapshot(LocalStorage(self.location), self._version, self._pinned)
+            snapshot = read_snapshot(self._storage, self._version, self._pinned)
             self.__dict__["_read_snapshot"] = snapshot
         return snapshot
 
@@ -244,5 +254,5 @@ class ShardDataset(SampleSource):
         """Returns this process's open files and caches; a forked child must not share locks and caches in mid-change."""
         access = self._access
         if access is None or access.process_id != os.getpid():
-            access = self._access = Access(self.location, self._snapshot, self.verify, self.engine)
+            access = self._access = Access(self._storage, self._snapshot, self.verify, self.engine)
         return access

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardload.errors import StorageError
 from shardload.format import layout
 from shardload.format.table import ShardTable
 from shardload.memory.byte_strings import bytes_address, keep_freed_memory, new_bytes
@@ -23,7 +21,6 @@ from shardload.storage import FileReader, MappedFiles, StoredFile
 from shardload.storage.mapping import MAX_RANGES
 
 Int64 = NDArray[np.int64]
-EngineName = Literal["auto", "map", "pread"]
 
 MAX_GAP_BYTES = 4096
 """Ranges this near each other are read together: the copy is cheaper than another call."""
@@ -36,8 +33,6 @@ _MIN_RESIDENCY = 0.9
 
 _MAGIC_BYTES = len(layout.FOOTER_MAGIC)
 _MAGIC_WORD = np.frombuffer(layout.FOOTER_MAGIC, dtype=np.uint64)[0]
-# Where a page that is not in memory costs a round trip, a fault for each of them is the wrong way to ask.
-_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "9p", "afs", "beegfs", "glusterfs", "virtiofs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,53 +291,6 @@ class MapEngine:
                 return False
             position = stop
         return True
-
-
-def choose_engine(name: EngineName, root: str, files: OpenFiles, table: ShardTable, stays: bool) -> Engine:
-    """Returns the engine of a name; for `auto` the one that fits file system, kernel and number of shards.
-
-    Args:
-        name: of the engine.
-        root: directory of the dataset.
-        files: its shards.
-        table: what is known of them.
-        stays: whether the dataset stays in memory once it was read.
-
-    Raises:
-        StorageError: mapping was asked for and is not to be had here.
-    """
-    if name == "pread" or (name == "auto" and file_system(root) in _NETWORK):
-        return ReadEngine(files, table)
-    try:
-        return MapEngine(files, table, stays)
-    except OSError as error:
-        if name == "map":
-            message = f"{root}: engine='map' does not work here: {error.strerror or error}; use 'auto' or 'pread'"
-            raise StorageError(message, dataset=root) from error
-        return ReadEngine(files, table)
-
-
-def check_engine(name: str) -> EngineName:
-    """Returns the name; raises ValueError if there is no such engine."""
-    if name not in get_args(EngineName):
-        raise ValueError(f"engine must be one of {', '.join(get_args(EngineName))}, not {name!r}")
-    return name  # type: ignore[return-value]
-
-
-def file_system(path: str) -> str:
-    """Returns the type of the file system that holds a path, as the kernel names it; nothing where it does not tell."""
-    path, best, kind = os.path.realpath(path), "", ""
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-            for line in mounts:
-                facts, _, rest = line.partition(" - ")
-                place = facts.split()[4].replace("\\040", " ")
-                inside = path == place or path.startswith(place.rstrip("/") + "/")
-                if inside and len(place) >= len(best):
-                    best, kind = place, rest.split()[0]
-    except (OSError, IndexError):
-        return ""
-    return "nfs" if kind.startswith("fuse") else kind
 
 
 def pieces_of(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memoryview]:

@@ -10,7 +10,9 @@ from shardload.errors import FormatError
 from shardload.format import layout
 from shardload.format.shard import TAIL_READ_BYTES, Expected, ShardHead, check_header, decode_head, tail_bytes
 from shardload.format.table import ShardEntry
-from shardload.storage import Storage, StoredFile
+from shardload.storage import LocalStorage, Storage, StoredFile
+
+_MAX_FAR_FILES = 1 << 16
 
 
 class OpenFiles:
@@ -18,11 +20,13 @@ class OpenFiles:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self.near = isinstance(storage, LocalStorage)
+        """Whether they are on a file system, and not a request away."""
         self._files: OrderedDict[int, StoredFile] = OrderedDict()
         self._lock = threading.Lock()
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        # The descriptors belong to the training script as well.
-        self._max_files = max(4, min(1024, soft_limit // 4))
+        # The descriptors belong to the training script as well; a file far away has none.
+        self._max_files = max(4, min(1024, soft_limit // 4)) if self.near else _MAX_FAR_FILES
 
     def get(self, shard_id: int, entry: ShardEntry) -> StoredFile:
         """Returns a shard's open file. It stays open as long as the caller holds it."""
@@ -37,8 +41,10 @@ class OpenFiles:
             return file
 
 
-def read_head(file: StoredFile, expected: Expected, identity: tuple[int, int, int]) -> ShardHead:
-    """Returns what header, directory and footer say, checked against what is known of the shard.
+def read_head(
+    file: StoredFile, expected: Expected, identity: tuple[int, int, int], *, with_header: bool = True
+) -> ShardHead:
+    """Returns what directory and footer say, checked against what is known of the shard, and so the header if asked for.
 
     Raises:
         FormatError: the file is damaged, or another shard.
@@ -49,7 +55,8 @@ def read_head(file: StoredFile, expected: Expected, identity: tuple[int, int, in
         size = tail_bytes(end, place)
         tail = end[-size:] if size <= len(end) else file.read(max(0, num_bytes - size), num_bytes)
         head = decode_head(tail, expected, place)
-        check_header(file.read(0, layout.HEADER_BYTES), head, expected.schema, identity, place)
+        if with_header:
+            check_header(file.read(0, layout.HEADER_BYTES), head, expected.schema, identity, place)
     except FormatError as error:
         error.dataset, error.shard = file.dataset, file.name
         raise

@@ -65,8 +65,8 @@ class ShardReader:
         self._codecs = codecs
         self._files = files
         self._cache = cache
-        self._identity = (entry.generation, entry.unit, entry.part)
-        self.head = read_head(files.get(shard_id, entry), self._expected(), self._identity)
+        self.identity = (entry.generation, entry.unit, entry.part)
+        self.head = read_head(files.get(shard_id, entry), self._expected(), self.identity, with_header=files.near)
         # Not `self.file`: a cycle would keep files open until the next garbage collection.
         self.sections = ShardSections(entry, self.head, manifest, partial(files.get, shard_id, entry), cache)
         """What the shard holds beside samples."""

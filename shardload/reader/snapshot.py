@@ -45,13 +45,18 @@ def read_snapshot(storage: Storage, version: int | None, fingerprint: str | None
 def read_manifest(storage: Storage, version: int | None) -> Manifest:
     """Returns the manifest of a version, or the current one."""
     name = MANIFEST_NAME if version is None else f"manifests/{version}"
-    if version is None and not storage.exists(MANIFEST_NAME):
+    try:
+        data = storage.read_small(name, layout.MAX_MANIFEST_BYTES)
+    except StorageError:
+        if version is not None or storage.exists(MANIFEST_NAME):
+            raise
         # Either there is no dataset, or its writer died between the commit and the copy of the manifest.
         versions = [int(name) for name in storage.list("manifests") if name.isdecimal()]
         if not versions:
-            raise StorageError(f"{storage.root} is not a dataset: it has no {MANIFEST_NAME}", dataset=storage.root)
+            message = f"{storage.root} is not a dataset: it has no {MANIFEST_NAME}"
+            raise StorageError(message, dataset=storage.root) from None
         name = f"manifests/{max(versions)}"
-    data = storage.read_small(name, layout.MAX_MANIFEST_BYTES)
+        data = storage.read_small(name, layout.MAX_MANIFEST_BYTES)
     try:
         manifest = decode_manifest(data, f"{storage.root}/{name}")
         if name not in (MANIFEST_NAME, f"manifests/{manifest.version}"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,11 +16,12 @@ from shardload.errors import FormatError, ShardloadError
 from shardload.format import layout
 from shardload.format.manifest import MANIFEST_NAME, Description, Manifest
 from shardload.format.schema import Field
-from shardload.format.shard import ShardHead
+from shardload.format.shard import ShardHead, check_header
 from shardload.format.table import ShardEntry
 from shardload.reader.access import Access
+from shardload.reader.shard import ShardReader
 from shardload.reader.snapshot import Snapshot, read_manifest, read_snapshot
-from shardload.storage import LocalStorage, Storage, StoredFile
+from shardload.storage import Storage, StoredFile, storage_of
 
 _READ_BYTES = 4 << 20
 _ROWS = 1 << 14
@@ -43,6 +45,7 @@ class Damage:
 def verify_dataset(
     path: str | os.PathLike[str],
     *,
+    storage_options: Mapping[str, Any] | None = None,
     samples: bool = False,
     workers: int | None = None,
     on_shard: Callable[[ShardEntry], None] | None = None,
@@ -50,7 +53,8 @@ def verify_dataset(
     """Compares all files of a dataset's current version with their digests, and what shards say with itself.
 
     Args:
-        path: directory of the dataset.
+        path: directory of the dataset, or its URL.
+        storage_options: as for `open_dataset`.
         samples: also read and decode every sample. What passes its digest and still cannot be decoded was not written by
             a sound writer.
         workers: threads; None for one a core. Hashing does not hold the interpreter lock.
@@ -62,7 +66,7 @@ def verify_dataset(
     Raises:
         StorageError: there is no dataset.
     """
-    storage = LocalStorage(os.path.abspath(path))
+    storage = storage_of(path, storage_options)
     damages = list(_check_manifests(storage))
     if damages:
         return damages
@@ -74,7 +78,7 @@ def verify_dataset(
         return [Damage(error.shard or "tables", error.message)]
 
     newer = list(_check_newer(storage, snapshot.manifest))
-    access = Access(storage.root, snapshot, "off")
+    access = Access(storage, snapshot, "off")
 
     def check(shard_id: int) -> list[Damage]:
         found = list(_check_shard(storage, snapshot, access, shard_id, samples))
@@ -156,6 +160,7 @@ def _check_structure(snapshot: Snapshot, access: Access, shard_id: int) -> Itera
     entry, manifest = snapshot.table[shard_id], snapshot.manifest
     try:
         shard = access.shard(shard_id)
+        _check_header(shard)
         for start in range(0, entry.num_samples, _ROWS):
             access.check_rows(shard_id, start, min(start + _ROWS, entry.num_samples))
         _check_padding(shard.file(), shard.head)
@@ -203,6 +208,13 @@ def _describes(description: Description, manifest: Manifest, entry: ShardEntry) 
     return same and description.schema == manifest.schema[: own.num_fields]
 
 
+def _check_header(shard: ShardReader) -> None:
+    """Checks a shard's first bytes, which reading does not look at where they would cost a request."""
+    file = shard.file()
+    place = f"{file.dataset}: {file.name}"
+    check_header(file.read(0, layout.HEADER_BYTES), shard.head, shard.schema, shard.identity, place)
+
+
 def _check_padding(file: StoredFile, head: ShardHead) -> None:
     """Checks that what lies between sections is zero; between records only the file's digest tells."""
     stop = layout.HEADER_BYTES
@@ -230,7 +242,7 @@ def _locate(storage: Storage, snapshot: Snapshot, shard_id: int) -> Iterator[Dam
     entry, schema = snapshot.table[shard_id], snapshot.manifest.parsed_schema
     first = int(snapshot.table.first_sample_ids[shard_id])
     all_ids = range(first, first + entry.num_samples)
-    access = Access(storage.root, snapshot, "always")
+    access = Access(storage, snapshot, "always")
     try:
         access.shard(shard_id)
     except ShardloadError as error:

@@ -1,17 +1,24 @@
-"""Bytes of files: everything that touches a file system goes through here."""
+"""Bytes of files: everything that touches a file system or an object store goes through here."""
 
+from shardload.storage.answers import AnswerError
 from shardload.storage.base import Storage, StoredFile
+from shardload.storage.choose import storage_of
 from shardload.storage.local import FileReader, FileWriter, LocalStorage
 from shardload.storage.mapping import MappedFiles
 from shardload.storage.operations import OPERATIONS, Operations
+from shardload.storage.remote import RemoteFile, RemoteStorage
 
 __all__ = [
     "OPERATIONS",
+    "AnswerError",
     "FileReader",
     "FileWriter",
     "LocalStorage",
     "MappedFiles",
     "Operations",
+    "RemoteFile",
+    "RemoteStorage",
     "Storage",
     "StoredFile",
+    "storage_of",
 ]

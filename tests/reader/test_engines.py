@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import shardload
 from shardload.errors import StorageError
-from shardload.reader import engines
+from shardload.reader import engine_choice
 from shardload.storage import MappedFiles, mapping
 
 NUM_SAMPLES = 300
@@ -274,16 +274,16 @@ def test_page_tables_are_dropped_and_made_again(content: Path, monkeypatch: pyte
 
 
 def test_network_file_systems_are_read_by_position(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "file_system", lambda path: "nfs4")
+    monkeypatch.setattr(engine_choice, "file_system", lambda path: "nfs4")
     dataset = shardload.open(content)
     assert dataset.engine_name == "pread"
     assert dataset[9]["number"] == 9
 
 
 def test_the_file_system_is_found() -> None:
-    assert engines.file_system("/proc") == "proc"
-    assert engines.file_system("/proc/self") == "proc"
-    assert engines.file_system(os.getcwd()) not in ("", "proc")
+    assert engine_choice.file_system("/proc") == "proc"
+    assert engine_choice.file_system("/proc/self") == "proc"
+    assert engine_choice.file_system(os.getcwd()) not in ("", "proc")
 
 
 def test_the_engine_is_named(content: Path) -> None:

@@ -1,0 +1,36 @@
+"""Local or remote: which storage a location has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from shardload.storage.base import Storage
+from shardload.storage.local import LocalStorage
+from shardload.storage.remote import RemoteStorage
+from shardload.storage.secrets import is_url, shown
+
+_LOCAL_SCHEMES = ("file", "local")
+
+
+def storage_of(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Storage:
+    """Returns the storage of a dataset's location, without looking at it.
+
+    Args:
+        location: a path, or any URL of fsspec.
+        options: for the file system that fsspec has for the URL, such as `key`, `secret` and `endpoint_url` of s3.
+
+    Raises:
+        ValueError: there are options for a path, which has none.
+    """
+    path = os.fspath(location)
+    scheme, separator, rest = path.partition("://")
+    if separator and scheme in _LOCAL_SCHEMES:
+        path = unquote(rest) if rest.startswith("/") else rest
+    elif is_url(path):
+        return RemoteStorage(path, options)
+    if options:
+        raise ValueError(f"storage_options are for URLs, such as s3://bucket/data; {shown(path)} is a path")
+    return LocalStorage(os.path.abspath(path))

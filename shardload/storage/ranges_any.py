@@ -1,0 +1,60 @@
+"""Ranges through whatever fsspec knows: what comes is compared by its length only, the rest is for checksums to find."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec.core
+
+from shardload.storage.answers import RefusalError
+from shardload.storage.ranges import Accept, Limits, Told
+
+_ANY = "-"
+
+
+class AnyRanges:
+    """Objects below a URL of any protocol that fsspec has a file system for. How long it waits is that one's own affair."""
+
+    def __init__(self, url: str, options: Mapping[str, Any], limits: Limits) -> None:
+        self._files, root = fsspec.core.url_to_fs(url, **(dict(options) | {"skip_instance_cache": True}))
+        self._root = root.rstrip("/")
+
+    def fetch(self, name: str, start: int, stop: int, tag: str | None, accept: Accept, seconds: float) -> None:
+        """Asks for a range, and before the first one for the object's length; see `RangeFetch.fetch`."""
+        path, total = f"{self._root}/{name}", None
+        if tag is None:
+            self._files.invalidate_cache()
+            facts = self._files.info(path)
+            if facts.get("type", "file") != "file":
+                raise RefusalError("missing", "this is no file")
+            total = facts.get("size")
+        end = stop if total is None else min(stop, total)
+        data = self._files.cat_file(path, start=start, end=end) if start < end else b""
+        if start < end and len(data) != end - start:
+            raise RefusalError("wrong", f"{len(data)} bytes came for a range of {end - start}")
+        accept(Told(start, max(start, end), total, tag or _ANY))[:] = data
+
+    def exists(self, name: str, seconds: float) -> bool:
+        """Tells whether there is such an object."""
+        self._files.invalidate_cache()
+        return bool(self._files.exists(f"{self._root}/{name}"))
+
+    def list(self, name: str, seconds: float) -> list[str]:
+        """Returns the names directly below a name."""
+        self._files.invalidate_cache()
+        try:
+            found = self._files.ls(f"{self._root}/{name}".rstrip("/"), detail=False)
+        except (FileNotFoundError, NotADirectoryError, NotImplementedError):
+            return []
+        return sorted({path.rstrip("/").rpartition("/")[2] for path in found})
+
+    def explain(self, error: Exception) -> RefusalError:
+        """Returns what kind of failure an exception of a file system is."""
+        if isinstance(error, RefusalError):
+            return error
+        if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+            return RefusalError("missing", "there is no such object")
+        if isinstance(error, PermissionError):
+            return RefusalError("access", "access is refused")
+        return RefusalError("transient", f"{type(error).__name__}: {error}")

@@ -1,0 +1,158 @@
+"""Ranges of S3 objects through the client of s3fs, at one attempt each: its own way would ask up to 250 times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import aiohttp
+import botocore.exceptions
+from s3fs import S3FileSystem
+
+from shardload.storage.answers import RefusalError, kind_of_status, refused, seconds_of
+from shardload.storage.ranges import Accept, Limits, Loop, Told, condition, fill, told_of
+
+_MAX_CONNECTIONS = 128
+_CHUNK_BYTES = 1 << 18
+_THROTTLED = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "TooManyRequests",
+    "RequestThrottled",
+}
+_TRANSIENT = {"RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted"}
+_ACCESS = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
+_MISSING = {"NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
+
+
+class S3Ranges:
+    """Objects below an s3 URL."""
+
+    def __init__(self, url: str, options: Mapping[str, Any], limits: Limits) -> None:
+        wait = limits.progress_seconds
+        settings = dict(options)
+        config: dict[str, Any] = {
+            "connect_timeout": wait,
+            "read_timeout": wait,
+            "max_pool_connections": _MAX_CONNECTIONS,
+        }
+        config |= settings.pop("config_kwargs", None) or {}
+        # One attempt, whatever was asked for: attempts of several layers multiply.
+        config["retries"] = {"total_max_attempts": 1, "mode": "standard"}
+        fixed = {"asynchronous": True, "skip_instance_cache": True, "use_listings_cache": False}
+        self._files = S3FileSystem(**(settings | fixed), config_kwargs=config)
+        self._files.retries = 1
+        self._root = self._files._strip_protocol(url).rstrip("/")
+        self._ready = False
+        self._loop = Loop(self)
+
+    def fetch(self, name: str, start: int, stop: int, tag: str | None, accept: Accept, seconds: float) -> None:
+        """Asks for a range; see `RangeFetch.fetch`."""
+        self._loop.run(self._fetch(name, start, stop, tag, accept), seconds)
+
+    def exists(self, name: str, seconds: float) -> bool:
+        """Tells whether there is such an object."""
+        return self._loop.run(self._exists(name), seconds)
+
+    def list(self, name: str, seconds: float) -> list[str]:
+        """Returns the names directly below a name."""
+        return sorted(self._loop.run(self._listed(name), seconds))
+
+    def explain(self, error: Exception) -> RefusalError:
+        """Returns what kind of failure an exception of botocore, or of aiohttp below it, is."""
+        if isinstance(error, RefusalError):
+            return error
+        if isinstance(error, botocore.exceptions.ClientError):
+            return _refused(error)
+        if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
+            return RefusalError("access", str(error))
+        if isinstance(error, botocore.exceptions.ParamValidationError):
+            return RefusalError("wrong", "this is no name of an object")
+        if isinstance(error, TimeoutError):
+            return RefusalError("transient", "no answer, or no more of it, in time")
+        transient = (
+            botocore.exceptions.BotoCoreError,
+            botocore.exceptions.HTTPClientError,
+            aiohttp.ClientError,
+            OSError,
+        )
+        kind = "transient" if isinstance(error, transient) else "wrong"
+        return RefusalError(kind, f"{type(error).__name__}: {error}")  # type: ignore[arg-type]
+
+    async def _client(self, bucket: str) -> Any:
+        await self._files.set_session()
+        if not self._ready:
+            self._ready = True
+            self._loop.on_close(partial(self._files._s3creator.__aexit__, None, None, None))
+        return await self._files.get_s3(bucket)
+
+    async def _get(self, name: str, start: int, stop: int, tag: str | None) -> Any:
+        bucket, key, _ = self._files.split_path(f"{self._root}/{name}")
+        get = (await self._client(bucket)).get_object
+        asked = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{stop - 1}"}
+        if (required := condition(tag)) is not None:
+            asked["IfMatch"] = required
+        return await get(**self._files._get_s3_method_kwargs(get, **asked))
+
+    async def _fetch(self, name: str, start: int, stop: int, tag: str | None, accept: Accept) -> None:
+        try:
+            answer = await self._get(name, start, stop, tag)
+        except botocore.exceptions.ClientError as error:
+            facts = error.response.get("ResponseMetadata", {})
+            if facts.get("HTTPStatusCode") != 416:
+                raise
+            accept(told_of(416, dict(facts.get("HTTPHeaders", {})), start))
+            return
+        body = answer["Body"]
+        try:
+            facts = answer["ResponseMetadata"]
+            told: Told = told_of(facts["HTTPStatusCode"], dict(facts["HTTPHeaders"]), start)
+            await fill(accept(told), partial(body.read, _CHUNK_BYTES))
+        finally:
+            body.close()
+
+    async def _exists(self, name: str) -> bool:
+        try:
+            answer = await self._get(name, 0, 1, None)
+        except botocore.exceptions.ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416:
+                return True
+            if _refused(error).kind == "missing":
+                return False
+            raise
+        answer["Body"].close()
+        return True
+
+    async def _listed(self, name: str) -> set[str]:
+        bucket, key, _ = self._files.split_path(f"{self._root}/{name}")
+        prefix = f"{key.rstrip('/')}/" if name else f"{key.rstrip('/')}/".lstrip("/")
+        client = await self._client(bucket)
+        found: set[str] = set()
+        asked = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
+        while True:
+            page = await client.list_objects_v2(**self._files._get_s3_method_kwargs(client.list_objects_v2, **asked))
+            found |= {entry["Key"][len(prefix) :] for entry in page.get("Contents", ())}
+            found |= {entry["Prefix"][len(prefix) :].rstrip("/") for entry in page.get("CommonPrefixes", ())}
+            if not page.get("IsTruncated"):
+                return found - {""}
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _refused(error: botocore.exceptions.ClientError) -> RefusalError:
+    """Returns what kind of failure S3's own word for it, and else its status, tells of."""
+    facts, code = error.response.get("ResponseMetadata", {}), str(error.response.get("Error", {}).get("Code", ""))
+    status, headers = int(facts.get("HTTPStatusCode") or 0), facts.get("HTTPHeaders", {})
+    failure = refused(status, headers.get("retry-after"))
+    for kind, codes in (
+        ("throttled", _THROTTLED),
+        ("transient", _TRANSIENT),
+        ("access", _ACCESS),
+        ("missing", _MISSING),
+    ):
+        if code in codes and kind_of_status(status) != kind:
+            wait = seconds_of(headers.get("retry-after"))
+            return RefusalError(kind, f"the store answered {code}", wait)  # type: ignore[arg-type]
+    return failure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,8 @@ Int64 = NDArray[np.int64]
 _BUSY_ANSWERS, _IDLE_ANSWERS = 2, 3
 _ASK_EVERY = 8
 """Bursts between two questions whether the training thread is still busy; each costs five milliseconds where it is."""
+_ASK_SECONDS = 0.01
+"""Time between two questions whether it has become busy: each costs 0.1 ms, in which small batches could be read."""
 
 _log = logging.getLogger("shardload")
 
@@ -82,6 +85,7 @@ class Aside:
         self._lock = threading.Lock()
         self._helps = always
         self._num_answers = self._num_bursts = 0
+        self._asked = 0.0
 
     def claim(self) -> bool:
         """Takes it for one iteration; returns False where another one still has it, or it is of no use here."""
@@ -144,6 +148,9 @@ class Aside:
         self._num_bursts += 1
         if self._helps and self._num_bursts % _ASK_EVERY:
             return True
+        if not self._helps and time.monotonic() - self._asked < _ASK_SECONDS:
+            return False
+        self._asked = time.monotonic()
         if interpreter_busy() != self._helps:
             self._num_answers += 1
         else:

@@ -240,7 +240,8 @@ class BatchMaker:
 
     def _read(self, batches: Sequence[Int64], keyed: Sequence[SampleIds] | None) -> list[SampleBatch]:
         fixed = [f for f in self._recipe.fields if f.fixed] if self._leases else []
-        buffers = [{f.name: self._pool.lease((len(ids), *f.shape), f.dtype) for f in fixed} for ids in batches]
+        leased = [self._pool.lease_together([(len(ids), *f.shape) for ids in batches], f.dtype) for f in fixed]
+        buffers = [{f.name: lent[i] for f, lent in zip(fixed, leased, strict=True)} for i in range(len(batches))]
         read = self._dataset.read_batches(batches, buffers, self._recipe.fields)
         if not self._recipe.decode or keyed is None:
             return read

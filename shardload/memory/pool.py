@@ -7,7 +7,7 @@ import math
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,6 +94,29 @@ class BufferPool:
                 self._locked[address] = block
         return root[:num_bytes].view(dtype).reshape(shape)
 
+    def lease_together(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> list[NDArray[Any]]:
+        """Returns arrays as `lease` does, that lie one behind the other where that can be, so that one gather fills them all.
+
+        They belong to their holders one by one, and their memory returns when the last of them has died.
+
+        Raises:
+            MemoryError: there is none.
+        """
+        sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
+        alone = self._copies is not None or self._strict or self._arena is not None
+        if alone or len(sizes) < 2 or any(size == 0 or size % _ROUND_BYTES for size in sizes):
+            return [self.lease(shape, dtype) for shape in shapes]
+        block = self._take(sum(sizes))
+        pieces = _Pieces(len(sizes))
+        arrays: list[NDArray[Any]] = []
+        start = 0
+        for shape, size in zip(shapes, sizes, strict=True):
+            root = np.frombuffer(block.memory[start : start + size], dtype=np.uint8)
+            weakref.finalize(root, self._give_piece_back, block, pieces).atexit = False
+            arrays.append(root.view(dtype).reshape(shape))
+            start += size
+        return arrays
+
     def page_locked(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Returns a tensor made from a leased array as torch's own page-locked memory; None if it is of no such array.
 
@@ -161,6 +184,13 @@ class BufferPool:
             self.num_new += 1
         return block
 
+    def _give_piece_back(self, block: _Block, pieces: _Pieces) -> None:
+        with self._lock:
+            pieces.num_held -= 1
+            last = not pieces.num_held
+        if last:
+            self._give_back(block, 0)
+
     def _give_back(self, block: _Block, address: int) -> None:
         # Runs wherever the last reference dies, also inside this pool's own methods: hence the re-entrant lock.
         with self._device():
@@ -176,6 +206,13 @@ class BufferPool:
                 self.idle_bytes += block.capacity
                 return
         block.free()
+
+
+class _Pieces:
+    """How many arrays of one block somebody holds."""
+
+    def __init__(self, num_held: int) -> None:
+        self.num_held = num_held
 
 
 class _Block:

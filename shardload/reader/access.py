@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from shardload.codecs import Codec
 from shardload.errors import FormatError
-from shardload.format import layout
 from shardload.format.keys import find_keys
 from shardload.format.ragged import Ragged, join_ragged
 from shardload.format.rows import RAW, STORED, count_column, row_layout, valid_mask
@@ -73,16 +72,23 @@ class Access:
         # What comes from far away stays nowhere, and each arrival is a new one.
         near = isinstance(storage, LocalStorage)
         self._fits = near and fits_in_memory(manifest.num_bytes)
-        self._hinted = CheckedBlocks()
+        self._hinted = CheckedBlocks(num_samples)
         self.engine = choose_engine(engine, storage, self._files, table, self._fits)
         """What reads the bytes of samples."""
         self._facts = ShardFacts(schema, table)
         self._verify = verify = resolve_verify(verify, manifest.num_bytes if near else None)
-        checked = {number: CheckedBlocks() for number in [*range(len(schema)), layout.NO_FIELD]}
         shared = self._facts, self.engine
-        self._records = RecordReader(schema, *shared, checked[layout.NO_FIELD], verify, _codec_of(self._shards))
-        numbers = {field: schema.number(field.name) for field in (*schema.wide_fields, *schema.stream_fields)}
-        described = {field: (field, n, *shared, checked[n], verify) for field, n in numbers.items()}
+        self._records = RecordReader(schema, *shared, CheckedBlocks(num_samples), verify, _codec_of(self._shards))
+        described = {
+            field: (
+                field,
+                schema.number(field.name),
+                *shared,
+                CheckedBlocks(num_samples if field.wide else None),
+                verify,
+            )
+            for field in (*schema.wide_fields, *schema.stream_fields)
+        }
         self._wide = {field.name: WideReader(*described[field]) for field in schema.wide_fields}
         self._streams = {field.name: StreamReader(*described[field]) for field in schema.stream_fields}
         self._hinted_blocks = {field.name: CheckedBlocks() for field in schema.stream_fields}
@@ -288,18 +294,18 @@ class Access:
             if missing.any():
                 for shard_id in np.unique(shard_ids[missing]).tolist():
                     self._load(shard_id)
-            rows = self._rows[sample_ids]
-        else:
-            rows = np.empty(len(sample_ids), dtype=row_layout(self._schema).dtype)
-            for reads in plan_by_shard(sample_ids, self._first):
-                rows[reads.slots] = self.shard(reads.shard_id).rows(reads.local_ids)
+            return self._located(sample_ids, shard_ids, None)
+        rows = np.empty(len(sample_ids), dtype=row_layout(self._schema).dtype)
+        for reads in plan_by_shard(sample_ids, self._first):
+            rows[reads.slots] = self.shard(reads.shard_id).rows(reads.local_ids)
         return self._located(sample_ids, shard_ids, rows)
 
     def _shard_ids(self, sample_ids: Int64) -> Int64:
         return np.searchsorted(self._first, sample_ids, side="right") - 1
 
-    def _located(self, sample_ids: Int64, shard_ids: Int64, rows: NDArray[Any]) -> Located:
-        return Located(sample_ids, shard_ids, sample_ids - self._first[shard_ids], rows, self.location, self._table)
+    def _located(self, sample_ids: Int64, shard_ids: Int64, rows: NDArray[Any] | None) -> Located:
+        local_ids = sample_ids - self._first[shard_ids]
+        return Located(sample_ids, shard_ids, local_ids, rows, self.location, self._table, self._rows)
 
     def _load(self, shard_id: int) -> None:
         """Brings the rows of a shard into the store."""

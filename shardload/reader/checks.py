@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PAGE_BITS = 1 << 24
+_BITS_SET = np.array([number.bit_count() for number in range(256)], dtype=np.int64)
 
 Verify = Literal["auto", "always", "once", "off"]
 
@@ -48,8 +49,16 @@ class CheckedBlocks:
     Two threads may lose each other's bits; then a block is checked once more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_blocks: int | None = None) -> None:
+        """Notes none.
+
+        Args:
+            num_blocks: how many there are, of which each is noted some day; None where nobody knows.
+        """
         self._pages: dict[int, NDArray[np.uint8]] = {}
+        self._num_blocks = num_blocks
+        self._num_added = 0
+        self._complete = False
 
     def due(self, numbers: NDArray[np.int64], verify: Verify) -> NDArray[np.bool_]:
         """Returns which blocks are to be checked now: bool of shape (blocks,)."""
@@ -57,6 +66,8 @@ class CheckedBlocks:
 
     def missing(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Returns which of the blocks have not been checked: bool of shape (blocks,)."""
+        if self._complete:
+            return np.zeros(len(numbers), dtype=np.bool_)
         unset = np.ones(len(numbers), dtype=np.bool_)
         for page, slots, bits in self._by_page(numbers):
             if page in self._pages:
@@ -66,11 +77,19 @@ class CheckedBlocks:
 
     def add(self, numbers: NDArray[np.int64]) -> None:
         """Notes blocks as checked."""
+        if not len(numbers):
+            return
         for page, _, bits in self._by_page(numbers):
             flags = self._pages.get(page)
             if flags is None:
                 flags = self._pages[page] = np.zeros(_PAGE_BITS // 8, dtype=np.uint8)
             np.bitwise_or.at(flags, bits >> 3, np.uint8(1) << (bits & 7).astype(np.uint8))
+        self._num_added += len(numbers)
+        if self._num_blocks is not None and self._num_added >= self._num_blocks:
+            # Blocks that were noted twice, or got lost, are found by counting, which is done again after some more.
+            num_noted = sum(int(_BITS_SET[flags].sum()) for flags in self._pages.values())
+            self._complete = num_noted == self._num_blocks
+            self._num_added = num_noted - self._num_blocks // 16
 
     def _by_page(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, Any, NDArray[np.int64]]]:
         """Yields the pages of some blocks, with the slots of the blocks and their bits in the page."""

@@ -153,7 +153,7 @@ class MappedFiles:
             places = (places[:, None] + np.arange(size // unit)).reshape(-1)
         view, first = self._view(unit), 0
         self._count(len(starts), len(starts) * size)
-        for target in targets:
+        for target in _joined(targets):
             last = first + len(target) // unit
             # The usual mode would fill a buffer first, for the case of an index that is out of range.
             np.take(view, places[first:last], axis=0, out=target.reshape(-1, unit), mode="clip")
@@ -237,6 +237,18 @@ class MappedFiles:
                 return
             self._num_touched = 0
         _libc().madvise(self._start, self._num_bytes, _MADV_DONTNEED)
+
+
+def _joined(targets: Sequence[NDArray[np.uint8]]) -> Sequence[NDArray[np.uint8]]:
+    """Returns targets that lie one behind the other as one: between two calls another thread may take the interpreter."""
+    if len(targets) < 2:
+        return targets
+    sizes = [len(target) for target in targets]
+    first: int = targets[0].__array_interface__["data"][0]
+    places = np.cumsum([first, *sizes[:-1]]).tolist()
+    if [target.__array_interface__["data"][0] for target in targets] != places:
+        return targets
+    return [np.lib.stride_tricks.as_strided(targets[0], (sum(sizes),), (1,))]
 
 
 def _ahead(starts: Int64, lengths: Int64) -> tuple[Int64, Int64]:

@@ -422,7 +422,8 @@ def test_settings_that_contradict_each_other(numbers: Path) -> None:
 
 
 def test_a_busy_training_thread_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By two answers in a row, and an idle one by three; asked each burst, and every eighth once the process reads."""
+    """By two answers in a row, and an idle one by three; every eighth burst is asked for once the process reads."""
+    monkeypatch.setattr(aside_module, "_ASK_SECONDS", 0.0)
     aside = aside_module.Aside(None, make_bare(), 2, 0, False, False)  # type: ignore[arg-type]
     answers: list[bool] = []
     monkeypatch.setattr(aside_module, "interpreter_busy", lambda: answers.pop(0))
@@ -430,6 +431,18 @@ def test_a_busy_training_thread_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
     assert [aside._wanted() for _ in range(5)] == [False] * 4 + [True] and not answers
     answers[:] = [False, False, True, False, False, False]
     assert [aside._wanted() for _ in range(43)] == [True] * 42 + [False] and not answers
+
+
+def test_an_idle_training_thread_is_not_asked_about_at_each_burst(monkeypatch: pytest.MonkeyPatch) -> None:
+    aside = aside_module.Aside(None, make_bare(), 2, 0, False, False)  # type: ignore[arg-type]
+    now, answers = [100.0], [False, True, True]
+    monkeypatch.setattr(aside_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(aside_module, "interpreter_busy", lambda: answers.pop(0))
+    assert [aside._wanted() for _ in range(5)] == [False] * 5 and len(answers) == 2
+    for expected in (False, True):
+        now[0] += aside_module._ASK_SECONDS
+        assert aside._wanted() is expected
+    assert not answers
 
 
 def make_bare() -> Any:

@@ -180,3 +180,33 @@ def test_a_strict_pool_forgets_what_has_died():
     gc.collect()
     assert not pool._held
     assert (pool.leased_bytes, pool.idle_bytes) == (0, 8192)
+
+
+def test_arrays_leased_together_adjoin_and_come_back_when_the_last_of_them_has_died():
+    pool = BufferPool(1 << 20)
+    arrays = pool.lease_together([(2, 1024), (1, 1024), (2, 1024)], INT32)
+    assert [array.shape for array in arrays] == [(2, 1024), (1, 1024), (2, 1024)]
+    starts = [address(array) for array in arrays]
+    assert starts == [starts[0], starts[0] + 8192, starts[0] + 12288]
+    kept = torch.from_numpy(arrays.pop(1))
+    kept[...] = 7
+    del arrays
+    for array in pool.lease_together([(2, 1024), (1, 1024), (2, 1024)], INT32):
+        array[...] = 8
+    assert kept.eq(7).all() and pool.num_new == 2 and pool.leased_bytes == 40960
+    del array
+    assert pool.leased_bytes == 20480
+    del kept
+    assert pool.leased_bytes == 0 and pool.idle_bytes == 40960
+    pool.lease((5, 1024), INT32)
+    assert (pool.num_new, pool.num_reused) == (2, 1)
+
+
+def test_arrays_of_odd_sizes_and_of_strict_pools_are_leased_one_by_one():
+    pool = BufferPool(1 << 20)
+    assert len(pool.lease_together([(0, 1024), (1, 1024)], INT32)) == 2 and pool.num_new == 2
+    assert [a.nbytes for a in pool.lease_together([(3,), (5,)], INT32)] == [12, 20]
+    strict = BufferPool(1 << 20, strict=True)
+    arrays = strict.lease_together([(1, 1024), (1, 1024)], INT32)
+    strict.take_back([address(arrays[1])])
+    assert strict.leased_bytes == 4096

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -19,25 +19,28 @@ from shardload.format.ragged import Ragged, join_ragged
 from shardload.format.rows import RAW, STORED, count_column, row_layout, valid_mask
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics
-from shardload.planner import ItemRanges, plan_by_shard
+from shardload.planner import ItemRanges
 from shardload.reader.batch import Column, SampleBatch
 from shardload.reader.checks import CheckedBlocks, Verify, fits_in_memory, resolve_verify
-from shardload.reader.codecs import Codecs
 from shardload.reader.engine_choice import EngineName, choose_engine
-from shardload.reader.engines import Ranges
-from shardload.reader.facts import ShardFacts
+from shardload.reader.engines import Ranges, joined
+from shardload.reader.far_files import FarFiles
 from shardload.reader.files import OpenFiles
 from shardload.reader.items import Segments, sample_of, segments_of
+from shardload.reader.later import Later
 from shardload.reader.located import Located
+from shardload.reader.open_shards import OpenShards
 from shardload.reader.places import SamplePlace, sample_places
+from shardload.reader.range_engine import RangeEngine
 from shardload.reader.records import RecordReader
-from shardload.reader.rows import RowCache
+from shardload.reader.reread import rereads
 from shardload.reader.shard import ShardReader
 from shardload.reader.snapshot import Snapshot
 from shardload.reader.streams import StreamReader
 from shardload.reader.strings import ByteStrings
 from shardload.reader.wide import WideReader
 from shardload.storage import LocalStorage, Storage
+from shardload.telemetry import Transfers
 
 Int64 = NDArray[np.int64]
 Buffers = Mapping[str, NDArray[Any]]
@@ -57,46 +60,63 @@ class Access:
         self._table = table = snapshot.table
         self._manifest = manifest = snapshot.manifest
         self._schema = schema = manifest.parsed_schema
-        self._codecs = Codecs(manifest)
-        self._files = OpenFiles(storage)
-        self._cache = RowCache(INDEX_BUDGET_BYTES)
-        row_dtype, num_samples = row_layout(schema).dtype, manifest.num_samples
-        # Its memory is taken as shards fill it, after their checks.
-        whole = num_samples * row_dtype.itemsize <= INDEX_BUDGET_BYTES
-        self._rows = np.empty(num_samples, dtype=row_dtype) if whole else None
-        self._ready = np.zeros(len(table), dtype=np.bool_)
-        self._opened = np.zeros(len(table), dtype=np.bool_)
-        self._shards: dict[int, ShardReader] = {}
-        self._lock = threading.Lock()
-        self._first = table.first_sample_ids
+        near, num_samples = isinstance(storage, LocalStorage), manifest.num_samples
         # What comes from far away stays nowhere, and each arrival is a new one.
-        near = isinstance(storage, LocalStorage)
         self._fits = near and fits_in_memory(manifest.num_bytes)
-        self._hinted = CheckedBlocks(num_samples)
-        self.engine = choose_engine(engine, storage, self._files, table, self._fits)
+        files = OpenFiles(storage)
+        self.engine = choose_engine(engine, storage, files, table, self._fits)
         """What reads the bytes of samples."""
-        self._facts = ShardFacts(schema, table)
+        self._far = isinstance(self.engine, RangeEngine)
+        shard_files = FarFiles(files, self.engine) if isinstance(self.engine, RangeEngine) else files
+        self._shards = shards = OpenShards(snapshot, shard_files, INDEX_BUDGET_BYTES)
+        self._first = table.first_sample_ids
+        self._hinted = CheckedBlocks(num_samples)
+        self._facts = shards.facts
         self._verify = verify = resolve_verify(verify, manifest.num_bytes if near else None)
+        self._num_rereads = 0
+        # Shards have to be opened for what is announced, which takes time where they are a request away.
+        self._later = Later() if self._far else None
         shared = self._facts, self.engine
-        self._records = RecordReader(schema, *shared, CheckedBlocks(num_samples), verify, _codec_of(self._shards))
-        described = {
-            field: (
-                field,
-                schema.number(field.name),
-                *shared,
-                CheckedBlocks(num_samples if field.wide else None),
-                verify,
-            )
-            for field in (*schema.wide_fields, *schema.stream_fields)
+        self._records = RecordReader(schema, *shared, CheckedBlocks(num_samples), verify, _codec_of(shards.readers))
+        self._wide = {
+            field.name: WideReader(field, schema.number(field.name), *shared, CheckedBlocks(num_samples), verify)
+            for field in schema.wide_fields
         }
-        self._wide = {field.name: WideReader(*described[field]) for field in schema.wide_fields}
-        self._streams = {field.name: StreamReader(*described[field]) for field in schema.stream_fields}
+        sums_of = shards.sums if self._far else None
+        self._streams = {
+            field.name: StreamReader(field, schema.number(field.name), *shared, CheckedBlocks(), verify, sums_of)
+            for field in schema.stream_fields
+        }
         self._hinted_blocks = {field.name: CheckedBlocks() for field in schema.stream_fields}
+
+    def shard(self, shard_id: int) -> ShardReader:
+        """Returns the reader of a shard, opened and checked at the first call."""
+        return self._shards.get(shard_id)
+
+    def discard(self, error: FormatError) -> bool:
+        """Drops copies of the bytes that an error names; returns whether another read may give others."""
+        again = error.shard is not None and self._shards.discard(error.shard, error.start, error.stop)
+        self._num_rereads += again
+        return again
+
+    def transfers(self) -> Transfers:
+        """Returns what was fetched from a store so far."""
+        if not isinstance(self.engine, RangeEngine):
+            return Transfers()
+        return self.engine.transfers() + Transfers(num_rereads=self._num_rereads)
+
+    def beside(self, announce: Callable[..., None], *arguments: Any) -> None:
+        """Calls what announces reads: at once, or beside the caller where that takes requests."""
+        if self._later is None:
+            announce(*arguments)
+        else:
+            self._later.call(functools.partial(announce, *arguments))
 
     def read_batch(self, sample_ids: Int64, buffers: Buffers, fields: Sequence[Field]) -> SampleBatch:
         """Returns the given fields of a batch; fixed fields go into their buffer where there is one."""
         return self.read_batches([sample_ids], [buffers], fields)[0]
 
+    @rereads
     def read_batches(
         self, batches: Sequence[Int64], buffers: Sequence[Buffers], fields: Sequence[Field]
     ) -> list[SampleBatch]:
@@ -152,7 +172,7 @@ class Access:
             sample_ids = sample_ids[self._hinted.missing(sample_ids)]
             if not len(sample_ids):
                 return
-        if self._rows is not None or rows_announced:
+        if self._shards.store is not None or rows_announced:
             self._hint(self._locate(sample_ids), fields)
             return
         self.will_need_rows(sample_ids)
@@ -161,17 +181,12 @@ class Access:
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Tells the operating system which pages of row tables will be read; none where the tables are held whole."""
-        if self._rows is not None:
-            return
-        found = [
-            (reads.shard_id, start, length)
-            for reads in plan_by_shard(sample_ids, self._first)
-            for start, length in self.shard(reads.shard_id).row_ranges(reads.local_ids)
-        ]
-        if found:
+        found = self._shards.row_ranges(sample_ids)
+        if found is not None:
             with contextlib.suppress(OSError):
-                self.engine.will_need(Ranges(*np.array(found, dtype=np.int64).T))
+                self.engine.will_need(found)
 
+    @rereads
     def read_items(
         self, field: Field, ranges: ItemRanges, target: NDArray[np.uint8], name: Callable[[int], str]
     ) -> None:
@@ -183,7 +198,7 @@ class Access:
             target: uint8 of shape (bytes,), C-contiguous and as long as all ranges.
             name: gives what a slot of the ranges is called in messages.
         """
-        self._open(ranges.shard_ids)
+        self._shards.open(ranges.shard_ids)
 
         def owner(span: int, item: int) -> tuple[Located, str]:
             sample_id = sample_of(int(ranges.shard_ids[span]), item, lambda alone: self.segments(field, alone))
@@ -194,17 +209,20 @@ class Access:
     def will_need_items(self, field: Field, ranges: ItemRanges) -> None:
         """Tells the operating system which items will be read; a file system may refuse that, which is no reason not to read."""
         if len(ranges):
-            self._open(ranges.shard_ids)
+            self._shards.open(ranges.shard_ids)
             hinted = self._hinted_blocks[field.name] if self._fits else None
+            wanted = [self._streams[field.name].hints(ranges, hinted), *self._sum_ranges(field, ranges.shard_ids)]
             with contextlib.suppress(OSError):
-                self.engine.will_need(self._streams[field.name].hints(ranges, hinted))
+                self.engine.will_need(joined(wanted))
 
+    @rereads
     def segments(self, field: Field, ranges: ItemRanges) -> Segments:
         """Returns the parts of samples that ranges of a stream field's items consist of."""
         number = self._schema.stream_fields.index(field)
         num_items = self._table.entries["num_items"][ranges.shard_ids, number].astype(np.int64)
         return segments_of(ranges, field, num_items, self._first, self._locate)
 
+    @rereads
     def check_rows(self, shard_id: int, start: int, stop: int) -> None:
         """Checks that what the packed rows of a half-open range of a shard's samples say can be.
 
@@ -216,6 +234,7 @@ class Access:
         self._records.ranges(self._locate(local_ids + self._first[shard_id]))
         self.shard(shard_id).check_streams(local_ids)
 
+    @rereads
     def lengths(self, field: Field, ids: Int64) -> Int64:
         """Returns the length of a value in samples: items of ragged fields, bytes of others in the record."""
         lengths = np.empty(len(ids), dtype=np.int64)
@@ -233,6 +252,7 @@ class Access:
                 lengths[part] = samples.rows[count_column(field)]
         return lengths
 
+    @rereads
     def record_sizes(self) -> tuple[Int64, Int64]:
         """Returns the bytes of each sample, as stored and decompressed."""
         fixed = row_layout(self._schema).dtype.itemsize + sum(field.num_bytes for field in self._schema.wide_fields)
@@ -248,6 +268,7 @@ class Access:
                     mine += rows[count_column(field)].astype(np.int64) * field.num_bytes
         return sizes[0], sizes[1]
 
+    @rereads
     def places(self, sample_ids: Int64) -> list[SamplePlace]:
         """Returns where samples lie, in the order of their ids, each once."""
         samples = self._locate(np.unique(sample_ids))
@@ -257,6 +278,7 @@ class Access:
         shards = {shard_id: self.shard(shard_id) for shard_id in np.unique(samples.shard_ids).tolist()}
         return sample_places(samples, shards, self._facts, self._records, wide, streams)
 
+    @rereads
     def find(self, digests: Sequence[bytes]) -> Int64:
         """Returns the id of the sample of each key's digest, -1 where there is none: int64 of shape (digests,)."""
         ids = np.full(len(digests), -1, dtype=np.int64)
@@ -268,6 +290,7 @@ class Access:
             ids[missing[found >= 0]] = self._table.first_sample_ids[shard_id] + found[found >= 0]
         return ids
 
+    @rereads
     def statistics(self) -> list[FieldStatistics]:
         """Returns what the fields of the schema hold, over all shards."""
         total = [FieldStatistics() for _ in self._schema.fields]
@@ -275,6 +298,7 @@ class Access:
             total = [a + b for a, b in zip(total, self.shard(shard_id).sections.statistics(), strict=True)]
         return total
 
+    @rereads
     def num_samples(self) -> int:
         """Returns the number of samples once all shards have borne out the table: memory may then be taken for them."""
         for shard_id in range(len(self._table)):
@@ -289,35 +313,14 @@ class Access:
     def _locate(self, sample_ids: Int64) -> Located:
         """Returns where samples are, with their packed rows. Their shards are open then."""
         shard_ids = self._shard_ids(sample_ids)
-        if self._rows is not None:
-            missing = ~self._ready[shard_ids]
-            if missing.any():
-                for shard_id in np.unique(shard_ids[missing]).tolist():
-                    self._load(shard_id)
-            return self._located(sample_ids, shard_ids, None)
-        rows = np.empty(len(sample_ids), dtype=row_layout(self._schema).dtype)
-        for reads in plan_by_shard(sample_ids, self._first):
-            rows[reads.slots] = self.shard(reads.shard_id).rows(reads.local_ids)
-        return self._located(sample_ids, shard_ids, rows)
+        return self._located(sample_ids, shard_ids, self._shards.rows(sample_ids, shard_ids))
 
     def _shard_ids(self, sample_ids: Int64) -> Int64:
         return np.searchsorted(self._first, sample_ids, side="right") - 1
 
     def _located(self, sample_ids: Int64, shard_ids: Int64, rows: NDArray[Any] | None) -> Located:
         local_ids = sample_ids - self._first[shard_ids]
-        return Located(sample_ids, shard_ids, local_ids, rows, self.location, self._table, self._rows)
-
-    def _load(self, shard_id: int) -> None:
-        """Brings the rows of a shard into the store."""
-        shard = self.shard(shard_id)
-        assert self._rows is not None
-        if shard.schema is self._schema:
-            shard.load_rows()
-        else:
-            self._rows[self._first[shard_id] : self._first[shard_id + 1]] = shard.rows(
-                np.arange(shard.entry.num_samples)
-            )
-        self._ready[shard_id] = True
+        return Located(sample_ids, shard_ids, local_ids, rows, self.location, self._table, self._shards.store)
 
     def _hint(self, samples: Located, fields: Sequence[Field]) -> None:
         """Announces what will be read of samples.
@@ -332,13 +335,22 @@ class Access:
 
     def _announce(self, samples: Located, fields: Sequence[Field]) -> None:
         ranges = [self._wide[field.name].ranges(samples) for field in fields if field.wide]
-        ranges += [self._streams[field.name].ranges(samples) for field in fields if field.streamed]
+        for field in fields:
+            if field.streamed:
+                ranges += [self._streams[field.name].hint(samples), *self._sum_ranges(field, samples.shard_ids)]
         if any(field.in_record for field in fields):
             ranges.append(self._records.ranges(samples))
         # A file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(OSError):
-            for some in ranges:
+            for some in [joined(ranges)] if self._far and ranges else ranges:
                 self.engine.will_need(some)
+
+    def _sum_ranges(self, field: Field, shard_ids: Int64) -> list[Ranges]:
+        """Returns where checksums of a stream lie that are to be fetched beside it."""
+        if not self._far or self._verify == "off":
+            return []
+        sums = self._shards.sum_ranges(np.unique(shard_ids).tolist(), self._schema.number(field.name))
+        return [] if sums is None else [sums]
 
     def _joined(self, field: Field, values: ByteStrings, sample_ids: Int64) -> ByteStrings | Ragged:
         if not field.ragged:
@@ -349,28 +361,6 @@ class Access:
             sample_id = int(sample_ids[error.sample_id or 0])
             message = f"{self.location}: {error.message} (sample {sample_id})"
             raise FormatError(message, dataset=self.location, sample_id=sample_id) from None
-
-    def _open(self, shard_ids: Int64) -> None:
-        """Opens shards that are not yet."""
-        for shard_id in np.unique(shard_ids[~self._opened[shard_ids]]).tolist():
-            self.shard(shard_id)
-
-    def shard(self, shard_id: int) -> ShardReader:
-        """Returns the reader of a shard, opened and checked at the first call."""
-        shard = self._shards.get(shard_id)
-        if shard is None:
-            with self._lock:
-                shard = self._shards.get(shard_id)
-                if shard is None:
-                    first, last = (int(n) for n in self._first[shard_id : shard_id + 2])
-                    entry, store = self._table[shard_id], None if self._rows is None else self._rows[first:last]
-                    shard = ShardReader(
-                        shard_id, first, entry, self._manifest, self._codecs, self._files, self._cache, store
-                    )
-                    self._facts.add(shard_id, shard)
-                    self._shards[shard_id] = shard
-                    self._opened[shard_id] = True
-        return shard
 
 
 def _codec_of(shards: Mapping[int, ShardReader]) -> Callable[[int], Codec | None]:

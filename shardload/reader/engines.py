@@ -53,11 +53,17 @@ class Ranges:
         return len(self.starts)
 
 
+def joined(ranges: Sequence[Ranges]) -> Ranges:
+    """Returns ranges one after another."""
+    columns = ([getattr(one, name) for one in ranges] for name in ("shard_ids", "starts", "lengths"))
+    return Ranges(*(np.concatenate(column) for column in columns))
+
+
 class Engine(Protocol):
     """Reads bytes of shards. Safe for several threads; belongs to one process."""
 
     name: str
-    """`map` or `pread`."""
+    """`map`, `pread` or `ranges`."""
 
     def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
         """Copies ranges, one after another, into arrays that together are as long.

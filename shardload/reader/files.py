@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import threading
 from collections import OrderedDict
+from typing import Protocol
 
 from shardload.errors import FormatError
 from shardload.format import layout
@@ -13,6 +14,19 @@ from shardload.format.table import ShardEntry
 from shardload.storage import LocalStorage, Storage, StoredFile
 
 _MAX_FAR_FILES = 1 << 16
+
+
+class ShardFiles(Protocol):
+    """What gives the files of shards."""
+
+    @property
+    def near(self) -> bool:
+        """Whether they are on a file system, and not a request away."""
+        ...
+
+    def get(self, shard_id: int, entry: ShardEntry) -> StoredFile:
+        """Returns a shard's file."""
+        ...
 
 
 class OpenFiles:

@@ -230,7 +230,8 @@ class TokenWindows(SampleSource):
         if {INPUT, LABEL} & names:
             with contextlib.suppress(ShardloadError, OSError):
                 ranges = self._ranges(sample_ids, self.length + self.shift)
-                self.dataset._process_access().will_need_items(self.field, ranges)
+                access = self.dataset._process_access()
+                access.beside(access.will_need_items, self.field, ranges)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Does nothing: which rows windows lie in is only known once they are searched."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -75,7 +76,9 @@ class Access:
         self._verify = verify = resolve_verify(verify, manifest.num_bytes if near else None)
         self._num_rereads = 0
         # Shards have to be opened for what is announced, which takes time where they are a request away.
-        self._later = Later() if self._far else None
+        self._later = later = Later() if self._far else None
+        if later is not None:
+            weakref.finalize(self, later.close).atexit = False
         shared = self._facts, self.engine
         self._records = RecordReader(schema, *shared, CheckedBlocks(num_samples), verify, _codec_of(shards.readers))
         self._wide = {

@@ -27,7 +27,7 @@ MAX_REQUESTS = 64
 """Requests at a time: so many hide a latency that is as many times the time of one."""
 MAX_HELD_BYTES = 256 << 20
 """Bytes that were announced and may be held or on their way; twice the largest announcement if that is more."""
-_IDLE_SECONDS = 1.0
+_IDLE_SECONDS = 0.2
 _CHECK_SECONDS = 5.0
 _PASSED_READS = 16
 """What was announced before all of the last so many reads' bytes has been passed over."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 
-_IDLE_SECONDS = 1.0
+_IDLE_SECONDS = 0.2
 _MOST_WAITING = 64
 
 
@@ -19,6 +20,8 @@ class Later:
         self._waiting: deque[Callable[[], object]] = deque(maxlen=_MOST_WAITING)
         self._running = False
         self._busy = False
+        self._closed = False
+        self._process_id = os.getpid()
 
     def call(self, function: Callable[[], object]) -> None:
         """Has a function called; what it raises is dropped."""
@@ -34,9 +37,17 @@ class Later:
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._busy, seconds)
 
+    def close(self) -> None:
+        """Calls nothing more; the thread ends with what it is at. Nothing to do in a forked child, whose lock may be held."""
+        if os.getpid() == self._process_id:
+            with self._changed:
+                self._closed = True
+                self._waiting.clear()
+                self._changed.notify_all()
+
     def _run(self) -> None:
         with self._changed:
-            while self._changed.wait_for(lambda: bool(self._waiting), _IDLE_SECONDS):
+            while self._changed.wait_for(lambda: self._waiting or self._closed, _IDLE_SECONDS) and not self._closed:
                 function = self._waiting.popleft()
                 self._busy = True
                 self._changed.release()

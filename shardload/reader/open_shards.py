@@ -139,9 +139,13 @@ class OpenShards:
 
     def sum_ranges(self, shard_ids: Sequence[int], number: int) -> Ranges | None:
         """Returns where the checksums that are not there yet lie; None if there are none."""
-        missing = [shard_id for shard_id in shard_ids if self._cache.get((shard_id, number, 0)) is None]
-        sections = [self.get(shard_id).head.section(layout.SECTION_SUMS, number) for shard_id in missing]
-        found = [(shard_id, one.start, one.num_bytes) for shard_id, one in zip(missing, sections, strict=True)]
+        found = []
+        for shard_id in shard_ids:
+            shard = self.get(shard_id)
+            # Fields of later generations come after those of earlier ones.
+            if number < len(shard.schema) and self._cache.get((shard_id, number, 0)) is None:
+                section = shard.head.section(layout.SECTION_SUMS, number)
+                found.append((shard_id, section.start, section.num_bytes))
         return Ranges(*np.array(found, dtype=np.int64).T) if found else None
 
     def discard(self, name: str, start: int | None, stop: int | None) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from any_dataset import assert_same
 from range_server import Answer, RangeServer
-from samples import write_every, write_mixed
+from samples import write_everything, write_mixed
 
 import shardload
 from shardload.errors import ChecksumError, FormatError, StateMismatchError
@@ -28,7 +28,7 @@ NUM_SAMPLES = 300
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("far")
     write_mixed(root / "mixed", NUM_SAMPLES)
-    write_every(root / "every", 150)
+    write_everything(root / "every")
     rng = np.random.default_rng(0)
     with shardload.ShardWriter(root / "wide", {"tokens": "int32[1024]"}, shard_size="1MiB") as writer:
         for _ in range(1000):
@@ -78,7 +78,7 @@ def test_samples_are_those_of_the_files(
     assert far.fingerprint == local.fingerprint and far.engine_name == "ranges"
     ids = np.random.default_rng(1).permutation(len(local))
     far.will_need(ids[:50])
-    for part in (ids[:50], ids[50:60], ids, ids[:3]):
+    for part in (ids[:50], ids[20:30], ids, ids[:3]):
         for got, want in zip(far.__getitems__(part), local.__getitems__(part), strict=True):
             same(got, want)
     assert far.transfers().needed_bytes > 0
@@ -87,13 +87,13 @@ def test_samples_are_those_of_the_files(
 def test_other_ways_to_read(root: Path, server: RangeServer) -> None:
     local, far = shardload.open(root / "every"), shardload.open(f"{server.url}/every")
     assert (far.column("label") == local.column("label")).all()
-    for name in ("tokens", "text", "captions"):
+    for name in ("tokens", "text"):
         assert (far.lengths(name) == local.lengths(name)).all()
     assert far.statistics() == local.statistics()
-    assert far.find(local[77]["id"]) == 77
-    assert far.places([3, 120]) == local.places([3, 120])
+    assert far.find(local[21]["id"]) == 21
+    assert far.places([3, 20]) == local.places([3, 20])
     assert (np.array(far.record_sizes()) == np.array(local.record_sizes())).all()
-    assert far[10:90].select([5, 1]).fingerprint == local[10:90].select([5, 1]).fingerprint
+    assert far[10:28].select([5, 1]).fingerprint == local[10:28].select([5, 1]).fingerprint
     assert verify_dataset(f"{server.url}/every", samples=True) == []
     windows = [shardload.TokenWindows(one, "tokens", 64) for one in (local, far)]
     for got, want in zip(windows[1].__getitems__(range(9)), windows[0].__getitems__(range(9)), strict=True):
@@ -113,7 +113,7 @@ def test_by_any_protocol(root: Path) -> None:
         files.rm("/far", recursive=True)
 
 
-@pytest.mark.parametrize("shuffle", ["full", "block", False])
+@pytest.mark.parametrize("shuffle", [True, "block", False])
 def test_loaders_agree_and_go_on_from_each_others_states(root: Path, server: RangeServer, shuffle: Any) -> None:
     def loader(dataset: Any) -> shardload.ShardLoader:
         return shardload.ShardLoader(dataset, 16, shuffle=shuffle, seed=3, with_ids=True)
@@ -200,7 +200,7 @@ def _flip(server: RangeServer, name: str, start: int, stop: int, times: int | No
     lock, hits = threading.Lock(), [0]
 
     def change(answer: Answer) -> None:
-        at = (start + stop) // 2
+        at = start + 20 if stop - start > 1000 else (start + stop) // 2
         with lock:
             if name in answer.name and answer.start <= at < answer.stop and (times is None or hits[0] < times):
                 hits[0] += 1
@@ -219,7 +219,7 @@ PARTS: dict[str, tuple[str, Callable[[Any], tuple[int, int]]]] = {
     "records": ("mixed", lambda shard: _section(shard, 1)),
     "wide": ("mixed", lambda shard: _section(shard, 2)),
     "items": ("streams", lambda shard: _section(shard, 5)),
-    "sums": ("streams", lambda shard: _section(shard, 6)),
+    "sums": ("streams", lambda shard: _section(shard, 10)),
     "values": ("images", lambda shard: _section(shard, 1)),
 }
 
@@ -240,15 +240,17 @@ def test_damage_on_the_way_is_fetched_again_and_damage_in_the_store_is_told(
     monkeypatch.setattr(access, "INDEX_BUDGET_BYTES", budget)
     ids = range(min(100, shard.entry.num_samples))
     far = shardload.open(f"{server.url}/{name}")
-    hits = _flip(server, shard.entry.name, *place(shard), 1)
+    # Read by page, the end of so small a shard has the bytes once already, for nothing.
+    times = 2 if budget == 0 and part == "sums" else 1
+    hits = _flip(server, shard.entry.name, *place(shard), times)
     for got, want in zip(far.__getitems__(ids), local.__getitems__(ids), strict=True):
         same(got, want)
-    assert hits == [1] and far.transfers().num_rereads == 1
+    assert hits == [times] and far.transfers().num_rereads == 1
     hits = _flip(server, shard.entry.name, *place(shard), None)
     other = shardload.open(f"{server.url}/{name}")
     with pytest.raises(FormatError, match="the stored object differs from what was written") as caught:
         other.__getitems__(ids)
-    assert hits[0] == 2 and caught.value.shard == shard.entry.name
+    assert hits[0] == times + 1 and caught.value.shard == shard.entry.name
     assert part == "magic" or isinstance(caught.value, ChecksumError)
     server.change = None
     for got, want in zip(other.__getitems__(ids), local.__getitems__(ids), strict=True):
@@ -279,7 +281,7 @@ def test_pickles_states_and_messages(root: Path, server: RangeServer) -> None:
     with pytest.raises(StateMismatchError) as caught:
         shardload.open(f"{server.url}/mixed?sig=canary-query", fingerprint="0" * 64).fingerprint  # noqa: B018
     assert not [text for text in [*shown, str(caught.value)] if "canary" in text]
-    with pytest.raises(AnswerError, match="is missing|not a dataset|missing"):
+    with pytest.raises(AnswerError, match="is missing"):
         shardload.open(f"{server.url}/mixed", version=7)[0]
 
 

@@ -336,17 +336,28 @@ class Access:
         if len(samples):
             self._announce(samples, fields)
 
+    @rereads
+    def ranges(self, sample_ids: Int64, fields: Sequence[Field]) -> Ranges:
+        """Returns where the bytes of fields lie in samples, beside their rows: sorted by nothing, one range a piece."""
+        found = self._ranges(self._locate(sample_ids), fields)
+        return joined(found) if found else Ranges(*np.empty((3, 0), dtype=np.int64))
+
     def _announce(self, samples: Located, fields: Sequence[Field]) -> None:
-        ranges = [self._wide[field.name].ranges(samples) for field in fields if field.wide]
-        for field in fields:
+        ranges = self._ranges(samples, fields)
+        for field in fields if self._far else ():
             if field.streamed:
-                ranges += [self._streams[field.name].hint(samples), *self._sum_ranges(field, samples.shard_ids)]
-        if any(field.in_record for field in fields):
-            ranges.append(self._records.ranges(samples))
+                ranges += self._sum_ranges(field, samples.shard_ids)
         # A file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(OSError):
             for some in [joined(ranges)] if self._far and ranges else ranges:
                 self.engine.will_need(some)
+
+    def _ranges(self, samples: Located, fields: Sequence[Field]) -> list[Ranges]:
+        ranges = [self._wide[field.name].ranges(samples) for field in fields if field.wide]
+        ranges += [self._streams[field.name].hint(samples) for field in fields if field.streamed]
+        if any(field.in_record for field in fields):
+            ranges.append(self._records.ranges(samples))
+        return ranges
 
     def _sum_ranges(self, field: Field, shard_ids: Int64) -> list[Ranges]:
         """Returns where checksums of a stream lie that are to be fetched beside it."""

@@ -182,6 +182,11 @@ class ShardDataset(SampleSource):
             access = self._process_access()
             access.beside(access.will_need_rows, sample_ids)
 
+    def ranges(self, sample_ids: Int64) -> tuple[Int64, Int64, Int64]:
+        """Returns the shards, first bytes and lengths of the ranges that samples are read from, rows left out."""
+        found = self._process_access().ranges(sample_ids, self.field_list)
+        return found.shard_ids, found.starts, found.lengths
+
     @property
     def far(self) -> bool:
         """Whether it is read from a URL."""

@@ -190,9 +190,10 @@ def test_blocks_cost_what_reading_in_order_does(server: RangeServer) -> None:
     with shardload.ShardLoader(far, 32, shuffle=shuffle, seed=1) as loader:
         assert sum(len(batch["tokens"]) for batch in loader) == 992
         stats = loader.stats()
-    assert stats.amplification <= 1.15
-    # Two windows more are announced, of the next epoch; blocks that cross shards are two ranges.
-    assert stats.num_requests <= len(far.table) + 60
+    # The first window of the next epoch is announced as well. Blocks that cross shards are two ranges.
+    assert stats.requested_bytes <= 1.05 * (stats.needed_bytes + 4 * 128 * 4096)
+    # The first batch is read at once, while its window is being planned: its samples may be requests of their own.
+    assert stats.num_requests <= len(far.table) + 2 * 12 + 32
 
 
 def _flip(server: RangeServer, name: str, start: int, stop: int, times: int | None) -> list[int]:

@@ -175,7 +175,7 @@ CHEAP_GAP_BYTES = 64 << 10
 """No wider gap is read only because it costs less than a request: bytes also cost whoever shares the link, and money."""
 _CHEAP_PART = 8
 """Such a gap costs at most this part of a request, so that an error in what was measured does no harm."""
-_MOST_WASTE = 0.1
+_MOST_WASTE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ def plan_requests(groups: Int64, starts: Int64, lengths: Int64, worth: Worth) ->
     """Returns the requests for ranges of files in a store: merged where that costs less, in the order of the files.
 
     A gap between two ranges is read where it costs at most an eighth of a request and is not above `CHEAP_GAP_BYTES`. Others that
-    cost less than a request are read, the smallest first, as long as they are together at most a tenth of what is needed. So
+    cost less than a request are read, the smallest first, as long as they are together at most a twentieth of what is needed. So
     a file whose ranges lie near each other comes as a whole.
 
     Args:

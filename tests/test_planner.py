@@ -169,7 +169,7 @@ def test_requests_bring_what_is_needed_and_little_else(pieces, request_bytes, ma
             needed += max(0, high - max(low, reached))
             reached = max(reached, high)
     total = sum(n for _, _, n in planned)
-    assert needed <= total <= 1.1 * needed + gaps
+    assert needed <= total <= 1.05 * needed + gaps
     if all(size <= max_request_bytes // 2 for _, _, size in ranges):
         assert len(planned) <= sum(size > 0 for _, _, size in ranges)
 

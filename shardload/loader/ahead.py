@@ -14,6 +14,8 @@ class Ahead:
     """Batches that are read together."""
     hinted_batches: int
     """Batches that are announced to the storage at a time; 0 for none."""
+    early: bool = False
+    """Whether batches are announced when those announced before them are begun; else when half of these were read."""
     num_threads: int = 0
     """Threads that read bursts while batches are made of earlier ones; 0: one thread does both."""
 
@@ -55,7 +57,7 @@ def plan_ahead(
         num_threads = min(most_threads, cores) if cores > 1 else 0
     burst = int(min(prefetch_batches, _MAX_BURST_BATCHES, max(1, _BURST_BYTES // max(batch_bytes, 1.0))))
     hinted = int(min(_FAR_HINTED_BATCHES if far else _HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0))))
-    return Ahead(burst, hinted, num_threads)
+    return Ahead(burst, hinted, far, num_threads)
 
 
 def useful_threads(sample_bytes: float, *, plain_strings: bool, in_memory: bool) -> int:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shardload.codecs import Codec
 from shardload.errors import FormatError
+from shardload.format import layout
 from shardload.format.keys import find_keys
 from shardload.format.ragged import Ragged, join_ragged
 from shardload.format.rows import RAW, STORED, count_column, row_layout, valid_mask
@@ -285,11 +286,12 @@ class Access:
     def find(self, digests: Sequence[bytes]) -> Int64:
         """Returns the id of the sample of each key's digest, -1 where there is none: int64 of shape (digests,)."""
         ids = np.full(len(digests), -1, dtype=np.int64)
-        for shard_id in range(len(self._table)):
+        number = self._schema.number(self._schema.key)
+        for shard_id, shard in enumerate(self._shards.in_groups(layout.SECTION_KEYS, number)):
             missing = np.flatnonzero(ids < 0)
             if not len(missing):
                 break
-            found = find_keys(self.shard(shard_id).sections.keys(), [digests[slot] for slot in missing.tolist()])
+            found = find_keys(shard.sections.keys(), [digests[slot] for slot in missing.tolist()])
             ids[missing[found >= 0]] = self._table.first_sample_ids[shard_id] + found[found >= 0]
         return ids
 
@@ -297,15 +299,14 @@ class Access:
     def statistics(self) -> list[FieldStatistics]:
         """Returns what the fields of the schema hold, over all shards."""
         total = [FieldStatistics() for _ in self._schema.fields]
-        for shard_id in range(len(self._table)):
-            total = [a + b for a, b in zip(total, self.shard(shard_id).sections.statistics(), strict=True)]
+        for shard in self._shards.in_groups(layout.SECTION_STATISTICS):
+            total = [a + b for a, b in zip(total, shard.sections.statistics(), strict=True)]
         return total
 
     @rereads
     def num_samples(self) -> int:
         """Returns the number of samples once all shards have borne out the table: memory may then be taken for them."""
-        for shard_id in range(len(self._table)):
-            self.shard(shard_id)
+        self._shards.open(np.arange(len(self._table)))
         return int(self._table.first_sample_ids[-1])
 
     def _all_samples(self) -> Iterator[Located]:

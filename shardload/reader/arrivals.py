@@ -51,7 +51,8 @@ class Request:
         """Bytes that are held for it."""
         self.state = _WAITING
         self.error: Exception | None = None
-        self.done = threading.Event()
+        self.done: threading.Event | None = None
+        """Set when it is done; made by who waits for it."""
 
 
 class Span:
@@ -205,6 +206,7 @@ class Arrivals:
     def _add(self, missing: list[Place], ends: list[Place]) -> list[Request]:
         """Enters spans for what is missing, cut where requests end; both are in the order of the files."""
         requests, at = [], 0
+        new: dict[int, list[Span]] = {}
         for place in ends:
             request = Request(place, self._serial)
             requests.append(request)
@@ -213,13 +215,15 @@ class Arrivals:
                 _, start, stop = missing[at]
                 span = Span(max(start, low), min(stop, high), request)
                 request.spans.append(span)
-                starts, spans = self._starts.setdefault(shard_id, []), self._spans.setdefault(shard_id, [])
-                slot = bisect.bisect_left(starts, span.start)
-                starts.insert(slot, span.start)
-                spans.insert(slot, span)
+                new.setdefault(shard_id, []).append(span)
                 if stop > high:
                     break
                 at += 1
+        for shard_id, spans in new.items():
+            spans += self._spans.get(shard_id, ())
+            spans.sort(key=_start)
+            self._spans[shard_id] = spans
+            self._starts[shard_id] = [span.start for span in spans]
         return requests
 
     def _remove(self, span: Span) -> None:
@@ -243,14 +247,16 @@ class Arrivals:
             with self._changed:
                 found = self._overlapping(shard_id, start, start + 1)
                 data = found[0].data if found else None
-            if not found:
+                request = found[0].request if found else None
+                if request is not None and request.state != _DONE and request.done is None:
+                    request.done = threading.Event()
+            if request is None:
                 place = (np.array([number], dtype=np.int64) for number in (shard_id, start, stop - start))
                 self.announce(*place, urgent=True)
                 continue
             if data is not None:
                 return found[0], data
-            request = found[0].request
-            while not request.done.wait(_CHECK_SECONDS):
+            while request.done is not None and not request.done.wait(_CHECK_SECONDS):
                 if not self._num_threads:
                     raise StorageError("the threads that fetch have ended; this is a bug, or the process forked")
             if request.error is not None:
@@ -361,5 +367,10 @@ class Arrivals:
             request.cost = needed if copied else request.num_bytes
             self._held_bytes += request.cost
             self._arrived[request] = None
-        request.done.set()
+        if request.done is not None:
+            request.done.set()
         self._wake(1)
+
+
+def _start(span: Span) -> int:
+    return span.start

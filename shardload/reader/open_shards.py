@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ Int64 = NDArray[np.int64]
 
 _TAILS_BYTES = 64 << 20
 """Ends of shards that are fetched at once, or that of one shard."""
+_GROUP_SHARDS = 32
+"""Shards of which a section each is announced at a time."""
 _DESCRIPTION_BYTES, _DICTIONARY_BYTES = 16 << 10, 128 << 10
 """What these sections are taken to have where nobody has told; a longer one costs another request."""
 
@@ -125,6 +127,22 @@ class OpenShards:
             for start, length in self.get(reads.shard_id).row_ranges(reads.local_ids)
         ]
         return Ranges(*np.array(found, dtype=np.int64).T) if found else None
+
+    def in_groups(self, kind: int, number: int = layout.NO_FIELD) -> Iterator[ShardReader]:
+        """Yields all shards; of those far away some are opened, and have a section announced, at a time.
+
+        Args:
+            kind: of the section that is to be read of each.
+            number: of its field.
+        """
+        for first in range(0, len(self._table), _GROUP_SHARDS):
+            group = range(first, min(first + _GROUP_SHARDS, len(self._table)))
+            self.open(np.array(group))
+            if isinstance(self._files, FarFiles):
+                sections = [self.get(shard_id).head.section(kind, number) for shard_id in group]
+                rows = [(shard_id, one.start, one.num_bytes) for shard_id, one in zip(group, sections, strict=True)]
+                self._files.engine.will_need(Ranges(*np.array(rows, dtype=np.int64).T))
+            yield from map(self.get, group)
 
     def sums(self, shard_id: int, number: int) -> NDArray[np.uint32]:
         """Returns the checksums of all blocks of a stream in a shard: uint32 of shape (blocks,)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import pytest
 from any_dataset import assert_same
 from range_server import Answer, RangeServer
 from samples import write_everything, write_mixed
+from torch.utils.data import DataLoader
 
 import shardload
 from shardload.errors import ChecksumError, FormatError, StateMismatchError
@@ -276,6 +279,26 @@ def test_pickles_states_and_messages(root: Path, server: RangeServer) -> None:
     assert not [text for text in [*shown, str(caught.value)] if "canary" in text]
     with pytest.raises(AnswerError, match="is missing"):
         shardload.open(f"{server.url}/mixed", version=7)[0]
+
+
+def test_forked_workers_have_connections_of_their_own(root: Path, server: RangeServer) -> None:
+    far = shardload.open(f"{server.url}/mixed")
+    want = [sample["number"] for sample in far.__getitems__(range(40))]
+    # Forked in the midst of fetching: locks may be held, and threads are not there.
+    far.will_need(np.arange(40, NUM_SAMPLES))
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if [sample["number"] for sample in far.__getitems__(range(40))] == want else 2
+            del far
+            gc.collect()
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert [sample["number"] for sample in far.__getitems__(range(NUM_SAMPLES))] == list(range(NUM_SAMPLES))
+    loader = DataLoader(far, batch_size=30, num_workers=1, collate_fn=shardload.collate)
+    assert [int(i) for batch in loader for i in batch["number"]] == list(range(NUM_SAMPLES))
 
 
 def test_memory_of_what_was_announced_is_given_back(server: RangeServer) -> None:

@@ -170,3 +170,56 @@ def last_not_above(
         else:
             guess = (low + high) // 2
     return low
+
+
+CHEAP_GAP_BYTES = 64 << 10
+"""No wider gap is read only because it costs less than a request: bytes also cost whoever shares the link, and money."""
+_CHEAP_PART = 8
+"""Such a gap costs at most this part of a request, so that an error in what was measured does no harm."""
+_MOST_WASTE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What requests to a store cost, as measured."""
+
+    request_bytes: float
+    """The bytes that a running request brings in the time that another request takes to answer: latency times bandwidth."""
+    max_request_bytes: int
+    """Longer ranges come faster in several requests at once."""
+
+
+def plan_requests(groups: Int64, starts: Int64, lengths: Int64, worth: Worth) -> tuple[Int64, Int64, Int64]:
+    """Returns the requests for ranges of files in a store: merged where that costs less, in the order of the files.
+
+    A gap between two ranges is read where it costs at most an eighth of a request and is not above `CHEAP_GAP_BYTES`. Others that
+    cost less than a request are read, the smallest first, as long as they are together at most a twentieth of what is needed. So
+    a file whose ranges lie near each other comes as a whole.
+
+    Args:
+        groups: number of the file of each range: int64 of shape (ranges,).
+        starts: first byte in it, likewise.
+        lengths: bytes, likewise.
+        worth: what a request costs.
+
+    Returns:
+        The same three for the requests: disjoint, each at most `worth.max_request_bytes` long.
+    """
+    some = lengths > 0
+    groups, starts, lengths = join_ranges(groups[some], starts[some], lengths[some], max_gap_bytes=0)
+    if not len(groups):
+        return groups, starts, lengths
+    stops = starts + lengths
+    gaps = np.where(np.diff(groups) == 0, starts[1:] - stops[:-1], np.iinfo(np.int64).max)
+    closed = gaps <= min(worth.request_bytes / _CHEAP_PART, CHEAP_GAP_BYTES)
+    # A quarter: so that a gap never makes a request of its own where what it joins is cut.
+    rest = np.flatnonzero(~closed & (gaps <= min(worth.request_bytes, worth.max_request_bytes // 4)))
+    rest = rest[np.argsort(gaps[rest], kind="stable")]
+    closed[rest[np.cumsum(gaps[rest]) <= _MOST_WASTE * int(lengths.sum())]] = True
+    firsts = np.concatenate([[0], np.flatnonzero(~closed) + 1])
+    lasts = np.concatenate([firsts[1:], [len(groups)]]) - 1
+    groups, starts, lengths = groups[firsts], starts[firsts], stops[lasts] - starts[firsts]
+    counts = -(-lengths // worth.max_request_bytes)
+    numbers, which = counted(np.zeros_like(counts), counts), np.repeat(np.arange(len(counts)), counts)
+    lows, highs = (lengths[which] * (numbers + more) // counts[which] for more in (0, 1))
+    return groups[which], starts[which] + lows, highs - lows

@@ -5,6 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True, slots=True)
+class Transfers:
+    """What was fetched from a store that is a request away."""
+
+    num_requests: int = 0
+    """Requests for ranges."""
+    requested_bytes: int = 0
+    """Bytes that came by them."""
+    needed_bytes: int = 0
+    """Bytes that were read of these, with heads and rows of shards."""
+    num_rereads: int = 0
+    """Ranges that were fetched once more because their content was damaged."""
+
+    def __add__(self, other: Transfers) -> Transfers:
+        return Transfers(
+            self.num_requests + other.num_requests,
+            self.requested_bytes + other.requested_bytes,
+            self.needed_bytes + other.needed_bytes,
+            self.num_rereads + other.num_rereads,
+        )
+
+
 @dataclass(slots=True)
 class LoaderStats:
     """What a loader has done since it was made."""
@@ -38,17 +60,32 @@ class LoaderStats:
     num_helper_batches: int = 0
     """Batches that a helper process has read, because the training loop kept the interpreter to itself."""
 
+    num_requests: int = 0
+    """Requests for ranges that this process has made to the store of a remote dataset; 0 for local ones."""
+    requested_bytes: int = 0
+    """Bytes that came by them."""
+    needed_bytes: int = 0
+    """Bytes that were read of these."""
+    num_rereads: int = 0
+    """Ranges that were fetched once more because their content was damaged."""
+
     device: str = ""
     """The CUDA device that batches are copied to, with its index; empty for others, and before the first `iter`."""
     pinned: bool = False
     """Whether batches go through page-locked memory; False before the first `iter`."""
     engine: str = ""
-    """How samples are read: `map`, many ranges of mapped files a call, or `pread`; empty before the first batch."""
+    """How samples are read: `map`, many ranges of mapped files a call, `pread`, or `ranges` of a store; empty before the first
+    batch."""
 
     @property
     def fill(self) -> float:
         """Part of the places for items that hold one, 0 to 1; the rest is padding. 0 where samples are not put together."""
         return self.num_tokens / self.num_token_places if self.num_token_places else 0.0
+
+    @property
+    def amplification(self) -> float:
+        """Bytes that came from a store for each one that was needed; 0 for local datasets."""
+        return self.requested_bytes / self.needed_bytes if self.needed_bytes else 0.0
 
     @property
     def stall_fraction(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 from pathlib import Path
@@ -26,6 +27,17 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+if store := os.environ.get("SHARDLOAD_TEST_STORE"):
+    import stores
+
+    stores.read_through(store)
+
+    def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+        for item in items:
+            if item.name.partition("[")[0] in stores.FILES_ONLY:
+                item.add_marker(pytest.mark.skip(reason="is about files"))
 
 
 @pytest.fixture(scope="session")

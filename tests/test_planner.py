@@ -8,7 +8,16 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shardload.planner import cut_by_shard, join_ranges, last_not_above, merge_ranges, plan_by_shard
+from shardload.planner import (
+    CHEAP_GAP_BYTES,
+    Worth,
+    cut_by_shard,
+    join_ranges,
+    last_not_above,
+    merge_ranges,
+    plan_by_shard,
+    plan_requests,
+)
 
 
 @given(counts=st.lists(st.integers(1, 50), min_size=1, max_size=20), data=st.data())
@@ -121,3 +130,59 @@ def test_all_looks_but_a_few_are_at_neighbours():
         assert len(looks) <= 20
         num_pages.append(len({at // 700 for at in looks}))
     assert np.mean(num_pages) < 3
+
+
+SIZES = st.one_of(st.integers(0, 300), st.integers(60 << 10, 130 << 10), st.integers(0, 3 << 20))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    pieces=st.lists(st.tuples(st.integers(0, 2), SIZES, SIZES), max_size=40),
+    request_bytes=st.sampled_from([0.0, 1000.0, 800e3, 20e6]),
+    max_request_bytes=st.sampled_from([1 << 20, 8 << 20]),
+    order=st.randoms(use_true_random=False),
+)
+def test_requests_bring_what_is_needed_and_little_else(pieces, request_bytes, max_request_bytes, order):
+    worth = Worth(request_bytes, max_request_bytes)
+    at, ranges = [0, 0, 0], []
+    for group, gap, size in pieces:
+        # A gap below zero: ranges may overlap.
+        start = max(0, at[group] + gap - 100)
+        ranges.append((group, start, size))
+        at[group] = max(at[group], start + size)
+    order.shuffle(ranges)
+    columns = [np.array(column, dtype=np.int64) for column in zip(*ranges, strict=True)] or [np.empty(0, np.int64)] * 3
+    planned = list(zip(*(column.tolist() for column in plan_requests(*columns, worth)), strict=True))
+    for group, start, size in ranges:
+        mine = sorted((max(a, start), min(a + n, start + size)) for g, a, n in planned if g == group)
+        assert sum(max(0, high - low) for low, high in mine) == size
+    assert planned == sorted(planned)
+    assert all(0 < n <= max_request_bytes for _, _, n in planned)
+    assert all(g != h or a + n <= b for (g, a, n), (h, b, _) in itertools.pairwise(planned))
+    needed = gaps = 0
+    cheap = min(request_bytes / 8, CHEAP_GAP_BYTES)
+    for group in range(3):
+        edges = sorted((a, a + n) for g, a, n in ranges if g == group and n)
+        reached = edges[0][0] if edges else 0
+        for low, high in edges:
+            gaps += low - reached if 0 < low - reached <= cheap else 0
+            needed += max(0, high - max(low, reached))
+            reached = max(reached, high)
+    total = sum(n for _, _, n in planned)
+    assert needed <= total <= 1.05 * needed + gaps
+    if all(size <= max_request_bytes // 2 for _, _, size in ranges):
+        assert len(planned) <= sum(size > 0 for _, _, size in ranges)
+
+
+def test_neighbours_are_one_request_and_a_dense_file_comes_whole():
+    worth = Worth(1e6, 4 << 20)
+    rng = np.random.default_rng(0)
+    samples = np.arange(0, 4000, 4) + rng.integers(0, 4, 1000)
+    groups = np.zeros(1000, dtype=np.int64)
+    # Samples of 4 KiB, a quarter of them, lie a few apart: so near that the file is read from the first to the last.
+    plan = plan_requests(groups, samples * 4096, np.full(1000, 4096), worth)
+    assert len(plan[0]) == -(-int((samples[-1] + 1 - samples[0]) * 4096) // (4 << 20))
+    # Of samples of 100 KB the ones between are too dear.
+    plan = plan_requests(groups, samples * 100_000, np.full(1000, 100_000), worth)
+    assert plan[2].sum() <= 1.1 * 1000 * 100_000 and len(plan[0]) < 1000
+    assert len(plan_requests(*[np.empty(0, np.int64)] * 3, worth)[0]) == 0

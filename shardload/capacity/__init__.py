@@ -4,6 +4,7 @@ from shardload.capacity.demand import Flow, Stage, plan_stages
 from shardload.capacity.explanation import SOURCES, explain
 from shardload.capacity.formula import Step
 from shardload.capacity.measurement import Measurement, Speed, measure
+from shardload.capacity.reads import ReadPlan, plan_reads
 from shardload.capacity.verdict import Verdict, judge
 from shardload.capacity.workload import Workload
 
@@ -11,6 +12,7 @@ __all__ = [
     "SOURCES",
     "Flow",
     "Measurement",
+    "ReadPlan",
     "Speed",
     "Stage",
     "Step",
@@ -19,5 +21,6 @@ __all__ = [
     "explain",
     "judge",
     "measure",
+    "plan_reads",
     "plan_stages",
 ]

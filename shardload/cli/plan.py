@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,11 +13,15 @@ from shardload.capacity import Measurement, Workload, explain, judge, measure, p
 from shardload.capacity.demand import REQUEST_BYTES, Stage, values_of
 from shardload.capacity.measurement import DEFAULT_SECONDS
 from shardload.capacity.picture import check_picture, draw
+from shardload.cli.plan_reads import echo_reads, planned_reads, reads_facts
 from shardload.cli.plan_table import echo_plan
 from shardload.cli.storage import storage_option
 from shardload.cli.text import echo, echo_json
 from shardload.errors import ShardloadError
 from shardload.quantities import format_seconds, parse_bytes, parse_number, parse_seconds, parse_share
+
+if TYPE_CHECKING:
+    from shardload.reader.dataset import ShardDataset
 
 _MEASURE_SECONDS = (0.01, 3600.0)
 
@@ -87,7 +91,11 @@ def _fact_options(command: Callable[..., int]) -> Callable[..., int]:
 
 @click.command()
 @_fact_options
-@click.option("--dataset", metavar="PATH", help="Take size and number of samples from this dataset.")
+@click.option(
+    "--dataset",
+    metavar="PATH",
+    help="Take size and number of samples from this dataset; of a URL tell what reading it costs.",
+)
 @storage_option
 @click.option(
     "--measure",
@@ -120,9 +128,10 @@ def plan(
     bursts; checkpoints and restores must reach their burst. Times are 3600, 90s, 30min, 1h, 1h30min or 2d; sizes 110kB,
     4KiB or 1.5G. Results are in decimal units: 1 GB/s is 10^9 bytes a second.
     """
-    workload = _workload(dataset, storage_options, facts)
+    workload, opened = _workload(dataset, storage_options, facts)
     stages = plan_stages(workload)
-    if not any(stage.flows for stage in stages):
+    reads = planned_reads(opened) if opened is not None and opened.far else []
+    if not reads and not any(stage.flows for stage in stages):
         raise click.UsageError(
             "nothing can be planned from that: give --params, or --gpus, --samples-per-gpu and --sample-size"
         )
@@ -132,10 +141,14 @@ def plan(
     if plot is not None:
         draw(stages, measurement, plot)
     if as_json:
-        echo_json(_facts_of(workload, stages, measurement, explained))
+        echo_json(
+            _facts_of(workload, stages, measurement, explained) | ({"reads": reads_facts(reads)} if reads else {})
+        )
         return 0
     options = {name: option for name, (option, _, _) in _FACTS.items()}
     echo_plan(workload, stages, measurement, options)
+    if reads:
+        echo_reads(reads)
     if explained:
         echo("")
         for line in explain(stages):
@@ -143,7 +156,10 @@ def plan(
     return 0
 
 
-def _workload(dataset: str | None, storage_options: dict[str, Any], facts: dict[str, float | None]) -> Workload:
+def _workload(
+    dataset: str | None, storage_options: dict[str, Any], facts: dict[str, float | None]
+) -> tuple[Workload, ShardDataset | None]:
+    opened = None
     given = {name: value for name, value in facts.items() if value is not None}
     if "bytes_per_token" in given and "batch_tokens" not in given:
         raise click.UsageError("--bytes-per-token goes with --batch-tokens")
@@ -151,9 +167,10 @@ def _workload(dataset: str | None, storage_options: dict[str, Any], facts: dict[
         for name in ("sample_bytes", "num_samples"):
             if name in given:
                 raise click.UsageError(f"--dataset tells what {_FACTS[name][0]} says: leave one out")
-        given |= _size_of(dataset, storage_options)
+        opened = _opened(dataset, storage_options)
+        given |= {"num_samples": len(opened), "sample_bytes": opened.num_bytes / len(opened)}
     try:
-        return Workload(**given)  # type: ignore[arg-type]
+        return Workload(**given), opened  # type: ignore[arg-type]
     except ValueError as error:
         raise click.UsageError(_with_options(str(error))) from None
 
@@ -163,14 +180,13 @@ def _with_options(text: str) -> str:
     return re.sub(r"\w+", lambda word: _FACTS[word[0]][0] if word[0] in _FACTS else word[0], text)
 
 
-def _size_of(dataset: str, storage_options: dict[str, Any]) -> dict[str, float]:
+def _opened(dataset: str, storage_options: dict[str, Any]) -> ShardDataset:
     from shardload.reader import open_dataset
 
     opened = open_dataset(dataset, storage_options=storage_options)
-    manifest = opened.manifest
-    if not manifest.num_samples:
+    if not len(opened):
         raise click.UsageError(f"{opened.location} has no samples to plan with")
-    return {"num_samples": manifest.num_samples, "sample_bytes": manifest.num_bytes / manifest.num_samples}
+    return opened
 
 
 def _check_plot(plot: str) -> None:

@@ -23,7 +23,7 @@ from shardload.storage.secrets import shown as shown_location
 @click.argument("dataset")
 @storage_option
 @click.option("--samples", is_flag=True, help="Also read and decode every sample.")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one a core]")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one a core; 16 of a URL]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def verify(dataset: str, storage_options: dict[str, Any], samples: bool, workers: int | None, as_json: bool) -> int:
     """Compare every byte of DATASET with what was written, and name what is damaged; exit status 1 if anything is."""

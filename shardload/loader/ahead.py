@@ -14,6 +14,8 @@ class Ahead:
     """Batches that are read together."""
     hinted_batches: int
     """Batches that are announced to the storage at a time; 0 for none."""
+    early: bool = False
+    """Whether batches are announced when those announced before them are begun; else when half of these were read."""
     num_threads: int = 0
     """Threads that read bursts while batches are made of earlier ones; 0: one thread does both."""
 
@@ -22,6 +24,8 @@ _BURST_BYTES = 8 << 20
 _MAX_BURST_BATCHES = 8
 _HINTED_BATCHES = 16
 _HINTED_BYTES = 64 << 20
+_FAR_HINTED_BATCHES = 1024
+"""Of a store: the more is announced at a time, the nearer its ranges lie to each other, and the fewer requests they take."""
 _SMALL_BYTES = 4096
 """Of smaller samples the making of a byte string costs as much as its bytes."""
 
@@ -31,6 +35,7 @@ def plan_ahead(
     prefetch_batches: int,
     num_threads: int | None,
     most_threads: int = 4,
+    far: bool = False,
 ) -> Ahead:
     """Returns how far reads go ahead for batches of about so many bytes.
 
@@ -42,6 +47,7 @@ def plan_ahead(
         prefetch_batches: finished batches that may wait; 0 where each is read when it is asked for.
         num_threads: threads that read; None for as many as there are cores for this process, but `most_threads`.
         most_threads: see `useful_threads`.
+        far: whether batches are a request away.
     """
     if prefetch_batches == 0:
         return Ahead(1, 0)
@@ -50,8 +56,8 @@ def plan_ahead(
         cores = len(os.sched_getaffinity(0))
         num_threads = min(most_threads, cores) if cores > 1 else 0
     burst = int(min(prefetch_batches, _MAX_BURST_BATCHES, max(1, _BURST_BYTES // max(batch_bytes, 1.0))))
-    hinted = int(min(_HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0))))
-    return Ahead(burst, hinted, num_threads)
+    hinted = int(min(_FAR_HINTED_BATCHES if far else _HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0))))
+    return Ahead(burst, hinted, far, num_threads)
 
 
 def useful_threads(sample_bytes: float, *, plain_strings: bool, in_memory: bool) -> int:

@@ -51,11 +51,12 @@ class Hints:
         # The first batch is read at once, and windows grow: others do not come at the price of the first ones.
         yield from itertools.islice(ids, 1)
         waiting: collections.deque[RankBatch] = collections.deque()
-        window = min(2, size)
+        window, begun = min(2, size), 0
         (own, coming), rows_announced = _window(ids, after, window), False
         while True:
-            if len(waiting) <= window // 2:
+            if len(waiting) <= (begun if self._ahead.early else window // 2):
                 waiting.extend(own)
+                begun = len(own)
                 if coming:
                     self._waiting.append(Hint(False, coming, rows_announced))
                 window = min(2 * window, size)

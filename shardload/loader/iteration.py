@@ -29,6 +29,7 @@ from shardload.loader.transfer import CudaTransfer, Pinning, cuda_device
 from shardload.memory import BufferPool
 from shardload.quantities import as_integer, parse_bytes
 from shardload.reader.checks import fits_in_memory
+from shardload.reader.far import is_far, transfers_of
 from shardload.reader.source import SampleSource
 from shardload.telemetry import LoaderStats
 
@@ -161,6 +162,9 @@ class Course:
         stats = replace(self.stats)
         if self.pool is not None:
             stats.engine = self.dataset.engine_name
+        fetched = transfers_of(self.dataset)
+        stats.num_requests, stats.num_rereads = fetched.num_requests, fetched.num_rereads
+        stats.requested_bytes, stats.needed_bytes = fetched.requested_bytes, fetched.needed_bytes
         for pool in self.pools:
             stats.num_buffers_new += pool.num_new
             stats.num_buffers_reused += pool.num_reused
@@ -202,7 +206,9 @@ def make_course(
     sample_bytes = dataset.num_bytes / max(1, len(dataset))
     batch_bytes = batch_size * sample_bytes
     plain = not recipe.decode and any(field.in_record and field.codec == "none" for field in recipe.fields)
-    useful = useful_threads(sample_bytes, plain_strings=plain, in_memory=fits_in_memory(dataset.num_bytes))
+    far = is_far(dataset)
+    in_memory = not far and fits_in_memory(dataset.num_bytes)
+    useful = useful_threads(sample_bytes, plain_strings=plain, in_memory=in_memory)
     if prefetch_batches is None:
         prefetch_batches = int(
             min(MAX_DEFAULT_BATCHES, max(MIN_DEFAULT_BATCHES, DEFAULT_BYTES // max(batch_bytes, 1.0)))
@@ -224,7 +230,7 @@ def make_course(
         pinned=pinned,
         prefetch_batches=num_batches,
         prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
-        ahead=plan_ahead(batch_bytes, num_batches, threads, useful),
+        ahead=plan_ahead(batch_bytes, num_batches, threads, useful, far),
         num_processes=processes,
         helper=helper,
         max_faults=None if max_faults is None else as_integer(max_faults, "max_faults"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,34 +13,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardload.codecs import Codec
 from shardload.errors import FormatError
+from shardload.format import layout
 from shardload.format.keys import find_keys
 from shardload.format.record import RecordLayout
-from shardload.format.rows import count_column, row_layout, valid_mask
+from shardload.format.rows import count_column, valid_mask
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics
-from shardload.planner import ItemRanges, plan_by_shard
+from shardload.planner import ItemRanges
 from shardload.reader.batch import Column, SampleBatch
 from shardload.reader.checks import CheckedBlocks, Verify, fits_in_memory, resolve_verify
-from shardload.reader.codecs import Codecs
 from shardload.reader.engine_choice import EngineName, choose_engine
-from shardload.reader.engines import Ranges
+from shardload.reader.engines import Ranges, joined
 from shardload.reader.external import ExternalFiles, Outside, spare_bytes
-from shardload.reader.facts import ShardFacts
+from shardload.reader.far_files import FarFiles
 from shardload.reader.files import OpenFiles
 from shardload.reader.items import Segments, sample_of, segments_of
+from shardload.reader.later import Later
 from shardload.reader.located import Located
+from shardload.reader.open_shards import OpenShards, codec_of
 from shardload.reader.places import SamplePlace, sample_places
+from shardload.reader.range_engine import RangeEngine
 from shardload.reader.records import RecordReader
+from shardload.reader.reread import rereads
 from shardload.reader.row_sizes import fixed_bytes, sizes_of
-from shardload.reader.rows import RowCache
 from shardload.reader.shard import ShardReader
 from shardload.reader.snapshot import Snapshot
 from shardload.reader.streams import StreamReader
 from shardload.reader.strings import joined_values
 from shardload.reader.wide import WideReader
 from shardload.storage import LocalStorage, Storage
+from shardload.telemetry import Transfers
 
 Int64 = NDArray[np.int64]
 Buffers = Mapping[str, NDArray[Any]]
@@ -59,45 +63,68 @@ class Access:
         self._table = table = snapshot.table
         self._manifest = manifest = snapshot.manifest
         self._schema = schema = manifest.parsed_schema
-        self._codecs = Codecs(manifest)
-        self._files = OpenFiles(storage)
-        self._cache = RowCache(INDEX_BUDGET_BYTES)
-        row_dtype, num_samples = row_layout(schema).dtype, manifest.num_samples
-        # Its memory is taken as shards fill it, after their checks.
-        whole = num_samples * row_dtype.itemsize <= INDEX_BUDGET_BYTES
-        self._rows = np.empty(num_samples, dtype=row_dtype) if whole else None
-        self._ready = np.zeros(len(table), dtype=np.bool_)
-        self._opened = np.zeros(len(table), dtype=np.bool_)
-        self._shards: dict[int, ShardReader] = {}
-        self._lock = threading.Lock()
-        self._first = table.first_sample_ids
+        near, num_samples = isinstance(storage, LocalStorage), manifest.num_samples
         # What comes from far away stays nowhere, and each arrival is a new one.
-        near = isinstance(storage, LocalStorage)
         num_bytes = manifest.num_bytes + manifest.external_bytes
         self._fits = near and fits_in_memory(num_bytes)
-        self._hinted = CheckedBlocks(num_samples)
-        self.engine = choose_engine(engine, storage, self._files, table, self._fits, spare_bytes(manifest))
+        files = OpenFiles(storage)
+        self.engine = choose_engine(engine, storage, files, table, self._fits, spare_bytes(manifest))
         """What reads the bytes of samples."""
-        self._facts = ShardFacts(schema, table)
-        self._external = ExternalFiles(len(table), self.engine)
+        self._far = isinstance(self.engine, RangeEngine)
+        shard_files = FarFiles(files, self.engine) if isinstance(self.engine, RangeEngine) else files
+        external = ExternalFiles(len(table), self.engine)
+        self._shards = shards = OpenShards(snapshot, shard_files, external, INDEX_BUDGET_BYTES)
+        self._first = table.first_sample_ids
+        self._hinted = CheckedBlocks(num_samples)
+        self._facts = shards.facts
         self._verify = verify = resolve_verify(verify, num_bytes if near else None)
+        self._num_rereads = 0
+        # Shards have to be opened for what is announced, which takes time where they are a request away.
+        self._later = later = Later() if self._far else None
+        if later is not None:
+            weakref.finalize(self, later.close).atexit = False
         shared = self._facts, self.engine
-        own = CheckedBlocks(num_samples), verify, _codec_of(self._shards), self._external
+        own = CheckedBlocks(num_samples), verify, codec_of(shards.readers), external
         self._records = RecordReader(schema, self._facts, self.engine, *own)
         self._wide = {
             field.name: WideReader(field, schema.number(field.name), *shared, CheckedBlocks(num_samples), verify)
             for field in schema.wide_fields
         }
+        sums_of = shards.sums if self._far else None
         self._streams = {
-            field.name: StreamReader(field, schema.number(field.name), *shared, CheckedBlocks(), verify)
+            field.name: StreamReader(field, schema.number(field.name), *shared, CheckedBlocks(), verify, sums_of)
             for field in schema.stream_fields
         }
         self._hinted_blocks = {field.name: CheckedBlocks() for field in schema.stream_fields}
+
+    def shard(self, shard_id: int) -> ShardReader:
+        """Returns the reader of a shard, opened and checked at the first call."""
+        return self._shards.get(shard_id)
+
+    def discard(self, error: FormatError) -> bool:
+        """Drops copies of the bytes that an error names; returns whether another read may give others."""
+        again = error.shard is not None and self._shards.discard(error.shard, error.start, error.stop)
+        self._num_rereads += again
+        return again
+
+    def transfers(self) -> Transfers:
+        """Returns what was fetched from a store so far."""
+        if not isinstance(self.engine, RangeEngine):
+            return Transfers()
+        return self.engine.transfers() + Transfers(num_rereads=self._num_rereads)
+
+    def beside(self, announce: Callable[..., object], *arguments: Any) -> None:
+        """Calls what announces reads: at once, or beside the caller where that takes requests."""
+        if self._later is None:
+            announce(*arguments)
+        else:
+            self._later.call(functools.partial(announce, *arguments))
 
     def read_batch(self, sample_ids: Int64, buffers: Buffers, fields: Sequence[Field]) -> SampleBatch:
         """Returns the given fields of a batch; fixed fields go into their buffer where there is one."""
         return self.read_batches([sample_ids], [buffers], fields)[0]
 
+    @rereads
     def read_batches(
         self, batches: Sequence[Int64], buffers: Sequence[Buffers], fields: Sequence[Field]
     ) -> list[SampleBatch]:
@@ -153,7 +180,7 @@ class Access:
             sample_ids = sample_ids[self._hinted.missing(sample_ids)]
             if not len(sample_ids):
                 return
-        if self._rows is not None or rows_announced:
+        if self._shards.store is not None or rows_announced:
             self._hint(self._locate(sample_ids), fields)
             return
         self.will_need_rows(sample_ids)
@@ -162,17 +189,12 @@ class Access:
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Tells the operating system which pages of row tables will be read; none where the tables are held whole."""
-        if self._rows is not None:
-            return
-        found = [
-            (reads.shard_id, start, length)
-            for reads in plan_by_shard(sample_ids, self._first)
-            for start, length in self.shard(reads.shard_id).row_ranges(reads.local_ids)
-        ]
-        if found:
+        found = self._shards.row_ranges(sample_ids)
+        if found is not None:
             with contextlib.suppress(OSError):
-                self.engine.will_need(Ranges(*np.array(found, dtype=np.int64).T))
+                self.engine.will_need(found)
 
+    @rereads
     def read_items(
         self, field: Field, ranges: ItemRanges, target: NDArray[np.uint8], name: Callable[[int], str], due: bool = True
     ) -> None:
@@ -185,7 +207,7 @@ class Access:
             name: gives what a slot of the ranges is called in messages.
             due: False where `will_need_items` has told that nothing is to be checked.
         """
-        self._open(ranges.shard_ids)
+        self._shards.open(ranges.shard_ids)
 
         def owner(span: int, item: int) -> tuple[Located, str]:
             sample_id = sample_of(int(ranges.shard_ids[span]), item, lambda alone: self.segments(field, alone))
@@ -201,12 +223,12 @@ class Access:
         """
         if not len(ranges):
             return False
-        self._open(ranges.shard_ids)
+        self._shards.open(ranges.shard_ids)
         hinted = self._hinted_blocks[field.name] if self._fits else None
         found = self._streams[field.name].hints(ranges, hinted)
         if found is not None and len(found):
             with contextlib.suppress(OSError):
-                self.engine.will_need(found)
+                self.engine.will_need(joined([found, *self._sum_ranges(field, ranges.shard_ids)]))
         return found is not None
 
     def item_places(self, field: Field, sample_ids: Int64) -> tuple[Int64, Int64]:
@@ -219,12 +241,14 @@ class Access:
         samples = self._locate(ids)
         return samples.shard_ids[slots], self._streams[field.name].first_items(samples)[slots]
 
+    @rereads
     def segments(self, field: Field, ranges: ItemRanges) -> Segments:
         """Returns the parts of samples that ranges of a stream field's items consist of."""
         number = self._schema.stream_fields.index(field)
         num_items = self._table.entries["num_items"][ranges.shard_ids, number].astype(np.int64)
         return segments_of(ranges, field, num_items, self._first, self._locate)
 
+    @rereads
     def check_rows(self, shard_id: int, start: int, stop: int) -> None:
         """Checks that what the packed rows of a half-open range of a shard's samples say can be.
 
@@ -238,6 +262,7 @@ class Access:
         self._records.external_ranges(samples)
         self.shard(shard_id).check_streams(local_ids)
 
+    @rereads
     def lengths(self, field: Field, ids: Int64) -> Int64:
         """Returns the length of a value in samples: items of ragged fields, bytes of others in the record."""
         lengths = np.empty(len(ids), dtype=np.int64)
@@ -255,6 +280,7 @@ class Access:
                 lengths[part] = samples.rows[count_column(field)]
         return lengths
 
+    @rereads
     def record_sizes(self) -> tuple[Int64, Int64]:
         """Returns the bytes of each sample, as stored and decompressed."""
         sizes = np.full((2, self.num_samples()), fixed_bytes(self._schema), dtype=np.int64)
@@ -267,6 +293,7 @@ class Access:
         """Returns the bytes of samples, decompressed."""
         return np.asarray(sizes_of(self._locate(sample_ids).rows, self._schema)[1])
 
+    @rereads
     def places(self, sample_ids: Int64) -> list[SamplePlace]:
         """Returns where samples lie, in the order of their ids, each once."""
         samples = self._locate(np.unique(sample_ids))
@@ -280,28 +307,31 @@ class Access:
         """Returns where fields of samples lie in existing files; see `RecordReader.external_ranges`."""
         return self._records.external_ranges(self._locate(sample_ids))
 
+    @rereads
     def find(self, digests: Sequence[bytes]) -> Int64:
         """Returns the id of the sample of each key's digest, -1 where there is none: int64 of shape (digests,)."""
         ids = np.full(len(digests), -1, dtype=np.int64)
-        for shard_id in range(len(self._table)):
+        number = self._schema.number(self._schema.key)
+        for shard_id, shard in enumerate(self._shards.in_groups(layout.SECTION_KEYS, number)):
             missing = np.flatnonzero(ids < 0)
             if not len(missing):
                 break
-            found = find_keys(self.shard(shard_id).sections.keys(), [digests[slot] for slot in missing.tolist()])
+            found = find_keys(shard.sections.keys(), [digests[slot] for slot in missing.tolist()])
             ids[missing[found >= 0]] = self._table.first_sample_ids[shard_id] + found[found >= 0]
         return ids
 
+    @rereads
     def statistics(self) -> list[FieldStatistics]:
         """Returns what the fields of the schema hold, over all shards."""
         total = [FieldStatistics() for _ in self._schema.fields]
-        for shard_id in range(len(self._table)):
-            total = [a + b for a, b in zip(total, self.shard(shard_id).sections.statistics(), strict=True)]
+        for shard in self._shards.in_groups(layout.SECTION_STATISTICS):
+            total = [a + b for a, b in zip(total, shard.sections.statistics(), strict=True)]
         return total
 
+    @rereads
     def num_samples(self) -> int:
         """Returns the number of samples once all shards have borne out the table: memory may then be taken for them."""
-        for shard_id in range(len(self._table)):
-            self.shard(shard_id)
+        self._shards.open(np.arange(len(self._table)))
         return int(self._table.first_sample_ids[-1])
 
     def _all_samples(self) -> Iterator[Located]:
@@ -312,35 +342,14 @@ class Access:
     def _locate(self, sample_ids: Int64) -> Located:
         """Returns where samples are, with their packed rows. Their shards are open then."""
         shard_ids = self._shard_ids(sample_ids)
-        if self._rows is not None:
-            missing = ~self._ready[shard_ids]
-            if missing.any():
-                for shard_id in np.unique(shard_ids[missing]).tolist():
-                    self._load(shard_id)
-            return self._located(sample_ids, shard_ids, None)
-        rows = np.empty(len(sample_ids), dtype=row_layout(self._schema).dtype)
-        for reads in plan_by_shard(sample_ids, self._first):
-            rows[reads.slots] = self.shard(reads.shard_id).rows(reads.local_ids)
-        return self._located(sample_ids, shard_ids, rows)
+        return self._located(sample_ids, shard_ids, self._shards.rows(sample_ids, shard_ids))
 
     def _shard_ids(self, sample_ids: Int64) -> Int64:
         return np.searchsorted(self._first, sample_ids, side="right") - 1
 
     def _located(self, sample_ids: Int64, shard_ids: Int64, rows: NDArray[Any] | None) -> Located:
         local_ids = sample_ids - self._first[shard_ids]
-        return Located(sample_ids, shard_ids, local_ids, rows, self.location, self._table, self._rows)
-
-    def _load(self, shard_id: int) -> None:
-        """Brings the rows of a shard into the store."""
-        shard = self.shard(shard_id)
-        assert self._rows is not None
-        if shard.schema is self._schema:
-            shard.load_rows()
-        else:
-            self._rows[self._first[shard_id] : self._first[shard_id + 1]] = shard.rows(
-                np.arange(shard.entry.num_samples)
-            )
-        self._ready[shard_id] = True
+        return Located(sample_ids, shard_ids, local_ids, rows, self.location, self._table, self._shards.store)
 
     def _hint(self, samples: Located, fields: Sequence[Field]) -> None:
         """Announces what will be read of samples.
@@ -353,48 +362,38 @@ class Access:
         if len(samples):
             self._announce(samples, fields)
 
+    @rereads
+    def ranges(self, sample_ids: Int64, fields: Sequence[Field]) -> Ranges:
+        """Returns where the bytes of fields lie in samples, beside their rows: sorted by nothing, one range a piece."""
+        found = self._ranges(self._locate(sample_ids), fields)
+        return joined(found) if found else Ranges(*np.empty((3, 0), dtype=np.int64))
+
     def _announce(self, samples: Located, fields: Sequence[Field]) -> None:
-        ranges = [self._wide[field.name].ranges(samples) for field in fields if field.wide]
-        ranges += [self._streams[field.name].ranges(samples) for field in fields if field.streamed]
-        recorded = any(field.in_record for field in fields)
-        if recorded:
-            ranges.append(self._records.ranges(samples))
+        ranges = self._ranges(samples, fields)
+        for field in fields if self._far else ():
+            if field.streamed:
+                ranges += self._sum_ranges(field, samples.shard_ids)
         # A file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(OSError):
-            for some in ranges:
+            for some in [joined(ranges)] if self._far and ranges else ranges:
                 self.engine.will_need(some)
         # Where these are stands in the records, which are small and announced by now. What is wrong with them the read tells.
+        recorded = any(field.in_record for field in fields)
         with contextlib.suppress(OSError, FormatError):
             for _, records, outside in self._records.external_ranges(samples) if recorded else ():
                 wanted = np.array([field in fields for field in records.fields])
                 self.engine.will_need(outside.ranges[wanted[outside.fields]])
 
-    def _open(self, shard_ids: Int64) -> None:
-        """Opens shards that are not yet."""
-        missing = ~self._opened[shard_ids]
-        if missing.any():
-            for shard_id in np.unique(shard_ids[missing]).tolist():
-                self.shard(shard_id)
+    def _ranges(self, samples: Located, fields: Sequence[Field]) -> list[Ranges]:
+        ranges = [self._wide[field.name].ranges(samples) for field in fields if field.wide]
+        ranges += [self._streams[field.name].hint(samples) for field in fields if field.streamed]
+        if any(field.in_record for field in fields):
+            ranges.append(self._records.ranges(samples))
+        return ranges
 
-    def shard(self, shard_id: int) -> ShardReader:
-        """Returns the reader of a shard, opened and checked at the first call."""
-        shard = self._shards.get(shard_id)
-        if shard is None:
-            with self._lock:
-                shard = self._shards.get(shard_id)
-                if shard is None:
-                    first, last = (int(n) for n in self._first[shard_id : shard_id + 2])
-                    entry, store = self._table[shard_id], None if self._rows is None else self._rows[first:last]
-                    shard = ShardReader(
-                        shard_id, first, entry, self._manifest, self._codecs, self._files, self._cache, store
-                    )
-                    self._external.add(shard_id, shard.sections.external())
-                    self._facts.add(shard_id, shard)
-                    self._shards[shard_id] = shard
-                    self._opened[shard_id] = True
-        return shard
-
-
-def _codec_of(shards: Mapping[int, ShardReader]) -> Callable[[int], Codec | None]:
-    """Returns what gives the codec of an open shard. Of the open shards only: a cycle would keep their files open."""
-    return lambda shard_id: shards[shard_id].codec
+    def _sum_ranges(self, field: Field, shard_ids: Int64) -> list[Ranges]:
+        """Returns where checksums of a stream lie that are to be fetched beside it."""
+        if not self._far or self._verify == "off":
+            return []
+        sums = self._shards.sum_ranges(np.unique(shard_ids).tolist(), self._schema.number(field.name))
+        return [] if sums is None else [sums]

@@ -29,6 +29,7 @@ from shardload.reader.snapshot import Snapshot, read_snapshot
 from shardload.reader.source import SampleSource
 from shardload.reader.transform import Transform
 from shardload.storage import LocalStorage, Storage, storage_of
+from shardload.telemetry import Transfers
 
 Int64 = NDArray[np.int64]
 
@@ -173,13 +174,29 @@ class ShardDataset(SampleSource):
         """Tells the operating system that samples will be read soon."""
         # OSError: a file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(ShardloadError, OSError):
-            fields = self.field_list if fields is None else fields
-            self._process_access().will_need(sample_ids, fields, rows_announced)
+            access, wanted = self._process_access(), self.field_list if fields is None else fields
+            access.beside(access.will_need, sample_ids, wanted, rows_announced)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Tells the operating system that samples will be announced by `will_need` a while later."""
         with contextlib.suppress(ShardloadError, OSError):
-            self._process_access().will_need_rows(sample_ids)
+            access = self._process_access()
+            access.beside(access.will_need_rows, sample_ids)
+
+    def ranges(self, sample_ids: Int64) -> tuple[Int64, Int64, Int64]:
+        """Returns the shards, first bytes and lengths of the ranges that samples are read from, rows left out."""
+        found = self._process_access().ranges(sample_ids, self.field_list)
+        return found.shard_ids, found.starts, found.lengths
+
+    @property
+    def far(self) -> bool:
+        """Whether it is read from a URL."""
+        return not isinstance(self._storage, LocalStorage)
+
+    def transfers(self) -> Transfers:
+        """Returns what this process has fetched of a dataset that is a request away."""
+        access = self._access
+        return Transfers() if access is None or access.process_id != os.getpid() else access.transfers()
 
     @property
     def engine_name(self) -> str:

@@ -9,9 +9,10 @@ from shardload.errors import StorageError
 from shardload.format.table import ShardTable
 from shardload.reader.engines import Engine, MapEngine, ReadEngine
 from shardload.reader.files import OpenFiles
+from shardload.reader.range_engine import RangeEngine
 from shardload.storage import LocalStorage, Storage
 
-EngineName = Literal["auto", "map", "pread"]
+EngineName = Literal["auto", "map", "pread", "ranges"]
 
 # Where a page that is not in memory costs a round trip, a fault for each of them is the wrong way to ask.
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "9p", "afs", "beegfs", "glusterfs", "virtiofs"}
@@ -36,8 +37,10 @@ def choose_engine(
     root = storage.root
     if not isinstance(storage, LocalStorage):
         if name == "map":
-            raise StorageError(f"{root}: engine='map' is for file systems; use 'auto'", dataset=root)
-        return ReadEngine(files, table)
+            raise StorageError(f"{root}: engine='map' is for file systems; use 'ranges'", dataset=root)
+        return ReadEngine(files, table) if name == "pread" else RangeEngine(files, table)
+    if name == "ranges":
+        return RangeEngine(files, table)
     if name == "pread" or (name == "auto" and file_system(root) in _NETWORK):
         return ReadEngine(files, table)
     try:

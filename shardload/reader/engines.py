@@ -19,7 +19,7 @@ from shardload.format.external import ExternalFile
 from shardload.format.table import ShardTable
 from shardload.memory.byte_strings import bytes_address, keep_freed_memory, new_bytes
 from shardload.planner import join_ranges, merge_ranges
-from shardload.reader.files import OpenFiles
+from shardload.reader.files import NumberedFiles, OpenFiles
 from shardload.storage import FileReader, MappedFiles, StoredFile
 from shardload.storage.mapping import MAX_RANGES
 
@@ -63,11 +63,17 @@ class Ranges:
 NO_RANGES = Ranges(*np.zeros((3, 0), dtype=np.int64))
 
 
+def joined(ranges: Sequence[Ranges]) -> Ranges:
+    """Returns ranges one after another."""
+    columns = ([getattr(one, name) for one in ranges] for name in ("shard_ids", "starts", "lengths"))
+    return Ranges(*(np.concatenate(column) for column in columns))
+
+
 class Engine(Protocol):
     """Reads bytes of shards. Safe for several threads; belongs to one process."""
 
     name: str
-    """`map` or `pread`."""
+    """`map`, `pread` or `ranges`."""
 
     def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
         """Copies ranges, one after another, into arrays that together are as long.
@@ -108,9 +114,7 @@ class ReadEngine:
 
     def __init__(self, files: OpenFiles, table: ShardTable) -> None:
         self._files = files
-        self._table = table
-        self._others: list[ExternalFile] = []
-        self._numbers: dict[ExternalFile, int] = {}
+        self._known = NumberedFiles(table)
 
     def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
         """Copies ranges into targets; those near each other in rising order are read together."""
@@ -147,16 +151,11 @@ class ReadEngine:
 
     def add(self, others: Sequence[ExternalFile]) -> list[int]:
         """Adds files beside the shards."""
-        for one in others:
-            if one not in self._numbers:
-                self._numbers[one] = len(self._table) + len(self._others)
-                self._others.append(one)
-        return [self._numbers[one] for one in others]
+        return self._known.add(others)
 
     def file(self, number: int) -> StoredFile:
         """Returns an open file, of a shard or one beside them."""
-        beside = number - len(self._table)
-        return self._files.get(number, self._table[number] if beside < 0 else self._others[beside])
+        return self._files.get(number, self._known[number])
 
     def _read_run(self, ranges: Ranges, pieces: Sequence[memoryview]) -> None:
         file, start = self.file(int(ranges.shard_ids[0])), int(ranges.starts[0])

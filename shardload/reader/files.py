@@ -5,15 +5,30 @@ from __future__ import annotations
 import resource
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
 
 from shardload.errors import FormatError
 from shardload.format import layout
 from shardload.format.external import ExternalFile
 from shardload.format.shard import TAIL_READ_BYTES, Expected, ShardHead, check_header, decode_head, tail_bytes
-from shardload.format.table import ShardEntry
+from shardload.format.table import ShardEntry, ShardTable
 from shardload.storage import LocalStorage, Storage, StoredFile
 
 _MAX_FAR_FILES = 1 << 16
+
+
+class ShardFiles(Protocol):
+    """What gives the files of shards."""
+
+    @property
+    def near(self) -> bool:
+        """Whether they are on a file system, and not a request away."""
+        ...
+
+    def get(self, shard_id: int, entry: ShardEntry) -> StoredFile:
+        """Returns a shard's file."""
+        ...
 
 
 class OpenFiles:
@@ -40,6 +55,27 @@ class OpenFiles:
             else:
                 self._files.move_to_end(shard_id)
             return file
+
+
+class NumberedFiles:
+    """What is known of shards, and of files beside them that are numbered behind them."""
+
+    def __init__(self, table: ShardTable) -> None:
+        self._table = table
+        self._others: list[ExternalFile] = []
+        self._numbers: dict[ExternalFile, int] = {}
+
+    def __getitem__(self, number: int) -> ShardEntry | ExternalFile:
+        beside = number - len(self._table)
+        return self._table[number] if beside < 0 else self._others[beside]
+
+    def add(self, others: Sequence[ExternalFile]) -> list[int]:
+        """Adds files and returns their numbers. Called by one thread at a time; a file that is there keeps its number."""
+        for one in others:
+            if one not in self._numbers:
+                self._numbers[one] = len(self._table) + len(self._others)
+                self._others.append(one)
+        return [self._numbers[one] for one in others]
 
 
 def read_head(

@@ -34,6 +34,12 @@ class RowCache:
                 self._pieces.move_to_end(key)
             return piece
 
+    def drop(self, key: tuple[int, ...]) -> None:
+        """Lets a piece go, if it is there."""
+        with self._lock:
+            piece = self._pieces.pop(key, None)
+            self._num_bytes -= 0 if piece is None else piece.nbytes
+
     def put(self, key: tuple[int, ...], piece: NDArray[Any]) -> None:
         """Keeps a piece."""
         with self._lock:

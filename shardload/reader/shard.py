@@ -17,7 +17,7 @@ from shardload.format.schema import Field, Schema
 from shardload.format.shard import Expected
 from shardload.format.table import ShardEntry
 from shardload.reader.codecs import Codecs
-from shardload.reader.files import OpenFiles, read_head
+from shardload.reader.files import ShardFiles, read_head
 from shardload.reader.rows import RowCache, RowTable
 from shardload.reader.sections import ShardSections
 from shardload.storage import StoredFile
@@ -35,7 +35,7 @@ class ShardReader:
         entry: ShardEntry,
         manifest: Manifest,
         codecs: Codecs,
-        files: OpenFiles,
+        files: ShardFiles,
         cache: RowCache,
         store: NDArray[Any] | None,
     ) -> None:

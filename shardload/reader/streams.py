@@ -67,7 +67,14 @@ class StreamReader:
     """Reads the items of one stream field. Safe for several threads."""
 
     def __init__(
-        self, field: Field, number: int, facts: ShardFacts, engine: Engine, checked: CheckedBlocks, verify: Verify
+        self,
+        field: Field,
+        number: int,
+        facts: ShardFacts,
+        engine: Engine,
+        checked: CheckedBlocks,
+        verify: Verify,
+        sums_of: Callable[[int, int], NDArray[np.uint32]] | None = None,
     ) -> None:
         """Describes the field.
 
@@ -78,6 +85,8 @@ class StreamReader:
             engine: what reads them.
             checked: which blocks have been checked in this process, by their numbers in the dataset.
             verify: whether checksums are compared; not `auto`.
+            sums_of: shard and number of the field -> the checksums of all its blocks there; None to read those of single
+                blocks, which lie a request apart where the shards are.
         """
         self._field = field
         self._number = number
@@ -85,6 +94,7 @@ class StreamReader:
         self._engine = engine
         self._checked = checked
         self._verify = verify
+        self._sums_of = sums_of
 
     def first_items(self, samples: Located) -> Int64:
         """Returns the first item in the stream of its shard of each sample. Their ids do not fall."""
@@ -93,6 +103,10 @@ class StreamReader:
     def ranges(self, samples: Located) -> Ranges:
         """Returns where the items of samples lie, in the order of their ids."""
         return self._ranges(self._spans(samples[np.argsort(samples.sample_ids, kind="stable")]))
+
+    def hint(self, samples: Located) -> Ranges:
+        """Returns what will be read of samples: their blocks, where nothing else brings what lies around the items."""
+        return self._hinted(self._spans(samples[np.argsort(samples.sample_ids, kind="stable")]))
 
     def read(self, samples: Located, sizes: Sequence[int]) -> list[Ragged]:
         """Returns the items of several batches.
@@ -162,7 +176,7 @@ class StreamReader:
                 return NO_RANGES
             hinted.add(numbers[missing])
             spans = spans[np.logical_or.reduceat(missing, np.cumsum(counts) - counts)]
-        return self._ranges(spans)
+        return self._hinted(spans)
 
     def _spans_of(self, ranges: ItemRanges) -> Spans:
         size = self._field.num_bytes
@@ -183,6 +197,17 @@ class StreamReader:
             spans = spans[some]
         starts = self._facts.streams(self._number).starts[spans.shard_ids]
         return Ranges(spans.shard_ids, starts + spans.low, spans.high - spans.low)
+
+    def _hinted(self, spans: Spans) -> Ranges:
+        if self._sums_of is None or self._verify == "off":
+            return self._ranges(spans)
+        spans = spans[spans.low < spans.high]
+        low = spans.low // layout.BLOCK_BYTES * layout.BLOCK_BYTES
+        high = np.minimum(
+            -(-spans.high // layout.BLOCK_BYTES) * layout.BLOCK_BYTES,
+            self._facts.streams(self._number).num_bytes[spans.shard_ids],
+        )
+        return self._ranges(Spans(spans.shard_ids, low, high))
 
     def _block_ranges(self, spans: Spans) -> tuple[Int64, Int64]:
         """Returns the first block of each span, by its number in the dataset, and how many there are."""
@@ -233,6 +258,18 @@ class StreamReader:
         self._engine.read(self._runs(blocks, starts, blocks.lengths), [*targets, flat[first:]])
         return data
 
+    def _stored_sums(self, blocks: Blocks) -> NDArray[np.uint32]:
+        """Returns the checksums of blocks as they are stored."""
+        stored = np.empty(len(blocks.numbers), dtype="<u4")
+        if self._sums_of is None:
+            starts = self._facts.streams(self._number).sum_starts[blocks.shard_ids] + 4 * blocks.local_ids
+            self._engine.read(self._runs(blocks, starts, np.full(len(stored), 4)), [stored.view(np.uint8)])
+            return stored
+        for shard_id in np.unique(blocks.shard_ids).tolist():
+            mine = blocks.shard_ids == shard_id
+            stored[mine] = self._sums_of(shard_id, self._number)[blocks.local_ids[mine]]
+        return stored
+
     def _check(self, blocks: Blocks, data: NDArray[np.uint8], spans: Spans, owner: Owner) -> None:
         """Compares blocks with their checksums."""
         wrong = self._wrong(blocks, data)
@@ -251,9 +288,7 @@ class StreamReader:
 
     def _wrong(self, blocks: Blocks, data: NDArray[np.uint8]) -> int | None:
         """Returns the first of some blocks that has not its checksum; None where all have."""
-        starts = self._facts.streams(self._number).sum_starts[blocks.shard_ids] + 4 * blocks.local_ids
-        stored = np.empty(len(data), dtype="<u4")
-        self._engine.read(self._runs(blocks, starts, np.full(len(data), 4)), [stored.view(np.uint8)])
+        stored = self._stored_sums(blocks)
         identities = with_local_ids(self._facts.identities(self._number)[blocks.shard_ids], blocks.local_ids)
         sums = data_sums(stored, identities, layout.BLOCK_BYTES)
         good = True

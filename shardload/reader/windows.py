@@ -235,7 +235,8 @@ class TokenWindows(SampleSource):
         if {INPUT, LABEL} & names:
             with contextlib.suppress(ShardloadError, OSError):
                 access, starts = self.dataset._process_access(), self._grid.starts(sample_ids)
-                access.will_need_items(self.field, self._documents.ranges(access, starts, self.length + self.shift))
+                ranges = self._documents.ranges(access, starts, self.length + self.shift)
+                access.beside(access.will_need_items, self.field, ranges)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Does nothing: which rows windows lie in is only known once they are searched."""

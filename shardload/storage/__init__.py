@@ -2,7 +2,7 @@
 
 from shardload.storage.answers import AnswerError
 from shardload.storage.base import Storage, StoredFile
-from shardload.storage.choose import storage_of
+from shardload.storage.choose import local_path, storage_of
 from shardload.storage.local import FileReader, FileWriter, LocalStorage
 from shardload.storage.mapping import MappedFiles
 from shardload.storage.operations import OPERATIONS, Operations
@@ -20,5 +20,6 @@ __all__ = [
     "RemoteStorage",
     "Storage",
     "StoredFile",
+    "local_path",
     "storage_of",
 ]

@@ -25,12 +25,28 @@ def storage_of(location: str | os.PathLike[str], options: Mapping[str, Any] | No
     Raises:
         ValueError: there are options for a path, which has none.
     """
-    path = os.fspath(location)
-    scheme, separator, rest = path.partition("://")
-    if separator and scheme in _LOCAL_SCHEMES:
-        path = unquote(rest) if rest.startswith("/") else rest
-    elif is_url(path):
+    path = _without_scheme(os.fspath(location))
+    if is_url(path):
         return RemoteStorage(path, options)
     if options:
-        raise ValueError(f"storage_options are for URLs, such as s3://bucket/data; {shown(path)} is a path")
+        raise ValueError(f"storage_options are for URLs, such as s3://bucket/data; {path} is a path")
     return LocalStorage(os.path.abspath(path))
+
+
+def local_path(location: str | os.PathLike[str]) -> str:
+    """Returns the absolute path of a directory to be written.
+
+    Raises:
+        ValueError: it is a URL.
+    """
+    path = _without_scheme(os.fspath(location))
+    if is_url(path):
+        raise ValueError(
+            f"{shown(path)} is a URL: datasets are written to a directory; upload it from there, manifest.json last"
+        )
+    return os.path.abspath(path)
+
+
+def _without_scheme(path: str) -> str:
+    scheme, separator, rest = path.partition("://")
+    return unquote(rest) if separator and scheme in _LOCAL_SCHEMES else path

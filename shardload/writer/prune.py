@@ -10,7 +10,7 @@ from shardload.errors import PackError
 from shardload.format import layout
 from shardload.format.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from shardload.format.table import decode_table, table_bytes, table_name
-from shardload.storage import OPERATIONS, LocalStorage, Operations
+from shardload.storage import OPERATIONS, LocalStorage, Operations, local_path
 from shardload.writer.maintenance import locked, shard_identity
 from shardload.writer.work import WORK, remove_work_directories, work_files
 
@@ -51,7 +51,7 @@ def prune(
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, not {keep}")
-    storage = LocalStorage(os.path.abspath(path), operations)
+    storage = LocalStorage(local_path(path), operations)
     with locked(storage):
         manifests = _manifests(storage)
         if storage.list(WORK) and not unfinished:

@@ -31,7 +31,7 @@ from shardload.format.shard import (
     tail_bytes,
 )
 from shardload.format.table import ShardEntry, make_table, table_name
-from shardload.storage import OPERATIONS, FileReader, LocalStorage, Operations
+from shardload.storage import OPERATIONS, FileReader, LocalStorage, Operations, local_path
 from shardload.writer.maintenance import locked, shard_identity
 from shardload.writer.target import WORK
 
@@ -73,7 +73,7 @@ def rebuild_index(
         FormatError: a shard is damaged.
         StorageError: a file cannot be read.
     """
-    storage = LocalStorage(os.path.abspath(path), operations)
+    storage = LocalStorage(local_path(path), operations)
     with locked(storage):
         if set(storage.list(WORK)) - {_REBUILT}:
             raise PackError(

@@ -13,7 +13,7 @@ from typing import Literal
 from shardload.errors import FormatError, PackError, ShardloadError
 from shardload.format.manifest import MANIFEST_NAME, Description, Manifest, complete, decode_manifest
 from shardload.format.table import ShardEntry, make_table, table_name
-from shardload.storage import OPERATIONS, LocalStorage, Operations
+from shardload.storage import OPERATIONS, LocalStorage, Operations, local_path
 from shardload.writer.failures import NOTHING, named
 from shardload.writer.failures import write_error as write_error
 from shardload.writer.keys import check_keys
@@ -65,7 +65,7 @@ class Target:
         Raises:
             PackError: something is there that the mode does not allow, or another writer is at work.
         """
-        self.root = os.path.abspath(root)
+        self.root = local_path(root)
         self.storage = LocalStorage(self.root, operations)
         self.mode = mode
         self.version, self.generation = 1, 1

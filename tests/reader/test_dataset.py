@@ -337,7 +337,7 @@ def test_ranks_that_get_nothing_of_a_short_tail(tmp_path):
 def test_hints_of_a_table_that_is_not_held_whole_read_nothing(mixed, monkeypatch):
     dataset = shardload.open(mixed, engine="pread")
     access = dataset._process_access()
-    access._rows = None
+    access._shards.store = None
     for shard_id in range(len(dataset.table)):
         access.shard(shard_id)
     read, hinted = [], []
@@ -354,7 +354,7 @@ def test_hints_of_a_table_that_is_not_held_whole_read_nothing(mixed, monkeypatch
 
 def test_hints_by_page_leave_what_is_read_right(mixed):
     dataset = shardload.open(mixed)
-    dataset._process_access()._rows = None
+    dataset._process_access()._shards.store = None
     for start in range(0, 500, 100):
         dataset.will_need(np.arange(start, start + 100))
         for i, sample in enumerate(dataset.__getitems__(range(start, start + 100)), start):
@@ -369,7 +369,7 @@ def test_a_hint_that_fails_is_no_error(mixed, monkeypatch, whole, engine):
 
     dataset = shardload.open(mixed, engine=engine)
     if not whole:
-        dataset._process_access()._rows = None
+        dataset._process_access()._shards.store = None
     monkeypatch.setattr(os, "posix_fadvise", refuse)
     monkeypatch.setattr(MappedFiles, "will_need", refuse)
     dataset.will_need(np.arange(500))

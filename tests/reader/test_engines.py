@@ -63,9 +63,10 @@ def read(dataset: shardload.ShardDataset, ids: list[int]) -> list[dict[str, Any]
 )
 def test_engines_agree(content: Path, ids: list[int], verify: Any, fields: list[str] | None) -> None:
     found = [
-        read(shardload.open(content, engine=engine, verify=verify, fields=fields), ids) for engine in ("map", "pread")
+        read(shardload.open(content, engine=engine, verify=verify, fields=fields), ids)
+        for engine in ("map", "pread", "ranges")
     ]
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     for sample, number in zip(found[0], ids, strict=True):
         assert sample.get("number", number) == number
         assert sample.get("wide", [number] * 256) == [number] * 256
@@ -73,7 +74,7 @@ def test_engines_agree(content: Path, ids: list[int], verify: Any, fields: list[
 
 
 @pytest.mark.parametrize("verify", ["always", "once", "off"])
-@pytest.mark.parametrize("engine", ["map", "pread"])
+@pytest.mark.parametrize("engine", ["map", "pread", "ranges"])
 def test_large_values(images: Path, engine: Any, verify: Any) -> None:
     dataset = shardload.open(images, engine=engine, verify=verify)
     ids = np.random.default_rng(2).permutation(60)
@@ -258,7 +259,7 @@ print(dataset.engine_name, len(dataset.table))
 """
 
 
-@pytest.mark.parametrize("engine", ["map", "pread"])
+@pytest.mark.parametrize("engine", ["map", "pread", "ranges"])
 def test_many_shards_with_few_descriptors(tmp_path: Path, engine: str, program: Callable[..., str]) -> None:
     path = write(tmp_path / "d", num_samples=400, shard_size="4KiB")
 
@@ -326,7 +327,7 @@ def test_the_file_system_is_found() -> None:
 
 
 def test_the_engine_is_named(content: Path) -> None:
-    with pytest.raises(ValueError, match="engine must be one of auto, map, pread, not 'mmap'"):
+    with pytest.raises(ValueError, match="engine must be one of auto, map, pread, ranges, not 'mmap'"):
         shardload.open(content, engine="mmap")
     loader = shardload.ShardLoader(shardload.open(content, engine="pread"), 8, shuffle=True)
     assert loader.stats().engine == ""

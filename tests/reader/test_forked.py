@@ -13,7 +13,7 @@ def test_locks_held_at_the_fork_do_not_hold_the_child(mixed):
     dataset = shardload.open(mixed)
     dataset[0]
     access = dataset._process_access()
-    with access._lock, access._files._lock, access._cache._lock:
+    with access._shards._lock, access._shards._files._lock, access._shards._cache._lock:
         child = os.fork()
         if child == 0:
             signal.alarm(20)

@@ -22,6 +22,8 @@ from shardload.storage import AnswerError, LocalStorage, RemoteStorage, Storage,
 from shardload.storage.answers import seconds_of
 from shardload.storage.ranges import Limits
 from shardload.storage.secrets import is_url, redact, secrets_of, shown
+from shardload.writer.prune import prune
+from shardload.writer.rebuild import rebuild_index
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +252,10 @@ def test_local_or_remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match="storage_options are for URLs"):
         storage_of("data", {"key": "x"})
     assert isinstance(storage_of("s3://bucket/data"), RemoteStorage)
+    for write in (lambda url: shardload.ShardWriter(url, {"a": "int64"}).__enter__(), prune, rebuild_index):
+        with pytest.raises(ValueError, match="s3://bucket/data is a URL: datasets are written to a directory"):
+            write("s3://me:secret@bucket/data")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_protocol_that_is_not_known() -> None:

@@ -1,0 +1,107 @@
+"""Datasets behind a URL whose store answers late: beside one range request a sample, one after the other; and what they ask for."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+import shardload
+from bench.case import NONE, Arm, Case, Line, facts_of, timed
+from bench.loop import batch_seconds, rest, run_loop
+from bench.slow_server import slow_server
+from bench.workloads import Workload, images, tokens
+
+LATENCY_SECONDS = 0.02
+_ONE_BY_ONE = 60
+
+
+def one_by_one(url: str, work: Workload) -> float:
+    """Asks for samples in random order by one range each over one connection; returns seconds a sample. Nothing is checked."""
+    address, raw = urlsplit(url).netloc, work.raw.name
+    order = np.random.default_rng(7).permutation(len(work))[:_ONE_BY_ONE]
+    connection = http.client.HTTPConnection(address, timeout=60)
+    total, start = 0, time.perf_counter()
+    for number in order.tolist():
+        first, length = int(work.offsets[number]), int(work.lengths[number])
+        connection.request("GET", f"/{raw}", headers={"Range": f"bytes={first}-{first + length - 1}"})
+        data = connection.getresponse().read()
+        assert len(data) == length
+        total += len(data)
+    seconds = time.perf_counter() - start
+    connection.close()
+    return seconds / len(order)
+
+
+def asked(loader: shardload.ShardLoader, also: dict[str, list[float]]) -> dict[str, float]:
+    """Returns what was asked for since the last time, by sample."""
+    stats = loader.stats()
+    now = {"requests": stats.num_requests, "bytes": stats.requested_bytes, "needed": stats.needed_bytes}
+    before = also.setdefault("before", [0.0, 0.0, 0.0])
+    new = {name: value - old for (name, value), old in zip(now.items(), before, strict=True)}
+    before[:] = now.values()
+    return new
+
+
+def p32(folder: Path, scale: float) -> Iterator[Line]:
+    made = {"tokens": tokens(folder, int(100_000 * scale)), "jpeg": images(folder, int(4_000 * scale))}
+    with slow_server(folder, LATENCY_SECONDS) as url:
+        for name, work in made.items():
+            for shuffle in (True, "block"):
+                yield from _lines(name, work, shuffle, url)
+
+
+def _lines(name: str, work: Workload, shuffle: Any, url: str) -> Iterator[Line]:
+    dataset = shardload.open(f"{url}/{work.dataset.name}")
+    loader = shardload.ShardLoader(dataset, work.batch_size, shuffle=shuffle, drop_last=False)
+    label = f"{name}, {'full' if shuffle is True else 'block'} shuffle"
+    facts = facts_of(
+        work, verify="auto: every arrival", latency=f"{LATENCY_SECONDS * 1e3:.0f} ms added", store="HTTP on loopback"
+    )
+    counts: dict[str, list[float]] = {}
+    also: dict[str, list[float]] = {"requests a sample": [], "bytes read a byte needed": []}
+
+    def epoch() -> float:
+        seconds = timed(work, loader)
+        new = asked(loader, counts)
+        also["requests a sample"].append(new["requests"] / len(work))
+        also["bytes read a byte needed"].append(new["bytes"] / new["needed"])
+        return seconds
+
+    epoch()
+    for values in also.values():
+        values.clear()
+    arms: dict[str, Arm] = {"loader": epoch, "a request a sample": lambda: one_by_one(url, work)}
+    yield Line(label, arms, False, (10.0, 50.0), also=also, facts=facts)
+    if shuffle is True and name == "jpeg":
+        yield Line(
+            f"{label}: bytes read", {"loader": lambda: also["bytes read a byte needed"][-1]}, True, (1.1, 1.05), "%"
+        )
+        yield Line(f"{label}: requests", {"loader": lambda: also["requests a sample"][-1]}, True, (1.0, 0.9), "%")
+
+    def stalled() -> float:
+        capacity = batch_seconds(work, loader)
+        loop = run_loop(work, loader, functools.partial(rest, capacity / 0.5))
+        return loop.stall_seconds / loop.wall_seconds
+
+    limits = (0.02, 0.005) if name == "tokens" else NONE
+    yield Line(f"{label}: stalled at half load", {"loader": stalled}, True, limits, "%", facts=facts | {"load": 0.5})
+    loader.close()
+
+
+CASES = (
+    Case(
+        "P32",
+        "20 ms to each answer of a store: one range request a sample in order / loader, time",
+        False,
+        10.0,
+        50.0,
+        p32,
+    ),
+)

@@ -1,0 +1,376 @@
+"""Bytes that were announced: on their way from a store, or there and waiting to be read. Bounded; what was read is dropped."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardload.errors import StorageError
+from shardload.planner import join_ranges, plan_requests
+from shardload.reader.gauge import Gauge
+
+Int64 = NDArray[np.int64]
+Place: TypeAlias = tuple[int, int, int]
+"""Shard, first byte, byte after the last."""
+Fetch = Callable[[int, int, memoryview], None]
+"""Shard, first byte, memory to be filled; raises what is wrong."""
+
+MAX_REQUESTS = 64
+"""Requests at a time: so many hide a latency that is as many times the time of one."""
+MAX_HELD_BYTES = 256 << 20
+"""Bytes that were announced and may be held or on their way; twice the largest announcement if that is more."""
+_IDLE_SECONDS = 0.2
+_CHECK_SECONDS = 5.0
+_PASSED_READS = 16
+"""What was announced before all of the last so many reads' bytes has been passed over."""
+_COPY_PART = 0.75
+"""Of a request with less than this part needed, only that is kept."""
+_WAITING, _RUNNING, _DONE = range(3)
+
+
+class Request:
+    """One range on its way."""
+
+    __slots__ = ("cost", "done", "error", "num_bytes", "serial", "shard_id", "spans", "start", "state")
+
+    def __init__(self, place: Place, serial: int) -> None:
+        self.shard_id, self.start = place[:2]
+        self.num_bytes = place[2] - place[1]
+        self.serial = serial
+        """The announcement that it belongs to."""
+        self.spans: list[Span] = []
+        self.cost = 0
+        """Bytes that are held for it."""
+        self.state = _WAITING
+        self.error: Exception | None = None
+        self.done: threading.Event | None = None
+        """Set when it is done; made by who waits for it."""
+
+
+class Span:
+    """A range that was announced, within one request; disjoint from all others."""
+
+    __slots__ = ("data", "request", "start", "stop", "unread")
+
+    def __init__(self, start: int, stop: int, request: Request) -> None:
+        self.start = start
+        self.stop = stop
+        self.request = request
+        self.data: memoryview | None = None
+        self.unread = [(start, stop)]
+
+    def read(self, start: int, stop: int) -> bool:
+        """Notes a part as read; returns whether that was the last one."""
+        if self.unread == [(start, stop)]:
+            self.unread = []
+            return True
+        rest = []
+        for low, high in self.unread:
+            rest += [(a, b) for a, b in ((low, min(high, start)), (max(low, stop), high)) if a < b]
+        self.unread = rest
+        return not rest
+
+
+class Arrivals:
+    """Fetches what is announced by threads that end when there is nothing to do. Safe for several threads."""
+
+    def __init__(self, fetch: Fetch, max_held_bytes: int = MAX_HELD_BYTES, max_requests: int = MAX_REQUESTS) -> None:
+        self.gauge = Gauge()
+        self.num_requests = self.requested_bytes = 0
+        self._fetch = fetch
+        self._max_held_bytes = max_held_bytes
+        self._max_requests = max_requests
+        self._largest_bytes = 0
+        self._changed = threading.Condition()
+        self._starts: dict[int, list[int]] = {}
+        self._spans: dict[int, list[Span]] = {}
+        self._urgent: deque[Request] = deque()
+        self._later: deque[Request] = deque()
+        self._arrived: dict[Request, None] = {}
+        """Those with spans that were not read, in the order in which they came."""
+        self._held_bytes = 0
+        """Of what is there or on its way."""
+        self._serial = 0
+        self._passed: deque[int] = deque(maxlen=_PASSED_READS)
+        self._num_threads = self._num_idle = self._num_running = 0
+        self._closed = False
+        self._process_id = os.getpid()
+
+    def announce(self, shard_ids: Int64, starts: Int64, lengths: Int64, *, urgent: bool) -> None:
+        """Has ranges fetched that are not on their way yet: at once if urgent, else as soon as there is room.
+
+        Args:
+            shard_ids: of each range.
+            starts: first byte, likewise.
+            lengths: bytes, likewise; not 0.
+            urgent: whether somebody waits for them.
+        """
+        joined = join_ranges(shard_ids, starts, lengths, max_gap_bytes=0)
+        places = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in joined), strict=True)]
+        worth = self.gauge.worth
+        with self._changed:
+            if not urgent:
+                self._serial += 1
+            missing = [part for place in places for part in self._missing(place, urgent)]
+            if not missing:
+                return
+            columns = np.array(missing, dtype=np.int64).T
+            planned = plan_requests(columns[0], columns[1], columns[2] - columns[1], worth)
+            ends = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in planned), strict=True)]
+            requests = self._add(missing, ends)
+            if not urgent:
+                self._largest_bytes = max(self._largest_bytes, sum(request.num_bytes for request in requests))
+            (self._urgent if urgent else self._later).extend(requests)
+            self._wake(len(requests))
+
+    def views(self, places: Iterable[Place]) -> tuple[list[list[memoryview]], list[tuple[Span, int, int]]]:
+        """Returns the pieces of ranges, one after another; what is missing is fetched, and waited for.
+
+        Returns:
+            Of each range its pieces, and what is to be given to `used` once they were copied.
+
+        Raises:
+            StorageError, FormatError: what `fetch` raised for it.
+        """
+        found, taken = [], []
+        for shard_id, start, stop in places:
+            pieces = []
+            while start < stop:
+                span, data = self._there(shard_id, start, stop)
+                end = min(stop, span.stop)
+                pieces.append(data[start - span.start : end - span.start])
+                taken.append((span, start, end))
+                start = end
+            found.append(pieces)
+        return found, taken
+
+    def used(self, taken: list[tuple[Span, int, int]]) -> None:
+        """Notes parts as read, and drops what was read as a whole."""
+        if not taken:
+            return
+        with self._changed:
+            for span, start, stop in taken:
+                if span.unread and span.read(start, stop):
+                    self._remove(span)
+            self._passed.append(max(span.request.serial for span, _, _ in taken))
+            if self._later and not self._urgent:
+                self._wake(1)
+
+    def discard(self, shard_id: int, start: int, stop: int) -> None:
+        """Drops what is there of a range."""
+        with self._changed:
+            for span in self._overlapping(shard_id, start, stop):
+                if span.request.state == _DONE:
+                    self._remove(span)
+
+    def close(self) -> None:
+        """Fetches nothing more; threads end with what they are at. Nothing to do in a forked child, whose lock may be held."""
+        if os.getpid() != self._process_id:
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _overlapping(self, shard_id: int, start: int, stop: int) -> list[Span]:
+        starts = self._starts.get(shard_id)
+        if not starts:
+            return []
+        spans = self._spans[shard_id]
+        first = max(0, bisect.bisect_right(starts, start) - 1)
+        last = bisect.bisect_left(starts, stop)
+        return [span for span in spans[first:last] if span.stop > start]
+
+    def _missing(self, place: Place, urgent: bool) -> list[Place]:
+        """Returns what of a range is not there or on its way; what is, is hurried if urgent."""
+        shard_id, start, stop = place
+        missing = []
+        for span in self._overlapping(shard_id, start, stop):
+            if span.start > start:
+                missing.append((shard_id, start, span.start))
+            start = span.stop
+            if urgent and span.request.state == _WAITING:
+                self._urgent.append(span.request)
+                self._wake(1)
+        if start < stop:
+            missing.append((shard_id, start, stop))
+        return missing
+
+    def _add(self, missing: list[Place], ends: list[Place]) -> list[Request]:
+        """Enters spans for what is missing, cut where requests end; both are in the order of the files."""
+        requests, at = [], 0
+        new: dict[int, list[Span]] = {}
+        for place in ends:
+            request = Request(place, self._serial)
+            requests.append(request)
+            shard_id, low, high = place
+            while at < len(missing) and missing[at][0] == shard_id and missing[at][1] < high:
+                _, start, stop = missing[at]
+                span = Span(max(start, low), min(stop, high), request)
+                request.spans.append(span)
+                new.setdefault(shard_id, []).append(span)
+                if stop > high:
+                    break
+                at += 1
+        for shard_id, spans in new.items():
+            spans += self._spans.get(shard_id, ())
+            spans.sort(key=_start)
+            self._spans[shard_id] = spans
+            self._starts[shard_id] = [span.start for span in spans]
+        return requests
+
+    def _remove(self, span: Span) -> None:
+        """Drops a span, and with its last one what is held for a request."""
+        request = span.request
+        starts, spans = self._starts[request.shard_id], self._spans[request.shard_id]
+        slot = bisect.bisect_left(starts, span.start)
+        if slot == len(spans) or spans[slot] is not span:
+            return
+        del starts[slot], spans[slot]
+        span.data, span.unread = None, []
+        request.spans.remove(span)
+        if not request.spans and request.state == _DONE:
+            self._held_bytes -= request.cost
+            request.cost = 0
+            self._arrived.pop(request, None)
+
+    def _there(self, shard_id: int, start: int, stop: int) -> tuple[Span, memoryview]:
+        """Returns the span that has a byte, once it is there."""
+        while True:
+            with self._changed:
+                found = self._overlapping(shard_id, start, start + 1)
+                data = found[0].data if found else None
+                request = found[0].request if found else None
+                if request is not None and request.state != _DONE and request.done is None:
+                    request.done = threading.Event()
+            if request is None:
+                place = (np.array([number], dtype=np.int64) for number in (shard_id, start, stop - start))
+                self.announce(*place, urgent=True)
+                continue
+            if data is not None:
+                return found[0], data
+            while request.done is not None and not request.done.wait(_CHECK_SECONDS):
+                if not self._num_threads:
+                    raise StorageError("the threads that fetch have ended; this is a bug, or the process forked")
+            if request.error is not None:
+                raise request.error
+
+    def _wake(self, count: int) -> None:
+        self._changed.notify(count)
+        if self._closed:
+            return
+        while self._num_threads < self._max_requests and self._num_idle < count and self._num_threads < self._work():
+            self._num_threads += 1
+            self._num_idle += 1
+            threading.Thread(target=self._run, name="shardload-fetch", daemon=True).start()
+
+    def _work(self) -> int:
+        return self._num_running + len(self._urgent) + len(self._later)
+
+    def _run(self) -> None:
+        """Body of a thread."""
+        with self._changed:
+            idle_since = time.monotonic()
+            while not self._closed:
+                request = self._next()
+                if request is None:
+                    rest = idle_since + _IDLE_SECONDS - time.monotonic()
+                    if rest <= 0 or not self._changed.wait(rest):
+                        break
+                    continue
+                request.state = _RUNNING
+                request.cost = request.num_bytes
+                self._held_bytes += request.cost
+                self._num_idle -= 1
+                self._num_running += 1
+                self._changed.release()
+                try:
+                    data = self._fetched(request)
+                finally:
+                    self._changed.acquire()
+                    self._num_running -= 1
+                    self._num_idle += 1
+                self._arrive(request, data)
+                del data
+                idle_since = time.monotonic()
+            self._num_threads -= 1
+            self._num_idle -= 1
+
+    def _next(self) -> Request | None:
+        """Returns what is to be fetched now."""
+        while self._urgent:
+            request = self._urgent.popleft()
+            if request.state == _WAITING and request.spans:
+                return request
+        passed = min(self._passed) if len(self._passed) == _PASSED_READS else -1
+        while self._later:
+            request = self._later[0]
+            if request.state != _WAITING or not request.spans:
+                self._later.popleft()
+            elif request.serial < passed:
+                # Announced for a run that was left: whoever reads it nevertheless will ask for it.
+                self._later.popleft()
+                self._forget(request)
+            elif not self._held_bytes or self._held_bytes + request.num_bytes <= self._room():
+                return self._later.popleft()
+            elif not self._drop_passed(passed):
+                return None
+        return None
+
+    def _room(self) -> int:
+        return max(self._max_held_bytes, 2 * self._largest_bytes)
+
+    def _drop_passed(self, passed: int) -> bool:
+        """Drops what was announced and passed over; returns whether there was any."""
+        old = [request for request in self._arrived if request.serial < passed]
+        for request in old:
+            self._forget(request)
+        return bool(old)
+
+    def _forget(self, request: Request) -> None:
+        for span in list(request.spans):
+            self._remove(span)
+
+    def _fetched(self, request: Request) -> NDArray[np.uint8] | None:
+        start = time.perf_counter()
+        try:
+            data = np.empty(request.num_bytes, dtype=np.uint8)
+            self._fetch(request.shard_id, request.start, data.data)
+        except Exception as error:
+            request.error = error
+            return None
+        self.gauge.note(request.num_bytes, time.perf_counter() - start)
+        return data
+
+    def _arrive(self, request: Request, data: NDArray[np.uint8] | None) -> None:
+        self.num_requests += 1
+        request.state = _DONE
+        if data is None:
+            self._held_bytes -= request.cost
+            request.cost = 0
+            self._forget(request)
+        else:
+            self.requested_bytes += request.num_bytes
+            needed = sum(span.stop - span.start for span in request.spans)
+            copied = needed < _COPY_PART * request.num_bytes
+            for span in request.spans:
+                part = data[span.start - request.start : span.stop - request.start]
+                span.data = (part.copy() if copied else part).data.toreadonly()
+            self._held_bytes -= request.cost
+            request.cost = needed if copied else request.num_bytes
+            self._held_bytes += request.cost
+            self._arrived[request] = None
+        if request.done is not None:
+            request.done.set()
+        self._wake(1)
+
+
+def _start(span: Span) -> int:
+    return span.start

@@ -1,0 +1,34 @@
+"""Sources that are a request away: whether one is, and what was fetched of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shardload.reader.concat import Joined
+from shardload.reader.dataset import ShardDataset
+from shardload.reader.source import SampleSource, View
+from shardload.reader.windows import TokenWindows
+from shardload.telemetry import Transfers
+
+
+def is_far(source: SampleSource) -> bool:
+    """Tells whether any part of a source is read from a URL."""
+    return any(dataset.far for dataset in _datasets(source))
+
+
+def transfers_of(source: SampleSource) -> Transfers:
+    """Returns what this process has fetched of the parts of a source that are read from URLs."""
+    different = {id(dataset): dataset for dataset in _datasets(source)}
+    return sum((dataset.transfers() for dataset in different.values()), Transfers())
+
+
+def _datasets(source: SampleSource) -> Iterator[ShardDataset]:
+    if isinstance(source, ShardDataset):
+        yield source
+    elif isinstance(source, View):
+        yield from _datasets(source.source)
+    elif isinstance(source, TokenWindows):
+        yield from _datasets(source.dataset)
+    elif isinstance(source, Joined):
+        for one in source.sources:
+            yield from _datasets(one)

@@ -1,0 +1,229 @@
+"""Announced bytes: right, fetched once, bounded in memory, dropped when they were read or passed over."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardload.errors import StorageError
+from shardload.planner import CHEAP_GAP_BYTES
+from shardload.reader import arrivals as arrivals_module
+from shardload.reader.arrivals import Arrivals
+from shardload.reader.gauge import Gauge
+
+WAIT = 20
+SHARD_BYTES = 4 << 20
+DATA = [np.random.default_rng(number).bytes(SHARD_BYTES) for number in range(2)]
+
+
+class Store:
+    """What `Arrivals` fetches from; notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int, int]] = []
+        self.error: Exception | None = None
+        self.open = threading.Event()
+        """Answers come while it is set."""
+        self.open.set()
+        self.most_held = 0
+        self.most_running = self.running = 0
+        self.arrivals: Arrivals | None = None
+        self.lock = threading.Lock()
+        self.begun = threading.Semaphore(0)
+
+    def fetch(self, shard_id: int, start: int, data: memoryview) -> None:
+        with self.lock:
+            self.asked.append((shard_id, start, start + len(data)))
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+            assert self.arrivals is not None
+            self.most_held = max(self.most_held, self.arrivals._held_bytes)
+        self.begun.release()
+        assert self.open.wait(WAIT)
+        with self.lock:
+            self.running -= 1
+        if self.error is not None:
+            raise self.error
+        data[:] = DATA[shard_id][start : start + len(data)]
+
+
+@contextmanager
+def arriving(**limits: int) -> Iterator[tuple[Store, Arrivals]]:
+    store = Store()
+    store.arrivals = Arrivals(store.fetch, **limits)
+    try:
+        yield store, store.arrivals
+    finally:
+        store.open.set()
+        store.arrivals.close()
+
+
+def announce(arrivals: Arrivals, places: list[tuple[int, int, int]], urgent: bool = False) -> None:
+    columns = np.array(places, dtype=np.int64).reshape(-1, 3).T
+    arrivals.announce(columns[0], columns[1], columns[2] - columns[1], urgent=urgent)
+
+
+def read(arrivals: Arrivals, places: list[tuple[int, int, int]]) -> list[bytes]:
+    if places:
+        announce(arrivals, places, urgent=True)
+    found, taken = arrivals.views(places)
+    copied = [b"".join(pieces) for pieces in found]
+    arrivals.used(taken)
+    return copied
+
+
+PLACES = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, SHARD_BYTES - 1), st.integers(1, 90_000)).map(
+        lambda place: (place[0], place[1], min(SHARD_BYTES, place[1] + place[2]))
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(st.tuples(st.sampled_from(["announce", "read", "discard"]), PLACES), max_size=12))
+def test_any_reads_give_the_bytes_of_the_store(steps: list[tuple[str, list[tuple[int, int, int]]]]) -> None:
+    with arriving(max_held_bytes=300_000, max_requests=8) as (store, arrivals):
+        for what, places in steps:
+            if what == "announce":
+                announce(arrivals, places)
+            elif what == "discard":
+                for place in places:
+                    arrivals.discard(*place)
+            else:
+                assert read(arrivals, places) == [DATA[shard_id][start:stop] for shard_id, start, stop in places]
+        assert store.most_running <= 8
+        # What is there is disjoint, and in order.
+        for shard_id, starts in arrivals._starts.items():
+            spans = arrivals._spans[shard_id]
+            assert starts == [span.start for span in spans] == sorted(starts)
+            assert all(a.stop <= b.start for a, b in itertools.pairwise(spans))
+
+
+def test_what_was_announced_is_fetched_once_and_dropped_when_it_was_read() -> None:
+    places = [(0, start, start + 100_000) for start in range(0, 3_000_000, 250_000)]
+    with arriving() as (store, arrivals):
+        announce(arrivals, places)
+        announce(arrivals, places)
+        got: list[list[bytes]] = []
+        threads = [threading.Thread(target=lambda: got.append(read(arrivals, places))) for _ in range(4)]
+        store.open.clear()
+        for thread in threads:
+            thread.start()
+        store.open.set()
+        for thread in threads:
+            thread.join(WAIT)
+        assert got == [[DATA[0][start:stop] for _, start, stop in places]] * 4
+        assert sum(stop - start for _, start, stop in store.asked) <= 4 * 1.1 * sum(b - a for _, a, b in places)
+        assert not arrivals._held_bytes and not arrivals._arrived and not any(arrivals._spans.values())
+
+
+def test_parts_that_were_read_leave_the_rest() -> None:
+    with arriving() as (store, arrivals):
+        announce(arrivals, [(0, 1000, 5000)])
+        for place in [(0, 3000, 4000), (0, 1000, 2000), (0, 3500, 5000), (0, 1500, 2500)]:
+            assert read(arrivals, [place]) == [DATA[0][place[1] : place[2]]]
+        assert arrivals._held_bytes == 4000
+        assert read(arrivals, [(0, 2500, 3000)]) == [DATA[0][2500:3000]]
+        assert not arrivals._held_bytes and len(store.asked) == arrivals.num_requests == 1
+
+
+def test_gaps_are_not_kept() -> None:
+    gap = CHEAP_GAP_BYTES // 2
+    with arriving() as (store, arrivals):
+        announce(arrivals, [(1, 0, 100), (1, 100 + gap, 200 + gap)])
+        assert read(arrivals, [(1, 50, 100)]) == [DATA[1][50:100]]
+        assert store.asked == [(1, 0, 200 + gap)]
+        assert arrivals._held_bytes == 200 and arrivals.requested_bytes == 200 + gap
+
+
+def test_memory_is_bounded_and_all_comes_nevertheless() -> None:
+    places = [(0, start, start + 50_000) for start in range(0, 4_000_000, 200_000)]
+    with arriving(max_held_bytes=120_000, max_requests=4) as (store, arrivals):
+        for place in places:
+            announce(arrivals, [place])
+        for place in places:
+            assert read(arrivals, [place]) == [DATA[0][place[1] : place[2]]]
+        # What somebody waits for comes also where there is no room: one request.
+        assert store.most_held <= 120_000 + 50_000
+        assert len(store.asked) == len(places)
+
+
+def test_a_run_that_was_left_does_not_hold_the_room_for_ever() -> None:
+    left = [(0, start, start + 50_000) for start in range(0, 1_000_000, 200_000)]
+    later = [(1, start, start + 50_000) for start in range(0, 4_000_000, 200_000)]
+    with arriving(max_held_bytes=100_000, max_requests=4) as (store, arrivals):
+        for place in left:
+            announce(arrivals, [place])
+        for _ in range(2):
+            assert store.begun.acquire(timeout=WAIT)
+        for place in later[:17]:
+            announce(arrivals, [place])
+            read(arrivals, [place])
+        while store.begun.acquire(blocking=False):
+            pass
+        # There is room again: more is fetched before anyone reads it, and the rest of what was left never.
+        announce(arrivals, later[17:18])
+        assert store.begun.acquire(timeout=WAIT)
+        assert store.asked[-1] == later[17]
+        assert sum(shard_id == 0 for shard_id, _, _ in store.asked) == 2
+
+
+def test_failures_are_told_to_who_reads() -> None:
+    places = [(0, 0, 1000)]
+    with arriving() as (store, arrivals):
+        store.error = StorageError("no")
+        announce(arrivals, places)
+        assert store.begun.acquire(timeout=WAIT)
+        with pytest.raises(StorageError, match="no"):
+            for _ in range(2):
+                read(arrivals, places)
+        assert not any(arrivals._spans.values()) and not arrivals._held_bytes
+        store.error = None
+        assert read(arrivals, places) == [DATA[0][:1000]]
+
+
+def test_what_is_waited_for_comes_before_what_was_announced() -> None:
+    with arriving(max_requests=1) as (store, arrivals):
+        store.open.clear()
+        announce(arrivals, [(0, start, start + 1000) for start in range(0, 2_000_000, 500_000)])
+        assert store.begun.acquire(timeout=WAIT)
+        reader = threading.Thread(target=lambda: read(arrivals, [(1, 7, 9), (0, 1_500_000, 1_500_500)]))
+        reader.start()
+        with arrivals._changed:
+            assert arrivals._changed.wait_for(lambda: len(arrivals._urgent) >= 2, WAIT) or arrivals._urgent
+        store.open.set()
+        reader.join(WAIT)
+        assert not reader.is_alive()
+        assert {place[:2] for place in store.asked[1:3]} == {(1, 7), (0, 1_500_000)}
+
+
+def test_threads_end_when_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals_module, "_IDLE_SECONDS", 0.05)
+    with arriving(max_requests=5) as (_, arrivals):
+        read(arrivals, [(0, start, start + 10) for start in range(0, 4_000_000, 300_000)])
+        threads = [thread for thread in threading.enumerate() if thread.name == "shardload-fetch"]
+        assert len(threads) <= 5
+        for thread in threads:
+            thread.join(WAIT)
+            assert not thread.is_alive()
+        assert arrivals._num_threads == arrivals._num_idle == 0
+        assert read(arrivals, [(1, 5, 9)]) == [DATA[1][5:9]]
+
+
+@pytest.mark.parametrize(("latency", "speed"), [(0.02, 100e6), (0.2, 20e6), (0.001, 1e9)])
+def test_the_cost_of_requests_is_found(latency: float, speed: float) -> None:
+    gauge, rng = Gauge(), np.random.default_rng(0)
+    for num_bytes in rng.integers(4096, 8 << 20, 400).tolist():
+        gauge.note(num_bytes, (latency + num_bytes / speed) * float(rng.uniform(0.98, 1.02)))
+    assert gauge.bytes_per_second == pytest.approx(speed, rel=0.05)
+    assert gauge.latency_seconds == pytest.approx(latency, rel=0.25)
+    assert gauge.worth.request_bytes == pytest.approx(latency * speed, rel=0.3)

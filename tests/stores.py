@@ -1,0 +1,85 @@
+"""Has every dataset that a test opens by its path come through a store: how the suite is run against one.
+
+`SHARDLOAD_TEST_STORE=http tools/test tests/reader tests/loader` serves the files where they are; with `s3` and
+`SHARDLOAD_TEST_S3` (JSON: `bucket`, and storage options) they are uploaded when they are opened. Messages name the path, as ever.
+Engines are taken for the one of stores, and `FILES_ONLY` is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import fsspec
+from range_server import RangeServer
+
+from shardload.reader import dataset
+from shardload.reader.engine_choice import EngineName, check_engine
+from shardload.storage import LocalStorage, RemoteStorage, Storage, storage_of
+
+FILES_ONLY = {
+    "test_opening_leaves_nothing_open",
+    "test_a_commit_without_its_copy_opens",
+    "test_hints_of_a_table_that_is_not_held_whole_read_nothing",
+    "test_a_hint_that_fails_is_no_error",
+    "test_a_damaged_block_is_named_with_the_first_sample_that_has_part_of_it",
+    "test_parts_of_a_batch_that_differ_in_how_they_are_stored",
+}
+"""Tests of descriptors, listings, hints to the system, engines by their names, and files that change while they are open."""
+
+
+class InPlace(RemoteStorage):
+    """A store that passes for the directory that is in it."""
+
+    def __init__(
+        self, url: str, options: Mapping[str, Any] | None = None, limits: Any = None, root: str | None = None
+    ) -> None:
+        super().__init__(url, options, limits)
+        if root is not None:
+            self.root = root
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"root": self.root}
+
+
+def read_through(kind: str) -> None:
+    """Changes where `shardload.open` reads paths from."""
+    place = {"http": _http, "s3": _s3}[kind]()
+
+    def through(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Storage:
+        found = storage_of(location, options)
+        return place(found.root) if isinstance(found, LocalStorage) else found
+
+    def engine(name: str) -> EngineName:
+        return "ranges" if check_engine(name) == "map" else check_engine(name)
+
+    dataset.storage_of = through  # type: ignore[attr-defined]
+    dataset.check_engine = engine  # type: ignore[attr-defined]
+
+
+def _http() -> Any:
+    server = RangeServer(Path("/"))
+    server.__enter__()
+    return lambda path: InPlace(f"{server.url}{quote(path)}", root=path)
+
+
+def _s3() -> Any:
+    settings = json.loads(os.environ["SHARDLOAD_TEST_S3"])
+    bucket, uploaded = settings.pop("bucket"), {}
+    files = fsspec.filesystem("s3", **settings)
+
+    def place(path: str) -> InPlace:
+        manifest = Path(path) / "manifest.json"
+        content = manifest.read_bytes() if manifest.is_file() else b""
+        url = f"{bucket}/{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+        if content and uploaded.get(path) != content:
+            files.put(f"{path}/", f"{url}/", recursive=True)
+            uploaded[path] = content
+        return InPlace(f"s3://{url}", settings, root=path)
+
+    return place

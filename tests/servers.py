@@ -109,10 +109,10 @@ class ObjectStore:
         options += [f"-{name}.port={port}" for name, port in self._ports.items()]
         environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self.directory), "TMPDIR": str(self.directory)}
         environment |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+        start = [sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(os.getpid())]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(os.getpid()), program, "-logtostderr", "mini"]
-                + options,
+                [*start, program, "-logtostderr", "mini", *options],
                 env=environment,
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Threads that wait for a store far away, and how they are told that nobody wants its answer any more."""
+"""Threads that wait for a store far away: for how long, and how they are told that nobody wants its answer any more."""
 
 from __future__ import annotations
 
@@ -83,3 +83,24 @@ def heeding(stop: Stop) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+_seconds: ContextVar[float | None] = ContextVar("shardload_seconds", default=None)
+
+
+def attempt_seconds() -> float | None:
+    """Returns how long the attempt that this thread is making may take in all; None where nothing bounds it.
+
+    A storage that makes one attempt a call raises `Kind.STALLED` when they are over.
+    """
+    return _seconds.get()
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Bounds what one attempt may take, for as long as the block runs."""
+    token = _seconds.set(seconds)
+    try:
+        yield
+    finally:
+        _seconds.reset(token)

@@ -36,6 +36,7 @@ from shardload.reader.decode import Lease, decoded
 from shardload.reader.serve import announce
 from shardload.reader.source import SampleSource
 from shardload.reader.transform import apply_transform, takes_rng
+from shardload.storage.stopping import current_stop, heed
 
 Int64 = NDArray[np.int64]
 
@@ -142,7 +143,7 @@ class BatchMaker:
         aside = self._aside if self._aside is not None and self._aside.claim() else None
         num_threads = self._ahead.num_threads
         depth = num_threads if aside is None else max(1, num_threads)
-        threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read") if num_threads else None
+        threads = _readers(num_threads) if num_threads else None
         reads: collections.deque[tuple[list[RankBatch], Callable[[], list[Read]]]] = collections.deque()
         closing = threading.Event()
 
@@ -282,6 +283,11 @@ class BatchMaker:
         if not takes_rng(transform):
             return transform(batch)
         return transform(batch, rng=batch_rng(self._seed, epoch, ids.cursor, self._rank))
+
+
+def _readers(num_threads: int) -> ThreadPoolExecutor:
+    """Returns threads that read for this one: what ends its waits ends theirs."""
+    return ThreadPoolExecutor(num_threads, "shardload-read", initializer=heed, initargs=(current_stop(),))
 
 
 def collated(

@@ -112,7 +112,7 @@ class StorageContract:
             nowhere.open("file", 100).read(0, 100)
 
     def test_another_size(self, storage: Storage) -> None:
-        for size in (0, 1, 9_999, 10_001, 1 << 40):
+        for size in (1, 9_999, 10_001, 1 << 40):
             with pytest.raises(FormatError, match=f"file has 10000 bytes instead of {size}") as caught:
                 storage.open("file", size).read(0, min(size, 10_000))
             assert (caught.value.dataset, caught.value.shard) == (storage.root, "file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from shardload.errors import FormatError, UnsupportedVersionError
 
@@ -48,4 +48,4 @@ def read_anew(
                     raise
                 seen.add(place)
 
-    return reads
+    return cast(Callable[Concatenate[Reader, Arguments], Result], reads)

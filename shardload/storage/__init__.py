@@ -7,6 +7,8 @@ from shardload.storage.local import FileReader, FileWriter, LocalStorage
 from shardload.storage.mapping import MappedFiles
 from shardload.storage.operations import OPERATIONS, Operations
 from shardload.storage.remote import RemoteFile, RemoteStorage
+from shardload.storage.retrying import RetryingStorage
+from shardload.storage.schedule import RetryPolicy
 
 __all__ = [
     "OPERATIONS",
@@ -18,6 +20,8 @@ __all__ = [
     "Operations",
     "RemoteFile",
     "RemoteStorage",
+    "RetryPolicy",
+    "RetryingStorage",
     "Storage",
     "StoredFile",
     "storage_of",

@@ -16,6 +16,8 @@ from typing import Any, Protocol, TypeVar
 import fsspec.asyn
 
 from shardload.storage.answers import RefusalError, refused
+from shardload.storage.limits import Limits as Limits
+from shardload.storage.stopping import attempt_seconds, current_stop
 
 Value = TypeVar("Value")
 
@@ -23,20 +25,6 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 _GRACE_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long one attempt may take."""
-
-    progress_seconds: float = 10.0
-    """Without a byte, or without a connection."""
-    request_seconds: float = 60.0
-    """Altogether; a second more for each MiB."""
-
-    def seconds_for(self, num_bytes: int) -> float:
-        """Returns how long an attempt at so many bytes may take."""
-        return self.request_seconds + num_bytes / (1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +153,15 @@ class Loop:
         Raises:
             TimeoutError: it took longer.
         """
+        stop, most = current_stop(), attempt_seconds()
+        seconds = seconds if most is None else min(seconds, most)
         future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), self._loop)
         try:
-            return future.result(seconds + _GRACE_SECONDS)
+            with stop.calling(future.cancel):
+                return future.result(seconds + _GRACE_SECONDS)
         except BaseException:
             future.cancel()
+            stop.check()
             raise
 
 

@@ -26,6 +26,7 @@ _THROTTLED = {
 _TRANSIENT = {"RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted"}
 _ACCESS = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
 _MISSING = {"NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
+_STALLED = (TimeoutError, botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError)
 
 
 class S3Ranges:
@@ -70,16 +71,20 @@ class S3Ranges:
         if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
             return RefusalError("access", str(error))
         if isinstance(error, botocore.exceptions.ParamValidationError):
-            return RefusalError("wrong", "this is no name of an object")
-        if isinstance(error, TimeoutError):
-            return RefusalError("transient", "no answer, or no more of it, in time")
+            return RefusalError("refused", "this is no name of an object")
+        if isinstance(error, botocore.exceptions.EndpointConnectionError):
+            # What aiohttp said is told apart no more: its word is the one for a connection that broke, too.
+            arrived = not isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
+            return RefusalError("transient" if arrived else "unreachable", f"no connection: {error}")
+        if isinstance(error, _STALLED):
+            return RefusalError("stalled", "no answer, or no more of it, in time")
         transient = (
             botocore.exceptions.BotoCoreError,
             botocore.exceptions.HTTPClientError,
             aiohttp.ClientError,
             OSError,
         )
-        kind = "transient" if isinstance(error, transient) else "wrong"
+        kind = "transient" if isinstance(error, transient) else "refused"
         return RefusalError(kind, f"{type(error).__name__}: {error}")  # type: ignore[arg-type]
 
     async def _client(self, bucket: str) -> Any:

@@ -100,11 +100,10 @@ class Retries:
                 with within(max(_MIN_SECONDS, tries.deadline - self._clock())):
                     return attempt()
             except AnswerError as error:
-                tries.num_attempts += 1
-                if not self._goes_on(error, tries):
-                    if tries.num_attempts == 1:
-                        raise
-                    raise _given_up(error, tries.num_attempts, self._clock() - tries.start) from error
+                failure = error
+            tries.num_attempts += 1
+            if not self._goes_on(failure, tries):
+                raise _given_up(failure, tries.num_attempts, self._clock() - tries.start)
 
     def _goes_on(self, error: AnswerError, tries: _Tries) -> bool:
         """Waits as long as fits a failure; returns whether there is to be another attempt."""
@@ -149,6 +148,8 @@ class Retries:
 
 
 def _given_up(error: AnswerError, num_attempts: int, seconds: float) -> AnswerError:
+    if num_attempts == 1:
+        return error
     message = f"{error.message}; gave up after {num_attempts} attempts in {seconds:.1f} s"
     place = {name: getattr(error, name) for name in ("dataset", "shard", "start", "stop", "sample_id")}
     return AnswerError(message, kind=error.kind, retry_after_seconds=error.retry_after_seconds, **place)

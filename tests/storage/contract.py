@@ -43,6 +43,8 @@ class StorageContract:
 
     lists = True
     """Whether names can be listed."""
+    notices_replacement = True
+    """Whether another file of the same length in the place of the one that was opened is told; else checksums have to find it."""
 
     @pytest.fixture
     def storage(self, place: Place) -> Storage:
@@ -149,7 +151,8 @@ class StorageContract:
         with contextlib.suppress(StorageError, FormatError):
             got = file.read(0, 5_000)
             got += file.read(5_000, 10_000)
-        assert DATA.startswith(got) or (not looked and OTHER.startswith(got))
+        if self.notices_replacement:
+            assert DATA.startswith(got) or (not looked and OTHER.startswith(got))
 
     @pytest.mark.parametrize("size", [None, 0, 5_000, 20_000])
     def test_a_file_of_another_length_is_noticed(self, storage: Storage, place: Place, size: int | None) -> None:
@@ -168,7 +171,9 @@ class StorageContract:
         with pytest.raises(StorageError) as caught:
             storage.open("nothing", 300).read(3, 9)
         again = pickle.loads(pickle.dumps(caught.value))
-        assert type(again) is type(caught.value) and str(again) == str(caught.value) and vars(again) == vars(caught.value)
+        assert (
+            type(again) is type(caught.value) and str(again) == str(caught.value) and vars(again) == vars(caught.value)
+        )
 
     def test_a_storage_is_a_value(self, storage: Storage) -> None:
         assert storage.open("file", len(DATA)).read(0, 9) == DATA[:9]

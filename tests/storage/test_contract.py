@@ -6,12 +6,10 @@ import itertools
 from pathlib import Path
 
 import pytest
-from fault_proxy import FaultProxy, changed
 from servers import BUCKET, ObjectStore
-from storage.contract import DATA, FILES, Place, StorageContract
+from storage.contract import Place, StorageContract
 
-from shardload.storage import LocalStorage, RemoteStorage, Storage
-from shardload.storage.retrying import RetryingStorage
+from shardload.storage import LocalStorage, RemoteStorage, RetryingStorage, RetryPolicy, Storage
 
 _numbers = itertools.count()
 
@@ -83,7 +81,7 @@ class Retried(Place):
     def remove(self, name: str) -> None: ...
 
     def storage(self, below: str = "") -> Storage:
-        return RetryingStorage(self.inner.storage(below))
+        return RetryingStorage(self.inner.storage(below), RetryPolicy(first_wait_seconds=0.001))
 
 
 @pytest.fixture(params=["alone", "retrying"])
@@ -99,6 +97,8 @@ class TestLocal(StorageContract):
 
 
 class TestMemory(StorageContract):
+    notices_replacement = False
+
     @pytest.fixture
     def place(self, around: type[Retried] | None) -> Place:
         return Memory() if around is None else around(Memory())

@@ -12,16 +12,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import fault_proxy
 import pytest
-from fault_proxy import Fault, FaultProxy, changed, cut, ignored_range, s3_error, status, trickle
+from fault_proxy import Fault, FaultProxy, changed, cut, ignored_range, s3_error, trickle
 from servers import BUCKET, ObjectStore, http_url, s3_options
 from storage.contract import DATA, OTHER
 
-from shardload.errors import FormatError, ShardloadError, StorageError
+from shardload.errors import StorageError
 from shardload.storage import RemoteStorage
 from shardload.storage.answers import AnswerError
-from shardload.storage.ranges import Limits
+from shardload.storage.limits import Limits
 from shardload.storage.retrying import RetryingStorage
 from shardload.storage.schedule import RetryPolicy
 
@@ -77,8 +76,24 @@ ROWS: list[Row] = [
     ("F36 412", says(412, "PreconditionFailed"), {"changed"}, 1),
     ("F36 another ETag", answer("another ETag"), {"changed"}, 1),
 ]
-FAST = {"F31 short", "F31 whole file", "F31 another range", "F31 gzip", "F31 page", "F32 reset before", "F32 end in the body"}
-FAST |= {"F33 stall in the body", "F34 503 SlowDown", "F34 500", "F35 403", "F35 expired", "F35 404", "F36 another ETag"}
+FAST = {
+    "F31 short",
+    "F31 whole file",
+    "F31 another range",
+    "F31 gzip",
+    "F31 page",
+    "F32 reset before",
+    "F32 end in the body",
+}
+FAST |= {
+    "F33 stall in the body",
+    "F34 503 SlowDown",
+    "F34 500",
+    "F35 403",
+    "F35 expired",
+    "F35 404",
+    "F36 another ETag",
+}
 
 
 ASKED_TWICE = {"F32 reset before", "F32 end before", "F32 reset in the header", "F32 end in the header"}
@@ -103,7 +118,7 @@ def table(rows: list[Row]) -> list[Any]:
     found = []
     for row in rows:
         for times in (1, 2, None):
-            fast = row[0] in FAST and times is None or row[0] == "F32 reset before"
+            fast = (row[0] in FAST and times is None) or row[0] == "F32 reset before"
             marks = () if fast else (pytest.mark.slow,)
             found.append(pytest.param(row, times, id=f"{row[0]}, {times or 'for ever'}", marks=marks))
     return found
@@ -213,7 +228,7 @@ def test_replaced_and_deleted_under_the_reader(
     assert storage.open("file", len(OTHER)).read(100, 200) == OTHER[100:200]
     object_store.delete("faults/file")
     proxy.reset()
-    with pytest.raises(StorageError, match="missing|changed"):
+    with pytest.raises(StorageError, match=r"missing|changed"):
         file.read(100, 200)
     with pytest.raises(StorageError, match="file is missing"):
         storage.open("file", len(OTHER)).read(100, 200)
@@ -262,8 +277,8 @@ def test_a_frozen_server(object_store: ObjectStore, far: tuple[FaultProxy, Retry
 
 @pytest.mark.slow
 def test_a_killed_and_restarted_server(far: tuple[FaultProxy, RetryingStorage], object_store: ObjectStore) -> None:
-    """F37: kill -9; connections break, then nobody listens, then the server says that it is not ready yet, and then all is right."""
-    proxy, storage = far
+    """F37: kill -9. Connections break, then nobody listens, then the server is not ready yet, and then all is right."""
+    storage = far[1]
     patient = RetryingStorage(storage.inner, RetryPolicy(60.0, 2.0, 20, 0.1))
     file = patient.open("file", len(DATA))
     assert file.read(0, 100) == DATA[:100]

@@ -134,6 +134,10 @@ def _flip(answer: Answer) -> Answer:
     return Answer(answer.status, answer.headers, bytes(body))
 
 
+def _scramble(answer: Answer) -> Answer:
+    return Answer(answer.status, answer.headers, bytes(byte ^ 0x55 for byte in answer.body))
+
+
 def _short(answer: Answer) -> Answer:
     return Answer(answer.status, answer.headers, answer.body[:-7])
 
@@ -180,6 +184,7 @@ def _other_etag(answer: Answer) -> Answer:
 
 CHANGES: dict[str, Callable[[Answer], Answer]] = {
     "flip": _flip,
+    "scramble": _scramble,
     "short": _short,
     "empty": _empty,
     "long": _long,
@@ -210,7 +215,6 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._thread.start()
-        self._clients: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server = self._call(asyncio.start_server(self._client, "127.0.0.1", 0))
         self.port: int = self._server.sockets[0].getsockname()[1]
 
@@ -251,21 +255,21 @@ class FaultProxy:
 
     async def _end(self) -> None:
         self._server.close()
-        for task in list(self._clients):
-            task.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        # Connections are made and closed by calls and tasks that the loop has yet to come to.
+        for _ in range(5):
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._clients.add(task)
         try:
             # A client that goes away, or an end of the proxy, is no failure of a test.
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 while await self._serve_one(reader, writer):
                     pass
         finally:
-            self._clients.discard(task)
             writer.transport.abort()
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

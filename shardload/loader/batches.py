@@ -36,6 +36,7 @@ from shardload.reader.decode import Lease, decoded
 from shardload.reader.serve import announce
 from shardload.reader.source import SampleSource
 from shardload.reader.transform import apply_transform, takes_rng
+from shardload.storage import UnavailableError
 from shardload.storage.stopping import current_stop, heed
 
 Int64 = NDArray[np.int64]
@@ -191,6 +192,9 @@ class BatchMaker:
         """Yields the batches of a burst; of an error in one of them, the batches before it come first."""
         try:
             samples = collections.deque(read())
+        except UnavailableError:
+            # Another read would only take as long again.
+            raise
         except ShardloadError:
             if len(burst) == 1:
                 raise
@@ -228,8 +232,12 @@ class BatchMaker:
         if recipe.on_error == "raise":
             return [Read(samples) for samples in self._read(ids, keyed)]
         if len(burst) > 1:
-            with contextlib.suppress(*READ_FAULTS):
+            try:
                 return [Read(samples) for samples in self._read(ids, keyed)]
+            except UnavailableError:
+                raise
+            except READ_FAULTS:
+                pass
         return [self._read_whole(self._keyed(batch, epoch)) for batch in burst]
 
     def _read_whole(self, ids: SampleIds) -> Read:

@@ -1,6 +1,6 @@
 """Bytes of files: everything that touches a file system or an object store goes through here."""
 
-from shardload.storage.answers import AnswerError
+from shardload.storage.answers import AnswerError, UnavailableError
 from shardload.storage.base import Storage, StoredFile
 from shardload.storage.choose import storage_of
 from shardload.storage.local import FileReader, FileWriter, LocalStorage
@@ -24,5 +24,6 @@ __all__ = [
     "RetryingStorage",
     "Storage",
     "StoredFile",
+    "UnavailableError",
     "storage_of",
 ]

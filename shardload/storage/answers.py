@@ -53,6 +53,10 @@ class AnswerError(StorageError):
         return make, arguments, (state or {}) | told
 
 
+class UnavailableError(AnswerError):
+    """A store gave no right answer in time, or by as many attempts as there are: no other file of it would fare better."""
+
+
 class RefusalError(Exception):
     """The same within a way of fetching, which does not know the place: becomes an `AnswerError`."""
 

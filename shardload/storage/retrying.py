@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from shardload.storage.answers import AnswerError
+from shardload.storage.answers import AnswerError, UnavailableError
 from shardload.storage.base import Storage, StoredFile
 from shardload.storage.schedule import RetryBudget, RetryPolicy, next_wait
 from shardload.storage.stopping import current_stop, within
@@ -22,6 +22,7 @@ from shardload.storage.stopping import current_stop, within
 Result = TypeVar("Result")
 
 _MIN_SECONDS = 0.001
+_OF_ONE_FILE = {"missing", "changed"}
 _random = random.SystemRandom()
 """Without a state that forked processes would share: they are not to retry in step."""
 
@@ -148,11 +149,12 @@ class Retries:
 
 
 def _given_up(error: AnswerError, num_attempts: int, seconds: float) -> AnswerError:
-    if num_attempts == 1:
-        return error
-    message = f"{error.message}; gave up after {num_attempts} attempts in {seconds:.1f} s"
+    message = error.message
+    if num_attempts > 1:
+        message += f"; gave up after {num_attempts} attempts in {seconds:.1f} s"
+    failed = AnswerError if error.kind in _OF_ONE_FILE else UnavailableError
     place = {name: getattr(error, name) for name in ("dataset", "shard", "start", "stop", "sample_id")}
-    return AnswerError(message, kind=error.kind, retry_after_seconds=error.retry_after_seconds, **place)
+    return failed(message, kind=error.kind, retry_after_seconds=error.retry_after_seconds, **place)
 
 
 class RetryingFile:

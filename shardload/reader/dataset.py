@@ -198,6 +198,11 @@ class ShardDataset(SampleSource):
         return Transfers() if access is None or access.process_id != os.getpid() else access.transfers()
 
     @property
+    def num_retries(self) -> dict[str, int]:
+        """How often this process had to ask the store again, by what had gone wrong: the kinds of `AnswerError`."""
+        return dict(getattr(self._storage, "num_retries", {}))
+
+    @property
     def engine_name(self) -> str:
         """How this process reads samples: `map`, `pread` or `ranges`."""
         return self._process_access().engine.name

@@ -62,12 +62,12 @@ _current: ContextVar[Stop | None] = ContextVar("shardload_stop", default=None)
 _never = Stop()
 
 
-def current_stop() -> Stop:
-    """Returns what may end the waits of this thread; one that nobody sets where nothing may.
+def current_stop(otherwise: Stop = _never) -> Stop:
+    """Returns what may end the waits of this thread; where nothing was said, one that is given, or that nobody sets.
 
     Threads that work on behalf of others get it from those.
     """
-    return _current.get() or _never
+    return _current.get() or otherwise
 
 
 def heed(stop: Stop) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-BUCKET, KEY, SECRET = "tests", "testkey", "testsecret"
+BUCKET, KEY, SECRET = "tests", "testkey-5e1f0b", "testsecret-c0de77"
 _GRPC = 10_000
 """Each port of the server has a second one so much higher."""
 _SERVICES = ("master", "volume", "filer", "s3", "admin")

@@ -155,14 +155,25 @@ class Loop:
         """
         stop, most = current_stop(), attempt_seconds()
         seconds = seconds if most is None else min(seconds, most)
-        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), self._loop)
+        future = asyncio.run_coroutine_threadsafe(_told(asyncio.wait_for(coroutine, seconds)), self._loop)
         try:
             with stop.calling(future.cancel):
-                return future.result(seconds + _GRACE_SECONDS)
+                values, error = future.result(seconds + _GRACE_SECONDS)
         except BaseException:
             future.cancel()
             stop.check()
             raise
+        if error is not None:
+            raise error
+        return values[0]
+
+
+async def _told(coroutine: Coroutine[Any, Any, Value]) -> tuple[list[Value], Exception | None]:
+    """Returns the value of a coroutine, or its error: one that is raised when nobody waits any more is printed by asyncio."""
+    try:
+        return [await coroutine], None
+    except Exception as error:
+        return [], error
 
 
 def _close(loop: Any, process_id: int, closers: list[Callable[[], Coroutine[Any, Any, Any]]]) -> list[Any]:

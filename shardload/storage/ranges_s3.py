@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -44,6 +45,7 @@ class S3Ranges:
         # One attempt, whatever was asked for: attempts of several layers multiply.
         config["retries"] = {"total_max_attempts": 1, "mode": "standard"}
         fixed = {"asynchronous": True, "skip_instance_cache": True, "use_listings_cache": False}
+        _quiet()
         self._files = S3FileSystem(**(settings | fixed), config_kwargs=config)
         self._files.retries = 1
         self._root = self._files._strip_protocol(url).rstrip("/")
@@ -144,6 +146,17 @@ class S3Ranges:
             if not page.get("IsTruncated"):
                 return found - {""}
             asked["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _quiet() -> None:
+    """Keeps key ids and session tokens out of logs: below INFO botocore writes the headers of all requests.
+
+    Only where nobody chose a level for its loggers: who asks for `logging.getLogger("botocore")` at DEBUG has it.
+    """
+    for name in ("botocore", "aiobotocore"):
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
 
 
 def _refused(error: botocore.exceptions.ClientError) -> RefusalError:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import through_store
 from fault_proxy import FaultProxy
 from samples import write_mixed
 from servers import ObjectStore, find_program
@@ -22,11 +21,6 @@ import shardload
 # tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Has datasets opened through an object store where that is asked for."""
-    through_store.begin(config)
 
 
 def pytest_collection_finish() -> None:

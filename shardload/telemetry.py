@@ -68,6 +68,8 @@ class LoaderStats:
     """Bytes that were read of these."""
     num_rereads: int = 0
     """Ranges that were fetched once more because their content was damaged."""
+    num_retries: dict[str, int] = field(default_factory=dict)
+    """Requests that were made again, by what had gone wrong: the kinds of `AnswerError`, such as throttled or stalled."""
 
     device: str = ""
     """The CUDA device that batches are copied to, with its index; empty for others, and before the first `iter`."""

@@ -36,6 +36,8 @@ from shardload.reader.decode import Lease, decoded
 from shardload.reader.serve import announce
 from shardload.reader.source import SampleSource
 from shardload.reader.transform import apply_transform, takes_rng
+from shardload.storage import UnavailableError
+from shardload.storage.stopping import current_stop, heed
 
 Int64 = NDArray[np.int64]
 
@@ -142,7 +144,7 @@ class BatchMaker:
         aside = self._aside if self._aside is not None and self._aside.claim() else None
         num_threads = self._ahead.num_threads
         depth = num_threads if aside is None else max(1, num_threads)
-        threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read") if num_threads else None
+        threads = _readers(num_threads) if num_threads else None
         reads: collections.deque[tuple[list[RankBatch], Callable[[], list[Read]]]] = collections.deque()
         closing = threading.Event()
 
@@ -190,6 +192,9 @@ class BatchMaker:
         """Yields the batches of a burst; of an error in one of them, the batches before it come first."""
         try:
             samples = collections.deque(read())
+        except UnavailableError:
+            # Another read would only take as long again.
+            raise
         except ShardloadError:
             if len(burst) == 1:
                 raise
@@ -227,8 +232,12 @@ class BatchMaker:
         if recipe.on_error == "raise":
             return [Read(samples) for samples in self._read(ids, keyed)]
         if len(burst) > 1:
-            with contextlib.suppress(*READ_FAULTS):
+            try:
                 return [Read(samples) for samples in self._read(ids, keyed)]
+            except UnavailableError:
+                raise
+            except READ_FAULTS:
+                pass
         return [self._read_whole(self._keyed(batch, epoch)) for batch in burst]
 
     def _read_whole(self, ids: SampleIds) -> Read:
@@ -282,6 +291,11 @@ class BatchMaker:
         if not takes_rng(transform):
             return transform(batch)
         return transform(batch, rng=batch_rng(self._seed, epoch, ids.cursor, self._rank))
+
+
+def _readers(num_threads: int) -> ThreadPoolExecutor:
+    """Returns threads that read for this one: what ends its waits ends theirs."""
+    return ThreadPoolExecutor(num_threads, "shardload-read", initializer=heed, initargs=(current_stop(),))
 
 
 def collated(

@@ -29,7 +29,7 @@ from shardload.loader.transfer import CudaTransfer, Pinning, cuda_device
 from shardload.memory import BufferPool
 from shardload.quantities import as_integer, parse_bytes
 from shardload.reader.checks import fits_in_memory
-from shardload.reader.far import is_far, transfers_of
+from shardload.reader.far import is_far, retries_of, transfers_of
 from shardload.reader.source import SampleSource
 from shardload.telemetry import LoaderStats
 
@@ -165,6 +165,7 @@ class Course:
         fetched = transfers_of(self.dataset)
         stats.num_requests, stats.num_rereads = fetched.num_requests, fetched.num_rereads
         stats.requested_bytes, stats.needed_bytes = fetched.requested_bytes, fetched.needed_bytes
+        stats.num_retries = retries_of(self.dataset)
         for pool in self.pools:
             stats.num_buffers_new += pool.num_new
             stats.num_buffers_reused += pool.num_reused

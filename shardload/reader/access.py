@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 import weakref
@@ -118,7 +119,8 @@ class Access:
         if self._later is None:
             announce(*arguments)
         else:
-            self._later.call(functools.partial(announce, *arguments))
+            # In the caller's context: what is closed there ends it here, too.
+            self._later.call(functools.partial(contextvars.copy_context().run, announce, *arguments))
 
     def read_batch(self, sample_ids: Int64, buffers: Buffers, fields: Sequence[Field]) -> SampleBatch:
         """Returns the given fields of a batch; fixed fields go into their buffer where there is one."""

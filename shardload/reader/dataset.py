@@ -52,7 +52,9 @@ def open_dataset(
         path: directory of the dataset, or its URL, such as `s3://bucket/data` or `https://host/data`.
         storage_options: for a URL, options of fsspec's file system for it, such as `key`, `secret` and `endpoint_url` of s3; what
             is not given comes from where the libraries look (environment, profile). They stand in no message, state or manifest,
-            but travel in pickles of the dataset, as does a URL with what is secret in it: workers read by them.
+            but travel in pickles of the dataset, as does a URL with what is secret in it: workers read by them. Those below
+            `shardload` say how requests are made again: `deadline`, `progress_timeout` and `first_wait` (times, as 60 or
+            "1min") and `retries`.
         fields: names of the fields to read; None for all.
         decode: `ImageDecode` by name of a jpeg or png field: samples then hold uint8 arrays of shape (3, height, width). Random
             crops and flips are keyed by (seed, epoch, sample id), as `rng` below.
@@ -197,6 +199,11 @@ class ShardDataset(SampleSource):
         """Returns what this process has fetched of a dataset that is a request away."""
         access = self._access
         return Transfers() if access is None or access.process_id != os.getpid() else access.transfers()
+
+    @property
+    def num_retries(self) -> dict[str, int]:
+        """How often this process had to ask the store again, by what had gone wrong: the kinds of `AnswerError`."""
+        return dict(getattr(self._storage, "num_retries", {}))
 
     @property
     def engine_name(self) -> str:

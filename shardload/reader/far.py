@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from shardload.reader.concat import Joined
@@ -20,6 +21,12 @@ def transfers_of(source: SampleSource) -> Transfers:
     """Returns what this process has fetched of the parts of a source that are read from URLs."""
     different = {id(dataset): dataset for dataset in _datasets(source)}
     return sum((dataset.transfers() for dataset in different.values()), Transfers())
+
+
+def retries_of(source: SampleSource) -> dict[str, int]:
+    """Returns how often this process had to ask stores again for parts of a source, by what had gone wrong."""
+    different = {id(dataset): dataset for dataset in _datasets(source)}
+    return dict(sum((Counter(dataset.num_retries) for dataset in different.values()), Counter()))
 
 
 def _datasets(source: SampleSource) -> Iterator[ShardDataset]:

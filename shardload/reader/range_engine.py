@@ -78,10 +78,11 @@ class RangeEngine:
         some = ranges[ranges.lengths > 0]
         if len(some):
             self._arrivals.announce(some.shard_ids, some.starts, some.lengths, urgent=True)
-            self._needed_bytes += int(some.lengths.sum())
         columns = ranges.shard_ids.tolist(), ranges.starts.tolist(), (ranges.starts + ranges.lengths).tolist()
         places: list[Place] = list(zip(*columns, strict=True))
-        return self._arrivals.views(places)
+        views = self._arrivals.views(places)
+        self._needed_bytes += int(some.lengths.sum())
+        return views
 
 
 def _fetch_from(files: OpenFiles, known: NumberedFiles) -> Fetch:

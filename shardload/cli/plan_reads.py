@@ -49,7 +49,7 @@ def reads_facts(plans: Sequence[ReadPlan]) -> list[dict[str, Any]]:
 def echo_reads(plans: Sequence[ReadPlan]) -> None:
     """Prints a line for each order."""
     echo("")
-    echo("reading from the store:")
+    echo("reading from the store, if it answers after 30 ms and gives 50 MB/s to each request:")
     for plan in plans:
         echo(
             f"  {plan.shuffle} shuffle: {plan.requests_per_sample:.3g} requests a sample, {plan.amplification:.3g} bytes for each "

@@ -195,7 +195,9 @@ def _keep_inherited() -> None:
 
 def _close_all() -> None:
     """Waits a moment at the end of the process, since the loop's thread ends with it in the midst of things."""
-    for future in [future for loop in list(_loops) for future in loop._closing() or ()]:
+    # Not by calling the finalizers: by now they may have been told to do nothing any more.
+    left = [loop._closing.detach() for loop in list(_loops)]
+    for future in [future for one in left if one is not None for future in one[1](*one[2])]:
         with contextlib.suppress(Exception):
             future.result(_CLOSE_SECONDS)
 

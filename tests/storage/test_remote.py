@@ -273,6 +273,16 @@ def test_a_protocol_that_is_not_known() -> None:
         shardload.open("nope://bucket/x").fingerprint  # noqa: B018
 
 
+def test_the_end_of_a_program_is_quiet(server: RangeServer) -> None:
+    program = (
+        "import sys; from shardload.storage import storage_of; storage = storage_of(sys.argv[1]);"
+        "file = storage.open('shards/one', int(sys.argv[2])); print(len([file.read(i, i + 5) for i in range(9)]))"
+    )
+    words = [sys.executable, "-X", "dev", "-W", "error", "-c", program, server.url, str(len(DATA))]
+    found = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (found.stdout.strip(), found.stderr, found.returncode) == ("9", "", 0)
+
+
 def test_local_use_loads_no_network_library(mixed: Path) -> None:
     program = (
         "import sys, shardload; shardload.open(sys.argv[1])[0]; shardload.storage.storage_of('s3://b/k');"

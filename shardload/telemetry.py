@@ -130,3 +130,19 @@ class CheckpointStats:
     def writer_gb_per_second(self) -> float:
         """10^9 bytes a second that this rank wrote, while it did."""
         return self.num_bytes / 1e9 / self.write_seconds if self.write_seconds else 0.0
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """What a process has done with its cache. A block is 4 KiB of a file."""
+
+    num_hits: int = 0
+    """Blocks read that were there."""
+    num_misses: int = 0
+    """Blocks read that were not."""
+    num_evicted: int = 0
+    """Blocks that this process put others in the place of."""
+    num_damaged: int = 0
+    """Blocks found to be other than they were written, and dropped: they were fetched again."""
+    num_failures: int = 0
+    """1 after the file system of the cache has failed: it is not used any more."""

@@ -22,7 +22,7 @@ from shardload.errors import StorageError
 from shardload.storage.cache_index import CacheIndex, Found
 from shardload.storage.cache_writes import BlockWrites, gathered, places_in
 from shardload.storage.slots import BLOCK_BYTES, CELL_BYTES, Blocks, Places, blocks_in, is_whole, places_of
-from shardload.storage.uses import joined_uses, used_at
+from shardload.storage.uses import ExpectedUses, joined_uses, used_at, used_next
 from shardload.telemetry import CacheStats
 
 Int64 = NDArray[np.int64]
@@ -58,10 +58,9 @@ class Cache:
         """
         self.process_id = os.getpid()
         self.path = path
-        self.cursor = 0
-        """The position, counted over all epochs, up to which this process has used what is here."""
         self.stats = CacheStats()
         self._lock = threading.Lock()
+        self._expected = ExpectedUses()
         self._index: CacheIndex | None = None
         try:
             self._index = CacheIndex(path, limit_bytes)
@@ -94,7 +93,7 @@ class Cache:
         return ~missing
 
     def read(
-        self, keys: UInt64, starts: Int64, targets: Sequence[NDArray[np.uint8]], uses: UInt64 | None = None
+        self, keys: UInt64, starts: Int64, targets: Sequence[NDArray[np.uint8]], *, count_missing: bool = True
     ) -> list[Missing]:
         """Fills what it has of ranges.
 
@@ -102,7 +101,7 @@ class Cache:
             keys: of their files: shape (ranges, 2).
             starts: first byte of each: shape (ranges,).
             targets: for each, uint8 of shape (bytes,), contiguous and not empty: filled as far as its bytes are there.
-            uses: when each range is used next after now, as of `used_next`: shape (ranges,). None if that is not known.
+            count_missing: whether to count what is not there; False where it will be asked for once more.
 
         Returns:
             What is not there, range by range in their order, rising within each.
@@ -113,20 +112,16 @@ class Cache:
         missing: list[Missing] = []
         for low, high in pairwise(edges):
             part = slice(low, high)
-            some = uses if uses is None else uses[part]
-            missing += self._read_some(keys[part], starts[part], lengths[part], targets[part], some, low)
+            missing += self._read_some(keys[part], starts[part], lengths[part], targets[part], low, count_missing)
         return missing
 
-    def write(
-        self, keys: UInt64, starts: Int64, pieces: Sequence[NDArray[np.uint8]], uses: UInt64 | None = None
-    ) -> None:
+    def write(self, keys: UInt64, starts: Int64, pieces: Sequence[NDArray[np.uint8]]) -> None:
         """Keeps bytes of files, as far as there is room that nothing needs sooner.
 
         Args:
             keys: of the file of each piece: shape (pieces, 2).
             starts: first byte of each, of a cell: shape (pieces,).
             pieces: for each, uint8 of shape (bytes,), not empty: whole cells, or up to the end of the file.
-            uses: when each is used next: shape (pieces,). None if that is not known.
         """
         index = self._usable()
         if index is None:
@@ -134,12 +129,11 @@ class Cache:
         assert not (starts % CELL_BYTES).any()
         blocks = blocks_in(starts, starts + np.array([len(piece) for piece in pieces]))
         places = places_of(keys[blocks.owners], blocks.numbers, index.num_sets)
-        own = np.full(len(pieces), used_at(time.time()), dtype=np.uint64) if uses is None else uses
         content = gathered(blocks, starts, pieces)
         try:
             with self._lock:
-                writes = BlockWrites(index, blocks, places, content, own[blocks.owners])
-                self.stats.num_evicted += writes.carry_out(self.cursor)
+                uses, current = self._uses_of(places)
+                self.stats.num_evicted += BlockWrites(index, blocks, places, content, uses, current).carry_out()
         except OSError as error:
             self._give_up(error)
 
@@ -156,17 +150,53 @@ class Cache:
             self._give_up(error)
         return bool((slots >= 0).any())
 
-    def tell(self, job: int, cursor: int) -> int | None:
-        """Tells all processes how far a job has come; returns its number here, for `used_next`. None after a failure."""
+    def expect(self, keys: UInt64, starts: Int64, stops: Int64, current: Int64, following: Int64) -> None:
+        """Takes in when ranges are used, and when after that: those that are not needed soon give way to others.
+
+        Args:
+            keys: of their files: shape (ranges, 2).
+            starts: first byte of each: shape (ranges,).
+            stops: byte after the last; above it.
+            current: the position at which each is used the next time, counted over all epochs.
+            following: the position at which it is used after that.
+        """
+        index = self._usable()
+        if index is not None and len(starts):
+            blocks = blocks_in(starts, stops)
+            places = places_of(keys[blocks.owners], blocks.numbers, index.num_sets)
+            with self._lock:
+                self._expected.add(places.tags, current[blocks.owners], following[blocks.owners])
+
+    def tell(self, job: int, cursor: int, num_positions: int) -> None:
+        """Tells all processes how far a job has come; the positions of `expect` are its own from now on.
+
+        Args:
+            job: what tells it from others: above 0, the same in all its processes.
+            cursor: the position up to which it has read what it needs, counted over all epochs.
+            num_positions: of an epoch.
+        """
         index = self._usable()
         if index is None:
-            return None
-        self.cursor = cursor
+            return
         try:
-            return index.jobs.tell(job, cursor)
+            with self._lock:
+                self._expected.job = index.jobs.tell(job, cursor)
+                # Of what nobody has announced as much may be needed soon as late in an epoch.
+                self._expected.usual = cursor + num_positions // 2
         except OSError as error:
             self._give_up(error)
-            return None
+
+    def _uses_of(self, places: Places) -> tuple[UInt64, Int64]:
+        """Returns when blocks that come are used next, and where they are used now."""
+        expected = self._expected
+        if expected.usual is None:
+            unknown = np.uint64(used_at(time.time()))
+        else:
+            unknown = used_next(expected.job, np.array([expected.usual]))[0]
+        taken = expected.take(places.tags)
+        if taken is None:
+            return np.full(len(places.tags), unknown), np.zeros(len(places.tags), dtype=np.int64)
+        return np.where(taken[0] == 0, unknown, taken[0]), taken[1]
 
     def _usable(self) -> CacheIndex | None:
         """Returns the index, unless the cache is gone: someone may have removed the directory."""
@@ -195,8 +225,8 @@ class Cache:
         starts: Int64,
         lengths: Int64,
         targets: Sequence[NDArray[np.uint8]],
-        uses: UInt64 | None,
         first: int,
+        count_missing: bool,
     ) -> list[Missing]:
         """Fills what it has of as many ranges as are read at a time; they are numbered from `first`."""
         stops = starts + lengths
@@ -209,7 +239,7 @@ class Cache:
             there = found.words & blocks.cells == blocks.cells
             try:
                 content = self._checked(index, places, found, there)
-                self._touch(index, found, there, None if uses is None else uses[blocks.owners])
+                self._touch(index, places, found, there)
             except OSError as error:
                 self._give_up(error)
                 there[:] = False
@@ -218,7 +248,7 @@ class Cache:
                 for begin, target in zip(places_in(blocks, starts), targets, strict=True):
                     target[:] = flat[begin : begin + len(target)]
         self.stats.num_hits += int(there.sum())
-        self.stats.num_misses += int((~there).sum())
+        self.stats.num_misses += int((~there).sum()) if count_missing else 0
         return [] if there.all() else _missing(blocks, ~there, starts, stops, first)
 
     def _checked(self, index: CacheIndex, places: Places, found: Found, there: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -246,12 +276,17 @@ class Cache:
             self.stats.num_damaged += 1
             index.clear(found.slots)
 
-    def _touch(self, index: CacheIndex, found: Found, there: NDArray[np.bool_], uses: UInt64 | None) -> None:
+    def _touch(self, index: CacheIndex, places: Places, found: Found, there: NDArray[np.bool_]) -> None:
         """Notes that blocks were used, and when they are used next."""
-        if uses is not None:
-            joined = joined_uses(found.uses, uses, self.cursor)
-            index.write_uses(found.slots[there], joined[there])
-            return
+        with self._lock:
+            taken = self._expected.take(places.tags[there])
+        if taken is not None:
+            uses, current = taken
+            told, mine = uses != 0, np.flatnonzero(there)
+            joined = joined_uses(found.uses[mine[told]], uses[told], current[told])
+            index.write_uses(found.slots[mine[told]], joined)
+            there = there.copy()
+            there[mine[told]] = False
         now = np.uint64(used_at(time.time()))
         # A job's own word on the next use says more than the last one.
         due = there & (found.uses >> np.uint64(56) == 0) & (found.uses + np.uint64(_TOUCH_MILLISECONDS) < now)

@@ -23,7 +23,7 @@ from shardload.quantities import format_bytes
 from shardload.storage.slots import MIN_LIMIT_BYTES, Geometry
 
 LEDGER = "shardload-cache.json"
-JOBS_BYTES = 1 << 16
+JOBS_BYTES = 1 << 12
 
 _FORMAT = 1
 _MAX_LEDGER_BYTES = 1 << 16

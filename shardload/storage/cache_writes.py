@@ -32,7 +32,13 @@ class BlockWrites:
     """Blocks that are to be kept, with the cells that are at hand. For one thread of a process at a time."""
 
     def __init__(
-        self, index: CacheIndex, blocks: Blocks, places: Places, content: NDArray[np.uint8], uses: UInt64
+        self,
+        index: CacheIndex,
+        blocks: Blocks,
+        places: Places,
+        content: NDArray[np.uint8],
+        uses: UInt64,
+        current: Int64,
     ) -> None:
         """Describes them.
 
@@ -42,23 +48,25 @@ class BlockWrites:
             places: where they may lie.
             content: uint8 of shape (blocks, BLOCK_BYTES): zero outside of the cells at hand.
             uses: when each is used next: shape (blocks,).
+            current: the position at which it is used now.
         """
         self._index = index
         self._blocks = blocks
         self._places = places
         self._content = content
         self._uses = uses
+        self._current = current
         self._jobs: Jobs = index.jobs.read()
         self._now = time.time()
         # What no known order uses has just been used, and comes before what was used as lately.
         self._own = np.where(uses >> np.uint64(56) == 0, -1.0, waits_of(uses, self._jobs, self._now))
 
-    def carry_out(self, cursor: int) -> int:
-        """Writes them; `cursor` is the position up to which this job has used what it has. Returns how many others gave way."""
+    def carry_out(self) -> int:
+        """Writes them. Returns how many others gave way."""
         found = self._index.find(self._places)
         more = (found.slots >= 0) & (self._blocks.cells & ~found.words != 0)
         if more.any():
-            uses = joined_uses(found.uses, self._uses, cursor)
+            uses = joined_uses(found.uses, self._uses, self._current)
             for i in np.flatnonzero(more).tolist():
                 self._add_cells(i, int(found.slots[i]), int(found.words[i]), uses[i])
         num_evicted = 0

@@ -9,16 +9,11 @@ import os
 import time
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardload.storage.uses import MAX_JOBS, Jobs
 
-MAX_RANKS = 1024
-"""Ranks of a job that are told apart; those above count as here."""
-
-_JOB_BYTES = 2048
+_JOB_BYTES = 64
 _FACTS = np.dtype([("key", "<u8"), ("cursor", "<i8"), ("time", "<f8"), ("first_cursor", "<i8"), ("first_time", "<f8")])
-_RANKS_OFFSET = 1024
 _READ_SECONDS = 0.5
 
 
@@ -58,7 +53,6 @@ class JobTable:
         number = int(same[0]) if len(same) else int(np.argmin(np.where(rows["key"] == 0, -1.0, rows["time"])))
         row = rows[number]
         if not len(same):
-            self._write(bytes(MAX_RANKS), number * _JOB_BYTES + _RANKS_OFFSET)
             row["first_cursor"], row["first_time"] = cursor, now
         elif cursor < row["first_cursor"] or now - row["time"] > 60.0:
             # Begun anew from an earlier place, or after a pause: its pace is another one.
@@ -67,17 +61,6 @@ class JobTable:
         self._write(row.tobytes(), number * _JOB_BYTES)
         self._read_at = -1.0
         return number
-
-    def join(self, number: int, rank: int) -> None:
-        """Notes that a rank of a job reads through this cache."""
-        if rank < MAX_RANKS:
-            self._write(b"\1", number * _JOB_BYTES + _RANKS_OFFSET + rank)
-
-    def ranks(self, number: int) -> NDArray[np.bool_]:
-        """Returns which ranks of a job read through this cache: bool of shape (MAX_RANKS,)."""
-        content = os.pread(self._descriptor, MAX_RANKS, number * _JOB_BYTES + _RANKS_OFFSET).ljust(MAX_RANKS, b"\0")
-        present: NDArray[np.bool_] = np.frombuffer(content, dtype=np.uint8) != 0
-        return present
 
     def _content(self) -> bytes:
         return os.pread(self._descriptor, MAX_JOBS * _JOB_BYTES, 0)

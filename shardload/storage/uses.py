@@ -7,6 +7,7 @@ several jobs are compared by the same thing, the expected seconds until the next
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,19 +94,61 @@ def waits_of(uses: UInt64, jobs: Jobs, seconds: float) -> NDArray[np.float64]:
     return waits
 
 
-def joined_uses(old: UInt64, new: UInt64, cursor: int) -> UInt64:
+def joined_uses(old: UInt64, new: UInt64, current: NDArray[np.int64]) -> UInt64:
     """Returns the uses of blocks of which one use is past, and another becomes known.
 
-    What samples beside it will need the block sooner is kept, if it is still to come.
+    Where another sample will need the block sooner that is kept, if it is still to come.
 
     Args:
         old: what was known.
-        new: what is known of the sample that was just used.
-        cursor: the position up to which this job has taken what it needs.
+        new: what is known of the sample that is used now.
+        current: the position at which it is used: int64 of shape (blocks,).
     """
     same = (old >> _SHIFT == new >> _SHIFT) & (new >> _SHIFT != 0)
-    sooner: UInt64 = np.where(same & ((old & _VALUE) > np.uint64(cursor)), np.minimum(old, new), new)
+    sooner: UInt64 = np.where(same & ((old & _VALUE) > current.astype(np.uint64)), np.minimum(old, new), new)
     return sooner
+
+
+class ExpectedUses:
+    """What was announced of blocks until they are used: where that is, and where they are used after it."""
+
+    def __init__(self) -> None:
+        self.job = 0
+        """Whose positions they are."""
+        self.usual: int | None = None
+        """The position for blocks that nothing was announced of: half an epoch on. None while nothing ever was."""
+        self._expected: dict[int, tuple[int, int]] = {}
+
+    def add(self, tags: UInt64, current: NDArray[np.int64], following: NDArray[np.int64]) -> None:
+        """Takes in what is known of blocks: arrays of shape (uses,); a block may stand several times."""
+        expected = self._expected
+        for tag, now, then in zip(tags.tolist(), current.tolist(), following.tolist(), strict=True):
+            known = expected.get(tag)
+            expected[tag] = (now, then) if known is None else (max(now, known[0]), min(then, known[1]))
+        # What was announced and never read is forgotten at last.
+        while len(expected) > _MAX_EXPECTED:
+            for tag in list(itertools.islice(expected, _MAX_EXPECTED // 4)):
+                expected.pop(tag, None)
+
+    def take(self, tags: UInt64) -> tuple[UInt64, NDArray[np.int64]] | None:
+        """Returns uses of blocks, 0 where nothing is known, and where they are used now; they are forgotten then.
+
+        Returns:
+            uint64 and int64 of shape (blocks,); None if nothing is known of any.
+        """
+        expected = self._expected
+        if not expected:
+            return None
+        found = [expected.pop(tag, _UNKNOWN) for tag in tags.tolist()]
+        current, following = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        known = following >= 0
+        if not known.any():
+            return None
+        return np.where(known, used_next(self.job, np.maximum(following, 0)), np.uint64(0)), current
+
+
+_MAX_EXPECTED = 1 << 20
+_UNKNOWN = (-1, -1)
 
 
 SPLIT, OUTSIDE = -1, -2

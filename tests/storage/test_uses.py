@@ -68,12 +68,13 @@ def test_what_a_job_passed_by_goes_first_then_what_ended_jobs_wanted_and_before_
 
 @given(st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 1000))
 def test_a_use_still_to_come_is_kept_where_it_is_sooner(old, new, cursor):
-    joined = joined_uses(used_next(0, np.array([old])), used_next(0, np.array([new])), cursor)
+    here = np.array([cursor])
+    joined = joined_uses(used_next(0, np.array([old])), used_next(0, np.array([new])), here)
     expected = min(old, new) if old > cursor else new
     assert joined.tolist() == used_next(0, np.array([expected])).tolist()
-    other = joined_uses(used_next(1, np.array([old])), used_next(0, np.array([new])), cursor)
+    other = joined_uses(used_next(1, np.array([old])), used_next(0, np.array([new])), here)
     assert other.tolist() == used_next(0, np.array([new])).tolist()
-    assert joined_uses(np.array([5], dtype=np.uint64), np.array([9], dtype=np.uint64), cursor).tolist() == [9]
+    assert joined_uses(np.array([5], dtype=np.uint64), np.array([9], dtype=np.uint64), here).tolist() == [9]
 
 
 @given(st.integers(1, 4), st.integers(0, 1 << 30), st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.integers(-1, 9))

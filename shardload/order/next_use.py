@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,3 +99,11 @@ def join_uses(parts: Sequence[Uses]) -> Uses:
     """Returns the uses of several batches of one order as one; the cursor is that of the first."""
     ids, positions = ([getattr(part, name) for part in parts] for name in ("sample_ids", "positions"))
     return Uses(parts[0].forecast, parts[0].cursor, np.concatenate(ids), np.concatenate(positions))
+
+
+def ranks_near(num_replicas: int) -> int:
+    """Returns how many of the ranks share a node, from what launchers such as torchrun tell; all of them if that says nothing."""
+    world, local = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if not local.isdecimal() or world != str(num_replicas) or not 0 < int(local) <= num_replicas:
+        return num_replicas
+    return int(local) if num_replicas % int(local) == 0 else num_replicas

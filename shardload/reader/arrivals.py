@@ -151,6 +151,11 @@ class Arrivals:
             found.append(pieces)
         return found, taken
 
+    def holds(self, places: Iterable[Place]) -> list[bool]:
+        """Tells of which ranges the first byte is there or on its way."""
+        with self._changed:
+            return [bool(self._overlapping(shard_id, start, start + 1)) for shard_id, start, _ in places]
+
     def used(self, taken: list[tuple[Span, int, int]]) -> None:
         """Notes parts as read, and drops what was read as a whole."""
         if not taken:

@@ -11,7 +11,7 @@ from shardload.errors import FormatError
 from shardload.format import layout
 from shardload.format.shard import TAIL_READ_BYTES, Expected, ShardHead, check_header, decode_head, tail_bytes
 from shardload.format.table import ShardEntry
-from shardload.storage import LocalStorage, Storage, StoredFile
+from shardload.storage import CachedStorage, LocalStorage, Storage, StoredFile
 
 _MAX_FAR_FILES = 1 << 16
 
@@ -47,12 +47,17 @@ class OpenFiles:
         with self._lock:
             file = self._files.get(shard_id)
             if file is None:
-                file = self._files[shard_id] = self._storage.open(entry.name, entry.num_bytes)
+                file = self._files[shard_id] = self._open(entry)
                 if len(self._files) > self._max_files:
                     self._files.popitem(last=False)
             else:
                 self._files.move_to_end(shard_id)
             return file
+
+    def _open(self, entry: ShardEntry) -> StoredFile:
+        if isinstance(self._storage, CachedStorage):
+            return self._storage.open(entry.name, entry.num_bytes, entry.file_digest)
+        return self._storage.open(entry.name, entry.num_bytes)
 
 
 def read_head(

@@ -17,6 +17,7 @@ from shardload.errors import FormatError, ShardloadError
 from shardload.format.ragged import Ragged
 from shardload.format.schema import Field, Schema, canonical_json
 from shardload.order.epoch import EpochOrders
+from shardload.order.next_use import Uses
 from shardload.order.selection import resolve_indices
 from shardload.order.shuffle import Shuffle
 from shardload.order.windows import PhasedOrders, WindowGrid
@@ -26,7 +27,7 @@ from shardload.reader.access import Access, Buffers
 from shardload.reader.batch import Column, SampleBatch
 from shardload.reader.dataset import ShardDataset
 from shardload.reader.items import NO_SEGMENTS
-from shardload.reader.source import SampleSource
+from shardload.reader.source import Fields, SampleSource
 from shardload.reader.transform import Transform
 
 Int64 = NDArray[np.int64]
@@ -223,7 +224,7 @@ class TokenWindows(SampleSource):
         return [SampleBatch(own, mine, self.location) for own, mine in zip(batches, columns, strict=True)]
 
     def will_need(
-        self, sample_ids: Int64, fields: Sequence[Field] | None = None, *, rows_announced: bool = False
+        self, sample_ids: Int64, fields: Fields = None, *, rows_announced: bool = False, uses: Uses | None = None
     ) -> None:
         """Tells the operating system that windows will be read soon."""
         names = {field.name for field in (self.field_list if fields is None else fields)}

@@ -2,6 +2,7 @@
 
 from shardload.storage.answers import AnswerError
 from shardload.storage.base import Storage, StoredFile
+from shardload.storage.cached import CachedFile, CachedStorage
 from shardload.storage.choose import storage_of
 from shardload.storage.local import FileReader, FileWriter, LocalStorage
 from shardload.storage.mapping import MappedFiles
@@ -11,6 +12,8 @@ from shardload.storage.remote import RemoteFile, RemoteStorage
 __all__ = [
     "OPERATIONS",
     "AnswerError",
+    "CachedFile",
+    "CachedStorage",
     "FileReader",
     "FileWriter",
     "LocalStorage",

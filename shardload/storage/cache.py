@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -75,22 +76,30 @@ class Cache:
         index = self._index
         return 0 if index is None else index.held_bytes
 
-    def has(self, keys: UInt64, starts: Int64, stops: Int64) -> NDArray[np.bool_]:
-        """Tells of which ranges the index has all bytes: bool of shape (ranges,).
+    def will_need(self, keys: UInt64, starts: Int64, stops: Int64) -> NDArray[np.bool_]:
+        """Tells of which ranges the index has all bytes, and has the operating system bring them from the disk.
 
         Args:
             keys: of their files: shape (ranges, 2).
             starts: first byte of each: shape (ranges,).
             stops: byte after the last; above it.
+
+        Returns:
+            bool of shape (ranges,).
         """
         index = self._usable()
         if index is None or not len(starts):
             return np.zeros(len(starts), dtype=np.bool_)
         blocks = blocks_in(starts, stops)
         found = index.find(places_of(keys[blocks.owners], blocks.numbers, index.num_sets))
-        missing = np.zeros(len(starts), dtype=np.bool_)
-        missing[blocks.owners[found.words & blocks.cells != blocks.cells]] = True
-        return ~missing
+        there = np.ones(len(starts), dtype=np.bool_)
+        there[blocks.owners[found.words & blocks.cells != blocks.cells]] = False
+        index.advise(found.slots[there[blocks.owners]])
+        return there
+
+    def told(self) -> CacheStats:
+        """Returns what this process has done, and what the files take."""
+        return replace(self.stats, held_bytes=self.held_bytes)
 
     def read(
         self, keys: UInt64, starts: Int64, targets: Sequence[NDArray[np.uint8]], *, count_missing: bool = True

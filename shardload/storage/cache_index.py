@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from dataclasses import dataclass
@@ -105,6 +106,16 @@ class CacheIndex:
             if os.preadv(self._blocks, [part], slot * BLOCK_BYTES) < len(part):
                 raise OSError("its files were cut")
         return content
+
+    def advise(self, slots: Int64) -> None:
+        """Tells the operating system that slots will be read; a file system may refuse that."""
+        if not len(slots):
+            return
+        edges = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
+        with contextlib.suppress(OSError):
+            for low, high in pairwise(edges):
+                offset, size = int(slots[low]) * BLOCK_BYTES, (high - low) * BLOCK_BYTES
+                os.posix_fadvise(self._blocks, offset, size, os.POSIX_FADV_WILLNEED)
 
     def write_content(self, slot: int, skipped: int, data: NDArray[np.uint8]) -> None:
         """Writes into slots one after another, from a byte of the first."""

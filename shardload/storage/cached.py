@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.errors import StorageError
 from shardload.storage.base import Storage, StoredFile
 from shardload.storage.cache import Cache
+from shardload.storage.cache_directory import CacheDirectory, check_limit
 from shardload.storage.slots import key_of, widened
-
-MAX_GAP_BYTES = 16 << 10
-"""What is there between two ranges that are not is fetched again with them if it is less: a request costs more."""
 
 
 class CachedStorage:
@@ -30,7 +29,11 @@ class CachedStorage:
             inner: where the files are.
             cache_dir: directory of the cache.
             limit_bytes: what its files together may take, those of all jobs that use the directory.
+
+        Raises:
+            ValueError: the limit is too small.
         """
+        check_limit(limit_bytes)
         self.inner = inner
         self.cache_dir = cache_dir
         self.limit_bytes = limit_bytes
@@ -66,6 +69,20 @@ class CachedStorage:
                 if cache is None:
                     cache = self._cache = Cache(self.cache_dir, self.limit_bytes)
         return cache
+
+    def check(self) -> None:
+        """Makes the cache, or looks whether it is one; leaves nothing open. A file system that fails is told of at the first use.
+
+        Raises:
+            StorageError: the directory cannot be a cache, or is in use with another limit.
+        """
+        try:
+            CacheDirectory(self.cache_dir, self.limit_bytes).close()
+        except StorageError:
+            raise
+        except OSError:
+            # Without it reads go on, with a warning.
+            return
 
     def open(self, name: str, num_bytes: int | None = None, digest: bytes | None = None) -> StoredFile:
         """Opens a file.
@@ -116,9 +133,10 @@ class CachedFile:
         if not len(target):
             return
         cache = self._storage.cache
-        ranges = [(low, high) for _, low, high in cache.read(self.key[None], np.array([start]), [target])]
-        for low, high in merged(ranges):
-            self._fetch(cache, low, high, target, start)
+        missing = cache.read(self.key[None], np.array([start]), [target])
+        if missing:
+            # One request, whatever is there between: who asked for one range took several to be dearer.
+            self._fetch(cache, missing[0].start, missing[-1].stop, target, start)
 
     def read(self, start: int, stop: int) -> bytes:
         """Returns the bytes of a half-open range."""
@@ -130,7 +148,7 @@ class CachedFile:
         """Passes on what is not in the cache."""
         if num_bytes > 0:
             cache, stop = self._storage.cache, start + num_bytes
-            if not cache.has(self.key[None], np.array([start]), np.array([stop])).all():
+            if not cache.will_need(self.key[None], np.array([start]), np.array([stop])).all():
                 self._origin().will_need(start, num_bytes)
 
     def discard(self, start: int, stop: int) -> bool:
@@ -161,14 +179,3 @@ class CachedFile:
             origin.read_into(data.data, first)
             target[low - start : high - start] = data[low - first : high - first]
         cache.write(self.key[None], np.array([first]), [data])
-
-
-def merged(ranges: list[tuple[int, int]], max_gap_bytes: int = MAX_GAP_BYTES) -> list[tuple[int, int]]:
-    """Returns ranges that rise with those near each other made one."""
-    out: list[tuple[int, int]] = []
-    for low, high in ranges:
-        if out and low - out[-1][1] <= max_gap_bytes:
-            out[-1] = out[-1][0], high
-        else:
-            out.append((low, high))
-    return out

@@ -31,7 +31,7 @@ UInt64 = NDArray[np.uint64]
 
 _MAX_BLOCKS = 2048
 """Read at a time."""
-_TOUCH_MILLISECONDS = 1000
+_TOUCH_MILLISECONDS = 100
 """The last use of a block is noted no more exactly than this."""
 
 

@@ -14,8 +14,8 @@ from shardload.reader.engines import Ranges, pieces_of
 from shardload.reader.files import OpenFiles
 from shardload.reader.located import Located
 from shardload.reader.range_engine import RangeEngine
-from shardload.storage.cache import Cache
-from shardload.storage.slots import key_of
+from shardload.storage import CachedStorage
+from shardload.storage.slots import key_of, num_blocks
 
 Int64 = NDArray[np.int64]
 
@@ -26,16 +26,17 @@ class CachedEngine(RangeEngine):
     What is fetched comes into the cache by the files that it is read from (`CachedFile`).
     """
 
-    def __init__(self, files: OpenFiles, table: ShardTable, cache: Cache) -> None:
+    def __init__(self, files: OpenFiles, table: ShardTable, storage: CachedStorage) -> None:
         """Describes it.
 
         Args:
-            files: the shards, of a `CachedStorage`.
+            files: the shards.
             table: what is known of them.
-            cache: of this process.
+            storage: where they are.
         """
         super().__init__(files, table)
-        self._cache = cache
+        self._cache = storage.cache
+        storage.counted_elsewhere = True
         self._keys = np.zeros((len(table), 2), dtype=np.uint64)
         self._known = np.zeros(len(table), dtype=np.bool_)
         self._lock = threading.Lock()
@@ -47,20 +48,24 @@ class CachedEngine(RangeEngine):
         fetched = self._holds(ranges)
         asked = np.flatnonzero(some & ~fetched)
         if not len(asked):
+            self._count_missed(ranges)
             super().read(ranges, targets)
             return
         pieces = [np.frombuffer(piece, dtype=np.uint8) for piece in pieces_of(ranges.lengths, targets)]
         mine = Ranges(ranges.shard_ids[asked], ranges.starts[asked], ranges.lengths[asked])
         wanted = [pieces[number] for number in asked.tolist()]
-        missing = self._cache.read(self._keys_of(mine.shard_ids), mine.starts, wanted, count_missing=False)
+        missing = self._cache.read(self._keys_of(mine.shard_ids), mine.starts, wanted)
         rest = some & fetched
         rest[asked[sorted({number for number, _, _ in missing})]] = True
+        self._count_missed(ranges[rest])
+        self._cache.count(_num_blocks(ranges[some & ~rest]), 0)
         if rest.any():
             super().read(ranges[rest], [pieces[number] for number in np.flatnonzero(rest).tolist()])
 
     def read_bytes(self, ranges: Ranges) -> list[bytes]:
         """Returns the bytes of each range."""
         if self._holds(ranges).all():
+            self._count_missed(ranges)
             return super().read_bytes(ranges)
         data = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
         self.read(ranges, [data])
@@ -69,6 +74,7 @@ class CachedEngine(RangeEngine):
     def read_joined(self, ranges: Ranges) -> bytes:
         """Returns the bytes of all ranges."""
         if self._holds(ranges).all():
+            self._count_missed(ranges)
             return super().read_joined(ranges)
         data = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
         self.read(ranges, [data])
@@ -106,6 +112,9 @@ class CachedEngine(RangeEngine):
                     keys, stops = self._keys_of(ranges.shard_ids), ranges.starts + ranges.lengths
                     self._cache.expect(keys, ranges.starts, stops, uses.positions[those], following[those])
 
+    def _count_missed(self, ranges: Ranges) -> None:
+        self._cache.count(0, _num_blocks(ranges))
+
     def _holds(self, ranges: Ranges) -> NDArray[np.bool_]:
         """Tells which ranges were announced and are not in the cache, or were not then."""
         places = zip(ranges.shard_ids.tolist(), ranges.starts.tolist(), ranges.lengths.tolist(), strict=True)
@@ -121,3 +130,7 @@ class CachedEngine(RangeEngine):
                     self._known[shard_id] = True
         keys: NDArray[np.uint64] = self._keys[shard_ids]
         return keys
+
+
+def _num_blocks(ranges: Ranges) -> int:
+    return num_blocks(ranges.starts, ranges.starts + ranges.lengths)

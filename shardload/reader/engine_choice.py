@@ -34,7 +34,7 @@ def choose_engine(name: EngineName, storage: Storage, files: OpenFiles, table: S
     """
     root = storage.root
     if isinstance(storage, CachedStorage) and name not in ("map", "pread"):
-        return CachedEngine(files, table, storage.cache)
+        return CachedEngine(files, table, storage)
     if not isinstance(storage, LocalStorage):
         if name == "map":
             raise StorageError(f"{root}: engine='map' is for file systems; use 'ranges'", dataset=root)

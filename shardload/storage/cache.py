@@ -102,7 +102,7 @@ class Cache:
         return replace(self.stats, held_bytes=self.held_bytes)
 
     def read(
-        self, keys: UInt64, starts: Int64, targets: Sequence[NDArray[np.uint8]], *, count_missing: bool = True
+        self, keys: UInt64, starts: Int64, targets: Sequence[NDArray[np.uint8]], *, needed: bool = True
     ) -> list[Missing]:
         """Fills what it has of ranges.
 
@@ -110,7 +110,7 @@ class Cache:
             keys: of their files: shape (ranges, 2).
             starts: first byte of each: shape (ranges,).
             targets: for each, uint8 of shape (bytes,), contiguous and not empty: filled as far as its bytes are there.
-            count_missing: whether to count what is not there; False where it will be asked for once more.
+            needed: whether somebody uses them now; False where they only lie between what is fetched.
 
         Returns:
             What is not there, range by range in their order, rising within each.
@@ -121,7 +121,7 @@ class Cache:
         missing: list[Missing] = []
         for low, high in pairwise(edges):
             part = slice(low, high)
-            missing += self._read_some(keys[part], starts[part], lengths[part], targets[part], low, count_missing)
+            missing += self._read_some(keys[part], starts[part], lengths[part], targets[part], low, needed)
         return missing
 
     def write(self, keys: UInt64, starts: Int64, pieces: Sequence[NDArray[np.uint8]]) -> None:
@@ -145,6 +145,12 @@ class Cache:
                 self.stats.num_evicted += BlockWrites(index, blocks, places, content, uses, current).carry_out()
         except OSError as error:
             self._give_up(error)
+
+    def count(self, num_hits: int, num_misses: int) -> None:
+        """Counts blocks that were needed."""
+        with self._lock:
+            self.stats.num_hits += num_hits
+            self.stats.num_misses += num_misses
 
     def drop(self, key: UInt64, start: int, stop: int) -> bool:
         """Gives up all blocks in which bytes of a range lie; returns whether there were any."""
@@ -190,8 +196,9 @@ class Cache:
         try:
             with self._lock:
                 self._expected.job = index.jobs.tell(job, cursor)
-                # Of what nobody has announced as much may be needed soon as late in an epoch.
-                self._expected.usual = cursor + num_positions // 2
+                # What came only because it lies between two ranges takes what is free, and drives out nothing that is needed
+                # at a known place: that is at most two epochs away, or is not needed on this node.
+                self._expected.usual = cursor + 2 * num_positions
         except OSError as error:
             self._give_up(error)
 
@@ -235,7 +242,7 @@ class Cache:
         lengths: Int64,
         targets: Sequence[NDArray[np.uint8]],
         first: int,
-        count_missing: bool,
+        needed: bool,
     ) -> list[Missing]:
         """Fills what it has of as many ranges as are read at a time; they are numbered from `first`."""
         stops = starts + lengths
@@ -248,7 +255,8 @@ class Cache:
             there = found.words & blocks.cells == blocks.cells
             try:
                 content = self._checked(index, places, found, there)
-                self._touch(index, places, found, there)
+                if needed:
+                    self._touch(index, places, found, there)
             except OSError as error:
                 self._give_up(error)
                 there[:] = False
@@ -256,8 +264,6 @@ class Cache:
                 flat = content.reshape(-1)
                 for begin, target in zip(places_in(blocks, starts), targets, strict=True):
                     target[:] = flat[begin : begin + len(target)]
-        self.stats.num_hits += int(there.sum())
-        self.stats.num_misses += int((~there).sum()) if count_missing else 0
         return [] if there.all() else _missing(blocks, ~there, starts, stops, first)
 
     def _checked(self, index: CacheIndex, places: Places, found: Found, there: NDArray[np.bool_]) -> NDArray[np.uint8]:

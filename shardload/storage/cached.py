@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from shardload.errors import StorageError
 from shardload.storage.base import Storage, StoredFile
-from shardload.storage.cache import Cache
+from shardload.storage.cache import Cache, Missing
 from shardload.storage.cache_directory import CacheDirectory, check_limit
-from shardload.storage.slots import key_of, widened
+from shardload.storage.slots import key_of, num_blocks, widened
 
 
 class CachedStorage:
@@ -37,6 +37,8 @@ class CachedStorage:
         self.inner = inner
         self.cache_dir = cache_dir
         self.limit_bytes = limit_bytes
+        self.counted_elsewhere = False
+        """Whether reads of files are not what somebody needs, but what an engine fetches for others."""
         self._cache: Cache | None = None
         self._lock = threading.Lock()
 
@@ -132,11 +134,13 @@ class CachedFile:
             return
         if not len(target):
             return
-        cache = self._storage.cache
-        missing = cache.read(self.key[None], np.array([start]), [target])
+        cache, alone = self._storage.cache, not self._storage.counted_elsewhere
+        missing = cache.read(self.key[None], np.array([start]), [target], needed=alone)
+        if alone:
+            lost = num_blocks(*np.array([part[1:] for part in missing], dtype=np.int64).reshape(-1, 2).T)
+            cache.count(num_blocks(np.array([start]), np.array([start + len(target)])) - lost, lost)
         if missing:
-            # One request, whatever is there between: who asked for one range took several to be dearer.
-            self._fetch(cache, missing[0].start, missing[-1].stop, target, start)
+            self._fetch(cache, missing, target, start)
 
     def read(self, start: int, stop: int) -> bytes:
         """Returns the bytes of a half-open range."""
@@ -168,7 +172,12 @@ class CachedFile:
                 self._inner = self._storage.inner.open(self.name, self.num_bytes)
             return self._inner
 
-    def _fetch(self, cache: Cache, low: int, high: int, target: NDArray[np.uint8], start: int) -> None:
+    def _fetch(self, cache: Cache, missing: list[Missing], target: NDArray[np.uint8], start: int) -> None:
+        """Fetches what is missing, and keeps it.
+
+        By one request, whatever is there in between: who asked for one range took several to be dearer.
+        """
+        low, high = missing[0].start, missing[-1].stop
         first, stop = widened(low, high, self.num_bytes)
         origin = self._origin()
         if (first, stop) == (low, high):
@@ -178,4 +187,6 @@ class CachedFile:
             data = np.empty(stop - first, dtype=np.uint8)
             origin.read_into(data.data, first)
             target[low - start : high - start] = data[low - first : high - first]
-        cache.write(self.key[None], np.array([first]), [data])
+        pieces = [widened(part.start, part.stop, self.num_bytes) for part in missing]
+        keys, starts = np.tile(self.key, (len(pieces), 1)), np.array([begin for begin, _ in pieces])
+        cache.write(keys, starts, [data[begin - first : end - first] for begin, end in pieces])

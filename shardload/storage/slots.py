@@ -98,6 +98,11 @@ def blocks_in(starts: Int64, stops: Int64) -> Blocks:
     return Blocks(owners, numbers, cells)
 
 
+def num_blocks(starts: Int64, stops: Int64) -> int:
+    """Returns in how many blocks the bytes of ranges lie, those of each range counted by themselves."""
+    return int((-(-stops // BLOCK_BYTES) - starts // BLOCK_BYTES)[stops > starts].sum())
+
+
 @dataclass(frozen=True, slots=True)
 class Places:
     """Where blocks may lie: arrays of shape (blocks,)."""

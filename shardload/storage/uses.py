@@ -116,7 +116,7 @@ class ExpectedUses:
         self.job = 0
         """Whose positions they are."""
         self.usual: int | None = None
-        """The position for blocks that nothing was announced of: half an epoch on. None while nothing ever was."""
+        """The position for blocks that nothing was announced of. None while nothing ever was."""
         self._expected: dict[int, tuple[int, int]] = {}
 
     def add(self, tags: UInt64, current: NDArray[np.int64], following: NDArray[np.int64]) -> None:

@@ -103,7 +103,7 @@ def test_many_ranges_are_read_at_once(stored, tmp_path):
     assert lost == set(np.flatnonzero(starts + sizes > -(-(SIZE // 2) // CELL_BYTES) * CELL_BYTES).tolist())
     for number, (start, target) in enumerate(zip(starts.tolist(), targets, strict=True)):
         assert number in lost or target.tobytes() == DATA[start : start + len(target)]
-    has = storage.cache.has(np.tile(file.key, (3000, 1)), starts, starts + sizes)
+    has = storage.cache.will_need(np.tile(file.key, (3000, 1)), starts, starts + sizes)
     assert set(np.flatnonzero(~has).tolist()) == lost
 
 

@@ -365,7 +365,7 @@ class Access:
 
     def _lie(self, fields: Sequence[Field]) -> list[Callable[[Located], Ranges]]:
         """Returns what gives the ranges in which samples have fields."""
-        lie = [self._wide[field.name].ranges for field in fields if field.wide]
+        lie: list[Callable[[Located], Ranges]] = [self._wide[field.name].ranges for field in fields if field.wide]
         lie += [self._streams[field.name].hint for field in fields if field.streamed]
         if any(field.in_record for field in fields):
             lie.append(self._records.ranges)

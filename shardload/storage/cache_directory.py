@@ -15,7 +15,9 @@ import os
 import re
 import secrets
 import stat
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shardload.errors import StorageError
@@ -101,8 +103,10 @@ class CacheDirectory:
             self.close()
             raise
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the end of the interpreter the modules that closing needs may be gone, and descriptors go anyway.
+        if not is_finalizing():
+            self.close()
 
     def _open(self, path: str) -> int:
         try:

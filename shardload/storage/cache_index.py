@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 from dataclasses import dataclass
 from itertools import pairwise
@@ -50,11 +51,19 @@ class CacheIndex:
         geometry = Geometry(directory.ledger.num_sets)
         self.num_sets = geometry.num_sets
         self.jobs = JobTable(jobs)
-        self._mapped = MappedFiles(np.array([geometry.index_bytes], dtype=np.int64))
+        self._entries: UInt64 = self._map(geometry.index_bytes).view(np.uint64).reshape(-1, ROWS, COLUMNS, 3)
+
+    def _map(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Returns the bytes of the index as they are in the file, uint8 of shape (bytes,), read-only."""
+        try:
+            # Where a page of it cannot be read zeros come, and no signal: then nothing is there.
+            self._mapped = MappedFiles(np.array([num_bytes], dtype=np.int64))
+        except OSError:
+            # Some sandboxes have no way to find out whether that works.
+            return np.frombuffer(mmap.mmap(self._index, num_bytes, prot=mmap.PROT_READ), dtype=np.uint8)
         self._mapped.map(0, self._index)
-        memory = (ctypes.c_uint8 * geometry.index_bytes).from_address(int(self._mapped.addresses[0]))
-        entries = np.frombuffer(memoryview(memory).cast("B"), dtype=np.uint64)
-        self._entries: UInt64 = entries.reshape(-1, ROWS, COLUMNS, 3)
+        memory = (ctypes.c_uint8 * num_bytes).from_address(int(self._mapped.addresses[0]))
+        return np.frombuffer(memoryview(memory).cast("B"), dtype=np.uint8)
 
     @property
     def held_bytes(self) -> int:

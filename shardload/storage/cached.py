@@ -54,6 +54,11 @@ class CachedStorage:
         return self.inner.root
 
     @property
+    def num_retries(self) -> dict[str, int]:
+        """Attempts that the storage below has repeated, by what had gone wrong."""
+        return dict(getattr(self.inner, "num_retries", {}))
+
+    @property
     def cache(self) -> Cache:
         """This process's cache, opened at the first call.
 

@@ -363,6 +363,17 @@ def test_a_failing_file_system_is_gone_on_without(stored, tmp_path, monkeypatch,
     assert got == [DATA, DATA] and len(told) == 1
 
 
+def test_a_sandbox_that_allows_less_has_a_cache_too(stored, tmp_path, monkeypatch):
+    def refuse():
+        raise OSError(errno.EPERM, "refused")
+
+    monkeypatch.setattr("shardload.storage.mapping._probe", refuse)
+    open_file(cached(stored, tmp_path)).read(0, SIZE)
+    stored.files["shards/a"].reads.clear()
+    assert open_file(cached(stored, tmp_path)).read(0, SIZE) == DATA
+    assert not stored.files["shards/a"].reads
+
+
 def test_a_forked_process_opens_the_cache_for_itself(stored, tmp_path):
     storage = cached(stored, tmp_path)
     file = open_file(storage)

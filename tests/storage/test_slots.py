@@ -78,6 +78,8 @@ def test_blocks_of_a_stripe_share_their_sets_and_no_two_blocks_a_tag(numbers, nu
         numbers
     )
     assert places.tags.all()
+    # By their sums, too, blocks of equal content are told apart.
+    assert len(set(places.seeds.tolist())) == len(numbers) and (places.seeds < 1 << 32).all()
 
 
 def test_sets_are_filled_evenly():

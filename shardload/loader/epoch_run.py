@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from shardload.loader.hints import forecast_of
 from shardload.loader.progress import Progress
 from shardload.loader.run import Entered
 from shardload.loader.state import Place
 from shardload.order.cursor import Partition
-from shardload.order.next_use import Forecast, ranks_near
 from shardload.run_log import append_start
 
 
@@ -37,20 +37,9 @@ class EpochRun:
         batches = progress.batches(partition, self.rank, place)
         after = progress.batches(partition, self.rank, Place(place.epoch + 1))
         facts = place.epoch, progress.seed, progress.key.num_samples
-        return Entered(*facts, batches, after, progress.windows(place.epoch), self._forecast())
-
-    def _forecast(self) -> Forecast | None:
-        """Returns what tells when samples are needed again; None where the order cannot be inverted."""
-        partition = self._partition
-        recorded = self._progress.recorded(partition)
-        begun, num_replicas = recorded.begun, partition.num_replicas
-        if not begun.orders.invertible:
-            return None
-        # Where a rank does not have every so many-th position, each sample may come to any of them.
-        regular = type(partition) is Partition and partition.tail != "carry"
-        near = ranks_near(num_replicas) if regular else num_replicas
-        facts = begun.orders, begun.seed, begun.reseeds, recorded.recipe
-        return Forecast(*facts, self.rank, num_replicas, near, recorded.fingerprint)
+        return Entered(
+            *facts, batches, after, progress.windows(place.epoch), forecast_of(progress, partition, self.rank)
+        )
 
     def deliver(self, cursor: int) -> None:
         """Notes that the training loop was given what ends at `cursor`."""

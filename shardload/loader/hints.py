@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.loader.ahead import Ahead
-from shardload.order.cursor import RankBatch, by_window
+from shardload.loader.progress import Progress
+from shardload.order.cursor import Partition, RankBatch, by_window
 from shardload.order.epoch import WindowEnd
-from shardload.order.next_use import Forecast, Uses
+from shardload.order.next_use import Forecast, Uses, ranks_near
 from shardload.reader.serve import Hint
 
 Int64 = NDArray[np.int64]
@@ -103,11 +104,17 @@ class Hints:
 class Told:
     """What a cache is told of samples that are announced."""
 
-    def __init__(self, forecast: Forecast, epoch: int) -> None:
+    def __init__(self, forecast: Forecast, epoch: int, max_unread: int = _UNREAD_WINDOWS) -> None:
+        """Describes it.
+
+        Args:
+            forecast: when samples are needed again.
+            epoch: that of the batches.
+            max_unread: announcements whose samples may not be read yet.
+        """
         self._forecast = forecast
         self._epoch = epoch
-        # What was announced lately is perhaps not read yet.
-        self._firsts: collections.deque[int] = collections.deque(maxlen=_UNREAD_WINDOWS)
+        self._firsts: collections.deque[int] = collections.deque(maxlen=max_unread)
 
     def uses(self, own: list[RankBatch], later: list[RankBatch]) -> Uses:
         """Returns when the samples of batches of the epoch, and of the next one, are read."""
@@ -117,6 +124,19 @@ class Told:
         whole = np.concatenate(positions)
         self._firsts.append(int(whole[0]))
         return Uses(self._forecast, self._firsts[0], np.concatenate(_ids(own, later)), whole)
+
+
+def forecast_of(progress: Progress, partition: Partition, rank: int) -> Forecast | None:
+    """Returns what tells when a rank's samples are needed again on its node; None where the order cannot be inverted."""
+    recorded, num_replicas = progress.recorded(partition), partition.num_replicas
+    begun = recorded.begun
+    if not begun.orders.invertible:
+        return None
+    # Where a rank does not have every so many-th position, each sample may come to any of them.
+    regular = type(partition) is Partition and partition.tail != "carry"
+    near = ranks_near(num_replicas) if regular else num_replicas
+    facts = begun.orders, begun.seed, begun.reseeds, recorded.recipe
+    return Forecast(*facts, rank, num_replicas, near, recorded.fingerprint)
 
 
 def _window(ids: Iterator[RankBatch], after: Iterator[RankBatch], size: int) -> tuple[list[RankBatch], list[RankBatch]]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardload.order.epoch import Permuted, Reseed
 from shardload.order.next_use import Forecast, Uses, ranks_near
 
+brief = settings(max_examples=50, deadline=None)
+
 RANKS = st.sampled_from([(1, 1), (2, 1), (2, 2), (8, 2), (8, 4), (6, 3)])
 
 
+@brief
 @given(st.integers(1, 60), st.integers(0, 99), RANKS, st.integers(0, 7), st.integers(0, 3), st.booleans())
 def test_it_is_the_first_place_in_later_epochs_that_a_rank_of_the_node_has(num, seed, ranks, rank, epoch, reseed):
     num_replicas, num_near = ranks

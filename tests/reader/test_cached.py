@@ -16,6 +16,7 @@ from samples import write_everything, write_mixed
 
 import shardload
 from shardload.errors import StorageError
+from shardload.reader.far import cache_stats
 from shardload.storage.slots import MIN_LIMIT_BYTES, Geometry
 
 LIMIT = "32MiB"
@@ -134,6 +135,22 @@ def test_an_epoch_with_a_cache_of_half_the_size_hits_nearly_as_often_as_is_possi
     assert hits / NUM_ROWS >= best - 0.05
     assert after.num_cache_evicted > 0 and after.num_cache_damaged == 0
     assert 0 < after.cache_bytes <= MIN_LIMIT_BYTES
+
+
+def test_batch_samplers_tell_when_samples_are_needed_again(server: RangeServer, tmp_path: Path) -> None:
+    far = shardload.open(f"{server.url}/rows", cache_dir=tmp_path / "cache", cache_limit=MIN_LIMIT_BYTES)
+    best = Geometry.within(MIN_LIMIT_BYTES).num_sets * 512 / NUM_ROWS
+    batches = shardload.ShardSampler(far, num_replicas=1, rank=0, seed=1).batch_sampler(64)
+    counts = []
+    for _ in range(2):
+        for ids in batches:
+            for number, sample in zip(ids, far.__getitems__(ids), strict=True):
+                assert sample["tokens"][5] == number
+        stats = cache_stats(far)
+        counts.append((stats.num_hits, stats.num_misses))
+    (first_hits, first_misses), (hits, misses) = counts
+    assert hits + misses - first_hits - first_misses == NUM_ROWS
+    assert (hits - first_hits) / NUM_ROWS >= best - 0.05
 
 
 def test_damage_of_the_cache_in_the_middle_of_an_epoch_changes_no_sample(server: RangeServer, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from shardload.storage import cache_index
 from shardload.storage.cached import CachedFile, CachedStorage
 from shardload.storage.slots import BLOCK_BYTES, CELL_BYTES, MIN_LIMIT_BYTES
 
+brief = settings(max_examples=20, deadline=None)
+
 SIZE = 3_000_123
 DATA = noise(SIZE)
 LIMIT = 16 << 20
@@ -51,7 +53,7 @@ def open_file(storage: CachedStorage, digest: bytes = DIGEST) -> CachedFile:
 RANGES = st.lists(st.tuples(st.integers(0, SIZE - 1), st.sampled_from([1, 130, 5000, 70_000, 400_000])), min_size=1)
 
 
-@settings(max_examples=40)
+@brief
 @given(RANGES, st.booleans())
 def test_any_ranges_in_any_order_have_their_bytes_and_are_fetched_once(tmp_path_factory, ranges, reopen):
     stored = NotedStorage({"shards/a": DATA})

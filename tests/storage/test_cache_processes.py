@@ -75,7 +75,7 @@ def test_four_processes_fill_one_small_cache_and_one_is_killed(tmp_path, monkeyp
     if not locks:
         monkeypatch.setattr("fcntl.flock", lambda descriptor, how: None)
     directory = tmp_path / "cache"
-    run_together(directory, {forked(directory, seed, 250) for seed in range(4)}, 0.3)
+    run_together(directory, {forked(directory, seed, 150) for seed in range(4)}, 0.3)
     read_at_random(directory, 9, 20)
     names = {path.name for path in directory.iterdir()}
     assert len(names) == 4, names

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 from google_crc32c import extend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardload.storage.slots import (
@@ -27,9 +27,11 @@ from shardload.storage.slots import (
     widened,
 )
 
+brief = settings(max_examples=50, deadline=None)
 RANGES = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(1, 40_000)), min_size=1, max_size=8)
 
 
+@brief
 @given(RANGES)
 def test_the_cells_of_ranges_are_those_in_which_their_bytes_lie(ranges):
     starts = np.array([start for start, _ in ranges])
@@ -44,6 +46,7 @@ def test_the_cells_of_ranges_are_those_in_which_their_bytes_lie(ranges):
     assert list(zip(blocks.owners.tolist(), blocks.numbers.tolist(), blocks.cells.tolist(), strict=True)) == expected
 
 
+@brief
 @given(st.integers(0, 1 << 40), st.integers(1, 1 << 30), st.integers(0, 1 << 30))
 def test_a_range_widened_to_cells_covers_it_and_little_more(start, size, more):
     stop = start + size
@@ -53,6 +56,7 @@ def test_a_range_widened_to_cells_covers_it_and_little_more(start, size, more):
     assert start - low < CELL_BYTES and high - stop < CELL_BYTES
 
 
+@brief
 @given(st.integers(MIN_LIMIT_BYTES, 1 << 45))
 def test_the_files_are_within_the_limit_and_use_nearly_all_of_it(limit):
     geometry = Geometry.within(limit)
@@ -62,6 +66,7 @@ def test_the_files_are_within_the_limit_and_use_nearly_all_of_it(limit):
     assert total > limit * 0.98 - (1 << 17) - ROWS * COLUMNS * (BLOCK_BYTES + ENTRY_BYTES)
 
 
+@brief
 @given(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=50, unique=True), st.integers(1, 1 << 17))
 def test_blocks_of_a_stripe_share_their_sets_and_no_two_blocks_a_tag(numbers, num_sets):
     key, other = key_of(b"a" * 32, 5), key_of(b"a" * 32, 6)
@@ -94,6 +99,7 @@ def test_sets_are_filled_evenly():
 CELL_SETS = st.lists(st.integers(0, ALL_CELLS), min_size=1, max_size=5)
 
 
+@brief
 @given(CELL_SETS, st.integers(0, (1 << 32) - 1), st.integers(0, 1 << 30))
 def test_the_sum_of_cells_that_came_one_after_the_other_is_that_of_the_block(parts, seed, salt):
     content = np.random.default_rng(salt).integers(0, 256, BLOCK_BYTES, dtype=np.uint8)
@@ -122,6 +128,7 @@ def masked(content: np.ndarray, cells: int) -> np.ndarray:
     return out
 
 
+@brief
 @given(st.lists(st.booleans(), max_size=30))
 def test_runs_are_where_flags_are_set(flags):
     runs = runs_of(np.array(flags, dtype=np.bool_))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardload.storage.uses import (
@@ -19,6 +19,7 @@ from shardload.storage.uses import (
     waits_of,
 )
 
+brief = settings(max_examples=50, deadline=None)
 NOW = 1_800_000_000.0
 
 
@@ -31,6 +32,7 @@ def jobs_at(cursors: dict[int, int], pace: float = 10.0, silent: float = 0.0) ->
     return jobs
 
 
+@brief
 @given(st.lists(st.integers(0, NEVER), min_size=2, max_size=20), st.integers(0, 1 << 50))
 def test_within_a_job_what_is_needed_later_waits_longer(positions, cursor):
     positions = sorted(positions)
@@ -66,6 +68,7 @@ def test_what_a_job_passed_by_goes_first_then_what_ended_jobs_wanted_and_before_
     assert sorted(waits.tolist()) == waits.tolist() and len(set(waits.tolist())) == 4
 
 
+@brief
 @given(st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 1000))
 def test_a_use_still_to_come_is_kept_where_it_is_sooner(old, new, cursor):
     here = np.array([cursor])
@@ -77,6 +80,7 @@ def test_a_use_still_to_come_is_kept_where_it_is_sooner(old, new, cursor):
     assert joined_uses(np.array([5], dtype=np.uint64), np.array([9], dtype=np.uint64), here).tolist() == [9]
 
 
+@brief
 @given(st.integers(1, 4), st.integers(0, 1 << 30), st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.integers(-1, 9))
 def test_rows_are_chosen_as_by_looking_at_each(num_blocks, salt, free, own):
     rng = np.random.default_rng(salt)

@@ -211,7 +211,7 @@ class Cache:
             unknown = used_next(expected.job, np.array([expected.usual]))[0]
         taken = expected.take(places.tags)
         if taken is None:
-            return np.full(len(places.tags), unknown), np.zeros(len(places.tags), dtype=np.int64)
+            return np.full(len(places.tags), unknown), np.full(len(places.tags), -1)
         return np.where(taken[0] == 0, unknown, taken[0]), taken[1]
 
     def _usable(self) -> CacheIndex | None:

@@ -48,7 +48,7 @@ class BlockWrites:
             places: where they may lie.
             content: uint8 of shape (blocks, BLOCK_BYTES): zero outside of the cells at hand.
             uses: when each is used next: shape (blocks,).
-            current: the position at which it is used now.
+            current: the position at which it is used now; below 0 if nobody has told of it.
         """
         self._index = index
         self._blocks = blocks
@@ -64,9 +64,13 @@ class BlockWrites:
     def carry_out(self) -> int:
         """Writes them. Returns how many others gave way."""
         found = self._index.find(self._places)
-        more = (found.slots >= 0) & (self._blocks.cells & ~found.words != 0)
-        if more.any():
+        present = found.slots >= 0
+        if present.any():
             uses = joined_uses(found.uses, self._uses, self._current)
+            # Another process may have brought them in the meantime, not knowing who needs them.
+            told = present & (self._current >= 0)
+            self._index.write_uses(found.slots[told], uses[told])
+            more = present & (self._blocks.cells & ~found.words != 0)
             for i in np.flatnonzero(more).tolist():
                 self._add_cells(i, int(found.slots[i]), int(found.words[i]), uses[i])
         num_evicted = 0

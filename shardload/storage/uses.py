@@ -105,7 +105,7 @@ def joined_uses(old: UInt64, new: UInt64, current: NDArray[np.int64]) -> UInt64:
         current: the position at which it is used: int64 of shape (blocks,).
     """
     same = (old >> _SHIFT == new >> _SHIFT) & (new >> _SHIFT != 0)
-    sooner: UInt64 = np.where(same & ((old & _VALUE) > current.astype(np.uint64)), np.minimum(old, new), new)
+    sooner: UInt64 = np.where(same & ((old & _VALUE).astype(np.int64) > current), np.minimum(old, new), new)
     return sooner
 
 
@@ -131,7 +131,7 @@ class ExpectedUses:
                 expected.pop(tag, None)
 
     def take(self, tags: UInt64) -> tuple[UInt64, NDArray[np.int64]] | None:
-        """Returns uses of blocks, 0 where nothing is known, and where they are used now; they are forgotten then.
+        """Returns uses of blocks, 0 where nothing is known, and where they are used now, below 0; they are forgotten then.
 
         Returns:
             uint64 and int64 of shape (blocks,); None if nothing is known of any.

@@ -281,8 +281,10 @@ class Arrivals:
                 request = self._next()
                 if request is None:
                     rest = idle_since + _IDLE_SECONDS - time.monotonic()
-                    if rest <= 0 or not self._changed.wait(rest):
+                    if rest <= 0:
                         break
+                    # Whoever brings work counts this thread as idle until it has looked once more.
+                    self._changed.wait(rest)
                     continue
                 request.state = _RUNNING
                 request.cost = request.num_bytes

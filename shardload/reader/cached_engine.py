@@ -48,7 +48,7 @@ class CachedEngine(RangeEngine):
         fetched = self._holds(ranges)
         asked = np.flatnonzero(some & ~fetched)
         if not len(asked):
-            self._count_missed(ranges)
+            self._missed(ranges)
             super().read(ranges, targets)
             return
         pieces = [np.frombuffer(piece, dtype=np.uint8) for piece in pieces_of(ranges.lengths, targets)]
@@ -57,7 +57,7 @@ class CachedEngine(RangeEngine):
         missing = self._cache.read(self._keys_of(mine.shard_ids), mine.starts, wanted)
         rest = some & fetched
         rest[asked[sorted({number for number, _, _ in missing})]] = True
-        self._count_missed(ranges[rest])
+        self._missed(ranges[rest])
         self._cache.count(_num_blocks(ranges[some & ~rest]), 0)
         if rest.any():
             super().read(ranges[rest], [pieces[number] for number in np.flatnonzero(rest).tolist()])
@@ -65,7 +65,7 @@ class CachedEngine(RangeEngine):
     def read_bytes(self, ranges: Ranges) -> list[bytes]:
         """Returns the bytes of each range."""
         if self._holds(ranges).all():
-            self._count_missed(ranges)
+            self._missed(ranges)
             return super().read_bytes(ranges)
         data = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
         self.read(ranges, [data])
@@ -74,7 +74,7 @@ class CachedEngine(RangeEngine):
     def read_joined(self, ranges: Ranges) -> bytes:
         """Returns the bytes of all ranges."""
         if self._holds(ranges).all():
-            self._count_missed(ranges)
+            self._missed(ranges)
             return super().read_joined(ranges)
         data = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
         self.read(ranges, [data])
@@ -112,8 +112,12 @@ class CachedEngine(RangeEngine):
                     keys, stops = self._keys_of(ranges.shard_ids), ranges.starts + ranges.lengths
                     self._cache.expect(keys, ranges.starts, stops, uses.positions[those], following[those])
 
-    def _count_missed(self, ranges: Ranges) -> None:
+    def _missed(self, ranges: Ranges) -> None:
+        """Notes ranges that are read now, and do not come from the cache."""
         self._cache.count(0, _num_blocks(ranges))
+        ranges = ranges[ranges.lengths > 0]
+        # Another process may have brought them since they were announced, not knowing who needs them when.
+        self._cache.used(self._keys_of(ranges.shard_ids), ranges.starts, ranges.starts + ranges.lengths)
 
     def _holds(self, ranges: Ranges) -> NDArray[np.bool_]:
         """Tells which ranges were announced and are not in the cache, or were not then."""

@@ -29,6 +29,8 @@ from shardload.telemetry import CacheStats
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
 
+_GRACE = 16
+"""Part of an epoch by which ranks may be apart."""
 _MAX_BLOCKS = 2048
 """Read at a time."""
 _TOUCH_MILLISECONDS = 100
@@ -182,6 +184,29 @@ class Cache:
             with self._lock:
                 self._expected.add(places.tags, current[blocks.owners], following[blocks.owners])
 
+    def used(self, keys: UInt64, starts: Int64, stops: Int64) -> None:
+        """Notes that ranges were used, whose bytes did not come from here; some may be here all the same.
+
+        Args:
+            keys: of their files: shape (ranges, 2).
+            starts: first byte of each: shape (ranges,).
+            stops: byte after the last; above it.
+        """
+        index = self._usable()
+        if index is None or self._expected.usual is None or not len(starts):
+            return
+        blocks = blocks_in(starts, stops)
+        places = places_of(keys[blocks.owners], blocks.numbers, index.num_sets)
+        with self._lock:
+            known = self._expected.knows(places.tags)
+        if known.any():
+            places = places[known]
+            found = index.find(places)
+            try:
+                self._touch(index, places, found, found.slots >= 0)
+            except OSError as error:
+                self._give_up(error)
+
     def tell(self, job: int, cursor: int, num_positions: int) -> None:
         """Tells all processes how far a job has come; the positions of `expect` are its own from now on.
 
@@ -195,7 +220,7 @@ class Cache:
             return
         try:
             with self._lock:
-                self._expected.job = index.jobs.tell(job, cursor)
+                self._expected.job = index.jobs.tell(job, cursor, num_positions // _GRACE)
                 # What came only because it lies between two ranges takes what is free, and drives out nothing that is needed
                 # at a known place: that is at most two epochs away, or is not needed on this node.
                 self._expected.usual = cursor + 2 * num_positions

@@ -89,10 +89,12 @@ class BlockWrites:
         return num_evicted
 
     def _runs(self, numbers: Int64) -> dict[int, Int64]:
-        """Returns runs of blocks that lie side by side in a stripe: length -> where runs of that length begin."""
+        """Returns runs of blocks side by side in a stripe that are used next together: length -> where those of it begin."""
         if not len(numbers):
             return {}
         apart = (np.diff(numbers) != 1) | (np.diff(self._blocks.owners[numbers]) != 0)
+        # A row that gives way is the place of something needed as late in each of its columns.
+        apart |= self._uses[numbers[1:]] != self._uses[numbers[:-1]]
         breaks = np.flatnonzero(apart | (self._places.columns[numbers[1:]] == 0)) + 1
         edges = np.concatenate([[0], breaks, [len(numbers)]])
         firsts, lengths = numbers[edges[:-1]], np.diff(edges)

@@ -13,7 +13,16 @@ import numpy as np
 from shardload.storage.uses import MAX_JOBS, Jobs
 
 _JOB_BYTES = 64
-_FACTS = np.dtype([("key", "<u8"), ("cursor", "<i8"), ("time", "<f8"), ("first_cursor", "<i8"), ("first_time", "<f8")])
+_FACTS = np.dtype(
+    [
+        ("key", "<u8"),
+        ("cursor", "<i8"),
+        ("time", "<f8"),
+        ("first_cursor", "<i8"),
+        ("first_time", "<f8"),
+        ("grace", "<i8"),
+    ]
+)
 _READ_SECONDS = 0.5
 
 
@@ -32,12 +41,13 @@ class JobTable:
             self._jobs, self._read_at = _parsed(self._content()), now
         return self._jobs
 
-    def tell(self, key: int, cursor: int) -> int:
+    def tell(self, key: int, cursor: int, grace: int) -> int:
         """Writes how far a job has come.
 
         Args:
             key: what tells it from others, above 0: the same for all its processes.
             cursor: the position it is at, counted over all epochs.
+            grace: positions by which other processes of it may be behind.
 
         Returns:
             Its number.
@@ -57,7 +67,7 @@ class JobTable:
         elif cursor < row["first_cursor"] or now - row["time"] > 60.0:
             # Begun anew from an earlier place, or after a pause: its pace is another one.
             row["first_cursor"], row["first_time"] = cursor, now
-        row["key"], row["cursor"], row["time"] = key, cursor, now
+        row["key"], row["cursor"], row["time"], row["grace"] = key, cursor, now, grace
         self._write(row.tobytes(), number * _JOB_BYTES)
         self._read_at = -1.0
         return number
@@ -72,4 +82,4 @@ class JobTable:
 def _parsed(content: bytes) -> Jobs:
     rows = np.frombuffer(content.ljust(MAX_JOBS * _JOB_BYTES, b"\0"), dtype=np.uint8).reshape(MAX_JOBS, _JOB_BYTES)
     facts = np.ascontiguousarray(rows[:, : _FACTS.itemsize]).view(_FACTS).reshape(-1)
-    return Jobs(*(facts[name].copy() for name in ("key", "cursor", "time", "first_cursor", "first_time")))
+    return Jobs(*(facts[name].copy() for name in ("key", "cursor", "time", "first_cursor", "first_time", "grace")))

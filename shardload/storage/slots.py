@@ -116,7 +116,7 @@ class Places:
     columns: Int64
     """The slot in a row."""
 
-    def __getitem__(self, part: slice) -> Places:
+    def __getitem__(self, part: slice | NDArray[np.bool_]) -> Places:
         return Places(self.tags[part], self.seeds[part], self.sets[part], self.columns[part])
 
 

@@ -43,6 +43,8 @@ class Jobs:
     """Where it was when it began."""
     first_times: NDArray[np.float64]
     """When that was."""
+    graces: NDArray[np.int64]
+    """Positions by which some of its processes may be behind."""
 
     def paces(self) -> NDArray[np.float64]:
         """Returns positions a second."""
@@ -85,7 +87,7 @@ def waits_of(uses: UInt64, jobs: Jobs, seconds: float) -> NDArray[np.float64]:
         mine = np.clip(numbers, 0, MAX_JOBS - 1)
         left = values.astype(np.int64) - jobs.cursors[mine]
         planned = left / jobs.paces()[mine]
-        planned = np.where(left < 0, _LATE - left, planned)
+        planned = np.where(left < 0, np.where(left >= -jobs.graces[mine], 0.0, _LATE - left), planned)
         planned = np.where(values == _VALUE, _NO_MORE, planned)
         silence = seconds - jobs.times[mine]
         gone = (silence > _DEAD_SECONDS) | (jobs.keys[mine] == 0)
@@ -129,6 +131,11 @@ class ExpectedUses:
         while len(expected) > _MAX_EXPECTED:
             for tag in list(itertools.islice(expected, _MAX_EXPECTED // 4)):
                 expected.pop(tag, None)
+
+    def knows(self, tags: UInt64) -> NDArray[np.bool_]:
+        """Tells of which blocks something is known: bool of shape (blocks,)."""
+        expected = self._expected
+        return np.array([tag in expected for tag in tags.tolist()], dtype=np.bool_)
 
     def take(self, tags: UInt64) -> tuple[UInt64, NDArray[np.int64]] | None:
         """Returns uses of blocks, 0 where nothing is known, and where they are used now, below 0; they are forgotten then.

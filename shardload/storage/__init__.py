@@ -2,6 +2,7 @@
 
 from shardload.storage.answers import AnswerError, UnavailableError
 from shardload.storage.base import Storage, StoredFile
+from shardload.storage.cached import CachedFile, CachedStorage
 from shardload.storage.choose import local_path, storage_of
 from shardload.storage.local import FileReader, FileWriter, LocalStorage
 from shardload.storage.mapping import MappedFiles
@@ -13,6 +14,8 @@ from shardload.storage.schedule import RetryPolicy
 __all__ = [
     "OPERATIONS",
     "AnswerError",
+    "CachedFile",
+    "CachedStorage",
     "FileReader",
     "FileWriter",
     "LocalStorage",

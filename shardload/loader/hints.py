@@ -18,7 +18,8 @@ from shardload.reader.serve import Hint
 
 Int64 = NDArray[np.int64]
 
-_UNREAD_WINDOWS = 3
+_UNREAD_WINDOWS = 6
+"""Announcements whose samples may not all be read yet: bursts are on their way in several threads, and ranks are apart."""
 
 
 class Hints:

@@ -29,7 +29,7 @@ from shardload.telemetry import CacheStats
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
 
-_GRACE = 16
+_GRACE = 8
 """Part of an epoch by which ranks may be apart."""
 _MAX_BLOCKS = 2048
 """Read at a time."""

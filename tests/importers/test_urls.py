@@ -27,6 +27,7 @@ from shardload.errors import PackError
 from shardload.packing import pack
 from shardload.storage import sources as module
 from shardload.storage.sources import SourceStore, SourceStream, is_far, local_path, split_url
+from shardload.writer.work import JOB
 
 DEVICE = {"operations": NoDevice()}
 
@@ -180,20 +181,36 @@ def put(files, name: str, lines: range) -> None:
     files.pipe(name, b"".join(b'{"n": %d, "text": "%s"}\n' % (i, b"x" * 999) for i in lines))
 
 
-@pytest.mark.parametrize("changed", [range(1, 101), range(101)])
-def test_a_pack_goes_on_with_the_same_source_only(tmp_path, changed, monkeypatch):
-    monkeypatch.setattr("shardload.packing.progress.REPORT_SECONDS", 0)
-    monkeypatch.setattr("shardload.packing.unit.REPORT_SECONDS", 0)
-    files, name = fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}.jsonl"
-    put(files, name, range(100))
-    url, settings = f"memory:/{name}", {"workers": 1, "unit_size": 10_000, "shard_size": 10_000, **DEVICE}
+def cut_off(source: str, target: Path, settings: dict) -> None:
+    """Begins a pack and ends it when it has written something."""
 
     def stop(progress):
         if progress.done.stored_bytes > 30_000:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        pack(url, tmp_path / "out", progress=stop, **settings)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shardload.packing.progress.REPORT_SECONDS", 0)
+        patch.setattr("shardload.packing.unit.REPORT_SECONDS", 0)
+        pack(source, target, progress=stop, **settings)
+
+
+def test_a_pack_goes_on_by_another_signature(server, tmp_path):
+    url, settings = f"{server.url}/jsonl/a.jsonl?token=", {"workers": 1, "unit_size": 20_000, "shard_size": 10_000}
+    cut_off(f"{url}secret", tmp_path / "out", settings | {"compression": "none", **DEVICE})
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert tmp_path / "out" / JOB in files
+    assert not [path for path in files if b"secret" in path.read_bytes()]
+    summary = pack(f"{url}other", tmp_path / "out", resume=True, compression="none", **settings, **DEVICE)
+    assert summary.num_samples == 3000
+
+
+# Of another length, and of the same.
+@pytest.mark.parametrize("changed", [range(101), range(99, -1, -1)])
+def test_a_pack_goes_on_with_the_same_source_only(tmp_path, changed):
+    files, name = fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}.jsonl"
+    put(files, name, range(100))
+    url, settings = f"memory:/{name}", {"workers": 1, "unit_size": 10_000, "shard_size": 10_000, **DEVICE}
+    cut_off(url, tmp_path / "out", settings)
     before = files.cat(name), files.store[name].created
     put(files, name, changed)
     with pytest.raises(PackError, match=r"cannot be continued: the source has changed since it was begun"):
@@ -366,6 +383,7 @@ def test_places_that_are_read_in_turn_are_each_read_ahead():
     assert sum(stop - start for start, stop in file.asked) < 16 << 20
 
 
+@pytest.mark.slow
 def test_an_object_store(folder, tmp_path):
     servers = pytest.importorskip("servers", reason="there is no object store to test with")
     if servers.find_program() is None:

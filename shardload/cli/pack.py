@@ -11,6 +11,7 @@ import click
 
 from shardload import packing
 from shardload.cli.progress import PackDisplay, duration
+from shardload.cli.storage import storage_option
 from shardload.cli.text import counted, echo, echo_facts, echo_json
 from shardload.codecs import make_codec
 from shardload.errors import FormatError
@@ -75,6 +76,7 @@ def size_option(context: click.Context, parameter: click.Parameter, value: str) 
 @click.command()
 @click.argument("source", nargs=-1, required=True)
 @click.argument("target")
+@storage_option
 @click.option(
     "--schema", callback=types_option, metavar="JSON|FILE", help='Types by field, such as \'{"text": "bytes"}\'.'
 )
@@ -152,7 +154,8 @@ def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) ->
     .zst; or Megatron pairs (.idx with .bin), one sample a document; or Parquet or Arrow files (.parquet, .arrow,
     .feather, .ipc, a folder by save_to_disk of Hugging Face's datasets; needs shardload[parquet]) or CSV or TSV files
     with a header, one sample a row. Of these one, several or a folder of them; or a folder of MosaicML's MDS; or
-    hf:NAME@SPLIT, a dataset of the Hugging Face hub (needs shardload[datasets]). With --tokenizer the texts become
+    hf:NAME@SPLIT, a dataset of the Hugging Face hub (needs shardload[datasets]); or URLs of these, such as
+    s3://bucket/raw/ (needs shardload[s3]) or https://host/data.jsonl.gz (shardload[http]). With --tokenizer the texts become
     streams of token ids, one sample a text; then single text files are a SOURCE too, and text files may be .gz or
     .zst. Hidden files are left out unless a GLOB writes their dot; links to directories are not followed.
 

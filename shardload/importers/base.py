@@ -21,6 +21,8 @@ class SourceFile:
     """Time of the last change in nanoseconds: tells a file rewritten while it is packed, and goes nowhere else."""
     problem: str = ""
     """Why it cannot be packed, such as `is a FIFO`; its reader yields a reject in its place."""
+    tag: str = ""
+    """Of a file of a URL, in the place of a time: what changes with its content, or nothing where the store has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shardload.codecs import make_codec
 from shardload.codecs.dictionary import DictionaryMode, check_dictionary
 from shardload.errors import PackError
 from shardload.format.schema import parse_schema
-from shardload.importers import MAX_SEED, Token, Tokenization
+from shardload.importers import MAX_SEED, Token, Tokenization, named_by_hub, named_by_index
 from shardload.packing.progress import Report
 from shardload.packing.unit import OnError
 from shardload.quantities import parse_bytes
+from shardload.storage.secrets import shown
+from shardload.storage.sources import is_far, local_path
 from shardload.writer.describe import Types
 
 
@@ -46,6 +49,8 @@ class Call:
     on_error: OnError
     max_rejects: int | None
     progress: Report | None
+    storage_options: Mapping[str, Any]
+    """Of fsspec, for URLs; they go nowhere but to the workers."""
 
 
 def listed(patterns: Sequence[str] | str) -> list[str]:
@@ -129,10 +134,20 @@ def checked_tokenization(
     return Tokenization(os.fspath(tokenizer), append_token, prepend_token, text_key or "")
 
 
+def named_sources(given: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Returns the paths and URLs of sources: files of the hub by their paths, each Megatron pair by its index."""
+    paths = [local_path(os.fspath(path)) for path in given]
+    return paths if any(map(is_far, paths)) else named_by_index(named_by_hub(paths))
+
+
 def check_places(paths: Sequence[str], target: str) -> None:
-    """Refuses sources that are not there, and a source and a target inside of each other."""
+    """Refuses sources that are not there, a source and a target inside of each other, and a URL as target."""
+    if is_far(target):
+        raise PackError(f"{shown(target)}: datasets are written into a directory; copy it to its URL when it is there")
     there = os.path.realpath(target)
     for path in paths:
+        if is_far(path):
+            continue
         if not os.path.lexists(path):
             raise PackError(f"{path} does not exist")
         here = os.path.realpath(path)

@@ -84,7 +84,7 @@ def index(
             dataset=root,
         )
     patterns = listed(include), listed(exclude)
-    call = Call([root], *patterns, settings, None, "", None, resume, on_error, max_rejects, progress)
+    call = Call([root], *patterns, settings, None, "", None, resume, on_error, max_rejects, progress, {})
     mode: Mode = "append" if append else "replace" if replace else "create"
     return in_session(root, mode, operations, resume, lambda session: _index(session, call), others=True)
 

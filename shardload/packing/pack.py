@@ -12,7 +12,7 @@ from shardload.errors import PackError
 from shardload.format.manifest import Manifest
 from shardload.format.schema import FieldType
 from shardload.format.table import ShardEntry
-from shardload.importers import Source, SourcePlan, Token, named_by_hub, named_by_index, open_source
+from shardload.importers import Source, SourcePlan, Token, open_source
 from shardload.packing.call import (
     Call,
     check_places,
@@ -21,6 +21,7 @@ from shardload.packing.call import (
     checked_settings,
     checked_tokenization,
     listed,
+    named_sources,
 )
 from shardload.packing.passes import Pass, Published, check_workers, in_session, run_pass
 from shardload.packing.progress import Report
@@ -28,6 +29,8 @@ from shardload.packing.session import Session
 from shardload.packing.shuffle import shuffle as shuffle_source
 from shardload.packing.unit import OnError
 from shardload.storage import OPERATIONS, Operations
+from shardload.storage.secrets import shown
+from shardload.storage.sources import is_far
 from shardload.writer.describe import Types, schema_for
 from shardload.writer.target import Mode, Target
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
@@ -97,6 +100,7 @@ def pack(
     resume: bool = False,
     on_error: OnError = "raise",
     max_rejects: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     progress: Report | None = None,
     operations: Operations = OPERATIONS,
 ) -> PackSummary:
@@ -110,7 +114,7 @@ def pack(
             `.zst`, or Megatron pairs of `.idx` and `.bin`, or Parquet, Arrow, CSV or TSV files, one, several or a
             folder of them; or a folder by `save_to_disk` of Hugging Face's datasets or of MosaicML's MDS, or
             `hf:NAME@SPLIT` of the hub. With a tokenizer also single texts. Links to files are followed, links to
-            directories are not.
+            directories are not. All but the last also by URLs of fsspec, such as `s3://bucket/raw/`; of HTTP only files.
         target: directory of the dataset; created if it is not there.
         schema: field name -> type, or type and compression as for `ShardWriter`: for a folder in place of inferred ones,
             for all others the whole schema. An append may name new nullable fields.
@@ -138,6 +142,8 @@ def pack(
         on_error: `raise` to end at the first thing that is no sample or does not fit the schema; `reject` to set such
             aside in `rejects.jsonl` and go on. A pack that was ended by one may be continued with `reject`.
         max_rejects: most that may be set aside; None for no limit.
+        storage_options: for URLs, options of fsspec's file system for them, as for `shardload.open`. They stand in no message
+            or file; a pack may be continued with others.
         progress: called in this thread at the start, then about ten times a second, and at the end.
         operations: the file operations at the target; tests replace them. They are pickled for the workers.
 
@@ -152,11 +158,10 @@ def pack(
     types = None if schema is None else dict(schema)
     settings = checked_settings(types, compression, dictionary, key, shard_size, unit_size, workers)
     tokens = checked_tokenization(tokenizer, append_token, prepend_token, text_key), token_field or ""
-    given = [os.fspath(path) for path in ([source] if isinstance(source, str | os.PathLike) else source)]
-    paths = named_by_index(named_by_hub(given))
-    call = Call(
-        paths, listed(include), listed(exclude), settings, *tokens, shuffle, resume, on_error, max_rejects, progress
-    )
+    paths = named_sources([source] if isinstance(source, str | os.PathLike) else source)
+    chosen = paths, listed(include), listed(exclude)
+    options = dict(storage_options or {})
+    call = Call(*chosen, settings, *tokens, shuffle, resume, on_error, max_rejects, progress, options)
     root = os.fspath(target)
     check_places(paths, root)
     mode: Mode = "append" if append else "replace" if replace else "create"
@@ -164,7 +169,9 @@ def pack(
 
 
 def _pack_into(session: Session, call: Call) -> PackSummary:
-    source = open_source(call.paths, call.include, call.exclude, call.tokenization, call.token_field)
+    source = open_source(
+        call.paths, call.include, call.exclude, call.tokenization, call.token_field, call.storage_options
+    )
     return pack_source(session, call, source)
 
 
@@ -221,7 +228,7 @@ def _options(call: Call, plan: SourcePlan, append: bool) -> dict[str, Any]:
         "key": settings.key,
         "schema": [[name, _with_codec(name, text, settings.types)] for name, text in plan.types.items()],
         "shard_size": settings.shard_size,
-        "source": [os.path.normpath(path) for path in call.paths],
+        "source": [shown(path) if is_far(path) else os.path.normpath(path) for path in call.paths],
         "unit_size": settings.unit_size,
         **({} if call.shuffle is None else {"shuffle": call.shuffle}),
         **plan.options,

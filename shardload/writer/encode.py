@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from shardload.errors import PackError
@@ -152,12 +153,14 @@ def missing_value(field: Field, sample: Mapping[str, Any], place: object) -> Any
     return bytes(field.num_bytes) if field.shape or field.wide else 0
 
 
-def row_columns(schema: Schema) -> list[str]:
+@lru_cache(maxsize=64)
+def row_columns(schema: Schema) -> tuple[str, ...]:
     """Returns the names of the packed row's columns in the order of their bytes."""
     dtype = row_layout(schema).dtype
-    return sorted(dtype.names or (), key=lambda name: dtype.fields[name][1])  # type: ignore[index]
+    return tuple(sorted(dtype.names or (), key=lambda name: dtype.fields[name][1]))  # type: ignore[index]
 
 
+@lru_cache(maxsize=64)
 def row_struct(schema: Schema) -> struct.Struct:
     """Returns what packs the columns of a row, given in the order of `row_columns`."""
     dtype = row_layout(schema).dtype

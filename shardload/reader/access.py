@@ -368,25 +368,25 @@ class Access:
             if uses is not None and isinstance(self.engine, CachedEngine):
                 # Before anything is fetched: by this it is known what of it is kept.
                 self.engine.expect(samples, uses, self._lie(fields))
-            ranges = self._ranges(samples, fields)
-            for field in fields if self._far else ():
-                if field.streamed:
-                    ranges += self._sum_ranges(field, samples.shard_ids)
+            ranges = self._ranges(samples, fields, hints=True)
+            for field in (field for field in fields if self._far and field.streamed):
+                ranges += self._sum_ranges(field, samples.shard_ids)
             for some in [joined(ranges)] if self._far and ranges else ranges:
                 self.engine.will_need(some)
         # Where these are stands in the records, which are small and announced by now. What is wrong with them the read tells.
-        recorded = any(field.in_record for field in fields)
         with contextlib.suppress(OSError, FormatError):
+            recorded = any(field.in_record for field in fields)
             for _, records, outside in self._records.external_ranges(samples) if recorded else ():
                 wanted = np.array([field in fields for field in records.fields])
                 self.engine.will_need(outside.ranges[wanted[outside.fields]])
 
-    def _ranges(self, samples: Located, fields: Sequence[Field]) -> list[Ranges]:
-        return [ranges_of(samples) for ranges_of in self._lie(fields)]
+    def _ranges(self, samples: Located, fields: Sequence[Field], hints: bool = False) -> list[Ranges]:
+        return [ranges_of(samples) for ranges_of in self._lie(fields, hints)]
 
-    def _lie(self, fields: Sequence[Field]) -> list[Callable[[Located], Ranges]]:
-        """Returns what gives the ranges in which samples have fields."""
-        lie: list[Callable[[Located], Ranges]] = [self._wide[field.name].ranges for field in fields if field.wide]
+    def _lie(self, fields: Sequence[Field], hints: bool = False) -> list[Callable[[Located], Ranges]]:
+        """Returns what gives the ranges in which samples have fields; `hints`: those that are worth an announcement."""
+        wide = (self._wide[field.name] for field in fields if field.wide)
+        lie: list[Callable[[Located], Ranges]] = [one.hints if hints else one.ranges for one in wide]
         lie += [self._streams[field.name].hint for field in fields if field.streamed]
         if any(field.in_record for field in fields):
             lie.append(self._records.ranges)

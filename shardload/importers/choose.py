@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from shardload.errors import PackError
 from shardload.importers.base import Source, SourceFile
@@ -46,6 +46,7 @@ def open_source(
     exclude: Sequence[str] = (),
     tokenization: Tokenization | None = None,
     token_field: str = "",
+    prepare: Callable[[Source], Source] | None = None,
 ) -> Source:
     """Returns the source that paths name: a folder, or files of one kind: JSON Lines, tars, Parquet, Arrow, Megatron.
 
@@ -60,6 +61,7 @@ def open_source(
         exclude: patterns of files and folders that are left out.
         tokenization: how texts become tokens, if they do.
         token_field: name of the field of tokens; nothing for `tokens`.
+        prepare: makes of the source one whose samples are changed, before their texts become tokens.
 
     Raises:
         PackError: there is nothing to pack there, or it cannot be made tokens.
@@ -67,22 +69,23 @@ def open_source(
     """
     field = token_field or TOKEN_FIELD
     source = _open(paths, Selection(include, exclude), field, documents=tokenization is not None)
+    prepared = source if prepare is None else prepare(source)
     if isinstance(source, MegatronSource):
         if tokenization is not None:
             raise PackError(f"{source.location} holds tokens already: leave out the tokenizer")
-        return source
+        return prepared
     if tokenization is None:
         if token_field:
             raise PackError(
                 f"{source.location} gives no tokens that could be named {token_field!r}: give a tokenizer too"
             )
-        return source
+        return prepared
     text_key = tokenization.text_key or _TEXT_KEYS.get(type(source), "text")
     if isinstance(source, FolderSource) and text_key != "text":
         raise PackError(
             f"{source.location} holds whole texts, which have no field {text_key!r}: leave out the text key"
         )
-    return TokenSource(source, text_key, tokenization, field)
+    return TokenSource(prepared, text_key, tokenization, field)
 
 
 def _open(paths: Sequence[str], selection: Selection, token_field: str, documents: bool) -> Source:

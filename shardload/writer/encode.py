@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -199,13 +200,17 @@ class RecordPacker:
 
     def __init__(self, codec: Codec | None) -> None:
         self._codec = codec
+        self.seconds = 0.0
+        """Time that compression has taken."""
 
     def pack(self, sample: EncodedSample) -> tuple[bytes, bool]:
         """Returns the record after its checksum, and whether its compressed fields are a frame."""
         packed = sample.packed
         if not packed or self._codec is None:
             return sample.header + sample.plain + packed, False
+        started = time.perf_counter()
         frame = self._codec.compress(packed)
+        self.seconds += time.perf_counter() - started
         if len(frame) < len(packed):
             return sample.header + sample.plain + frame, True
         return sample.header + sample.plain + packed, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,8 @@ def bad(sample: Sample) -> Any:
 
 
 def hang(sample: Sample) -> Sample:
+    """Never returns, and says in a file which process does not."""
+    Path(os.environ["HANGS"]).write_text(str(os.getpid()))
     while True:
         time.sleep(3600)
 

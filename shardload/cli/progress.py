@@ -81,9 +81,6 @@ def facts(progress: Progress) -> str:
         f"{progress.samples_per_second:,.0f} samples/s",
         f"{progress.bytes_per_second / 1e6:,.1f} MB/s",
     ]
-    if rates := stage_rates(progress.fresh):
-        # In one worker: the lowest is what holds up the others.
-        parts.append(f"{', '.join(f'{stage} {rate / 1e6:,.3g}' for stage, rate in rates.items())} MB/s")
     if progress.done.num_dropped:
         parts.append(f"{progress.done.num_dropped:,} {'duplicates' if progress.stage == 'deduplicating' else 'dropped'}")
     if progress.done.num_rejects:
@@ -92,6 +89,9 @@ def facts(progress: Progress) -> str:
         parts.append(f"ratio {progress.ratio:.2f}")
     if progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left")
+    if rates := stage_rates(progress.fresh):
+        # Of one worker: the lowest is what holds up the others. Last, as a narrow terminal cuts it off.
+        parts.append(f"{', '.join(f'{stage} {rate / 1e6:,.3g}' for stage, rate in rates.items())} MB/s")
     return ", ".join(parts)
 
 

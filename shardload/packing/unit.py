@@ -175,11 +175,10 @@ class _UnitPack:
         if isinstance(item, Reject):
             self._set_aside(str(item.place), item.reason, item.message, item.num_bytes)
             return
+        started, values = time.perf_counter(), item.values
         try:
-            values = item.values
             if self._digest is not None and self._job.digest is not None:
                 values = {**values, self._job.digest.name: self._digest.of(values)}
-            started = time.perf_counter()
             encoded = self._encoder.encode(values, item.place)
         except PackError as error:
             message = f"{error}; {self._job.hint}" if self._job.hint else str(error)

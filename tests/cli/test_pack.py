@@ -36,7 +36,9 @@ def test_summary_on_standard_output_the_rest_on_standard_error(run, texts: Path,
     size = format_bytes(sum(path.stat().st_size for path in texts.rglob("*.txt")))
     assert errors[:2] == ["schema: text: str, label: int64, path: str", f"packing {size} in 1 unit with 1 worker"]
     assert len(errors) == 3
-    assert re.fullmatch(r"100 %: 20 samples, [\d,]+ samples/s, .* MB/s, ratio \d\.\d\d, 0\.0 s left", errors[2])
+    assert re.fullmatch(
+        r"100 %: 20 samples, [\d,]+ samples/s, .* MB/s, ratio \d\.\d\d, 0\.0 s left, read .* MB/s", errors[2]
+    )
     assert output.startswith(f"{tmp_path}/out: 20 samples packed and on disk\n")
     fingerprint = shardload.open(tmp_path / "out").fingerprint
     for expected in (
@@ -307,7 +309,7 @@ HERE = Path(preparing.__file__).parent
 def test_steps_are_done_in_the_order_of_the_command_line(run, tmp_path: Path) -> None:
     """A length before and after a map that changes it: the order over three options counts."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"number": n, "text": "x" * n}) + "\n" for n in range(20)))
-    long, short = ("--step", "length:text,min=5"), ("--step", "length:text,max=12")
+    long, short = ("--step", "length:text,min=5"), ("--step", "length:text,max=16")
     clean, keep = ("--map", "preparing:clean"), ("--filter", "preparing:keep")
     found = {}
     for name, steps in (("a", (*short, *clean, *long, *keep)), ("b", (*clean, *long, *keep, *short))):
@@ -320,8 +322,8 @@ def test_steps_are_done_in_the_order_of_the_command_line(run, tmp_path: Path) ->
         )
     rows = [(n, part, "x" * n * (part if part < 9 else 1)) for n in range(20) for part in parts(n)]
     rows = [row for row in rows if (row[0] + row[1]) % 5 and len(row[2]) >= 5]
-    assert found["a"] == [(n, part) for n, part, text in rows if n <= 12]
-    assert found["b"] == [(n, part) for n, part, text in rows if len(text) <= 12] != found["a"]
+    assert found["a"] == [(n, part) for n, part, text in rows if n <= 16]
+    assert found["b"] == [(n, part) for n, part, text in rows if len(text) <= 16] != found["a"]
 
 
 def parts(number: int) -> list[int]:

@@ -22,6 +22,8 @@ from shardload.preparation.steps import Refusal, Result, Step, run_steps
 INDEX, STARTED_NS, STEP = 0, 1, 2
 """Places in the page: number of the sample in its batch, or -1; when it was begun; number of the step."""
 PAGE_BYTES = 4096
+UNCHANGED = b""
+"""In the place of a result: filters alone give back what came, which the other process has still."""
 
 _FLUSH_NS = 5_000_000
 """What is done is told as often as this: what is lost with the process and not told is done again."""
@@ -45,7 +47,7 @@ def serve(pipe_descriptor: int, page_descriptor: int, parent: int) -> None:
     pipe = Connection(pipe_descriptor)
     page = memoryview(mmap.mmap(page_descriptor, PAGE_BYTES)).cast("q")
     try:
-        steps: Sequence[Step] = pickle.loads(pipe.recv_bytes())
+        steps: tuple[Step, ...] = pickle.loads(pipe.recv_bytes())
         pipe.send_bytes(pickle.dumps(_ready(steps)))
         while True:
             _serve_batch(pipe, page, steps, pickle.loads(pipe.recv_bytes()))
@@ -69,6 +71,7 @@ def _ready(steps: Sequence[Step]) -> dict[str, Any]:
 
 def _serve_batch(pipe: Connection, page: memoryview, steps: Sequence[Step], batch: Sequence[dict[str, Any]]) -> None:
     told_ns, results = time.monotonic_ns(), []
+    only_filters = all(isinstance(step, FunctionStep) and step.kind == "filter" for step in steps)
     last = len(batch) - 1
 
     def note(number: int) -> None:
@@ -78,7 +81,9 @@ def _serve_batch(pipe: Connection, page: memoryview, steps: Sequence[Step], batc
         # The order counts: who sees the new number sees the new time.
         page[STARTED_NS] = time.monotonic_ns()
         page[INDEX] = number
-        results.append(_packed(run_steps(steps, values, note), steps))
+        result = run_steps(steps, values, note)
+        unchanged = only_filters and len(result) == 1 and not isinstance(result[0], Refusal)
+        results.append(UNCHANGED if unchanged else _packed(result, steps))
         now = time.monotonic_ns()
         if number == last or now - told_ns >= _FLUSH_NS:
             # Waiting for the reader is no time of the function.

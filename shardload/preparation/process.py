@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 
 from shardload.errors import PackError
-from shardload.preparation.host import INDEX, PAGE_BYTES, STARTED_NS, STEP
+from shardload.preparation.host import INDEX, PAGE_BYTES, STARTED_NS, STEP, UNCHANGED
 from shardload.preparation.steps import Refusal, Result, Step, Values
 
 _SERVE = (
@@ -33,7 +33,7 @@ _LOOK_SECONDS = 1.0
 class _Lost(Exception):
     """The process is gone, and with it a sample."""
 
-    def __init__(self, results: list[Result], index: int, reason: str) -> None:
+    def __init__(self, results: list[Result | None], index: int, reason: str) -> None:
         super().__init__(reason)
         self.results = results
         """What it had told before."""
@@ -98,7 +98,7 @@ class StepProcess:
                 self._start()
                 self._submit(done + len(results), at)
             for result in results:
-                yield result
+                yield [self._batch[done]] if result is None else result
                 done += 1
         self._batch = ()
 
@@ -156,8 +156,8 @@ class StepProcess:
             with contextlib.suppress(OSError):
                 self._pipe.send_bytes(pickle.dumps(list(self._batch[start:stop]), 5))
 
-    def _receive(self) -> list[Result]:
-        """Waits for results.
+    def _receive(self) -> list[Result | None]:
+        """Waits for results; None stands for a sample that stays as it was.
 
         Raises:
             _Lost: the process has died, or was killed since it took too long.
@@ -176,7 +176,7 @@ class StepProcess:
                 self._process.wait()
                 raise self._lost(f"its process {_cause(self._process.returncode)}", ": ") from None
 
-    def _take(self) -> list[Result]:
+    def _take(self) -> list[Result | None]:
         self._cpu_now, packed = pickle.loads(self._pipe.recv_bytes())
         return [_unpacked(one, self._steps) for one in packed]
 
@@ -192,7 +192,7 @@ class StepProcess:
     def _lost(self, reason: str, joint: str) -> _Lost:
         """Describes a loss: what was told before the end is not lost."""
         self._process.wait()
-        results: list[Result] = []
+        results: list[Result | None] = []
         with contextlib.suppress(EOFError, OSError):
             while self._pipe.poll(0):
                 results += self._take()
@@ -207,7 +207,9 @@ class StepProcess:
             self._process.wait(_END_SECONDS)
 
 
-def _unpacked(packed: bytes, steps: Sequence[Step]) -> Result:
+def _unpacked(packed: bytes, steps: Sequence[Step]) -> Result | None:
+    if packed == UNCHANGED:
+        return None
     try:
         return pickle.loads(packed)  # type: ignore[no-any-return]
     except Exception as error:

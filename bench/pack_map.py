@@ -15,7 +15,7 @@ import shardload
 
 STEPS = 4000
 """Rounds of the map: about 0.4 ms of pure Python a sample, of which reading and encoding take a fiftieth."""
-NUM_SAMPLES = 8000
+NUM_SAMPLES = 32_000
 
 
 def spin(sample: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +40,7 @@ def measure(folder: Path, repeats: int, scale: float) -> list[dict[str, Any]]:
 def _compare(folder: Path, name: str, unit_size: int, repeats: int) -> dict[str, Any]:
     times: dict[int, list[float]] = {1: [], 2: []}
     use: dict[int, list[float]] = {1: [], 2: []}
+    cpu: dict[int, list[float]] = {1: [], 2: []}
     fingerprints = set()
     for repeat in range(repeats + 1):
         for workers in (1, 2):
@@ -56,6 +57,7 @@ def _compare(folder: Path, name: str, unit_size: int, repeats: int) -> dict[str,
                 # The first of each warms up.
                 times[workers].append(seconds)
                 use[workers].append(done.cores_used)
+                cpu[workers].append(done.cpu_seconds)
     assert len(fingerprints) == 1
     medians = {workers: statistics.median(found) for workers, found in times.items()}
     spread = max((max(found) - min(found)) / medians[workers] for workers, found in times.items())
@@ -63,4 +65,5 @@ def _compare(folder: Path, name: str, unit_size: int, repeats: int) -> dict[str,
         "case": "map", "source": name, "ratio": medians[1] / medians[2], "spread": spread,
         "best_ratio": min(times[1]) / min(times[2]), "cores_used_1": statistics.median(use[1]),
         "cores_used_2": statistics.median(use[2]), "load": os.getloadavg()[0],
+        "cpu_seconds_1": statistics.median(cpu[1]), "cpu_seconds_2": statistics.median(cpu[2]),
     }  # fmt: skip

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 Sample = dict[str, Any]
 
 
@@ -32,16 +30,14 @@ def keep(sample: Sample) -> bool:
     return bool((sample["number"] + sample["part"]) % 5)
 
 
-def keep_numpy(sample: Sample) -> np.bool_:
-    return np.bool_(sample["number"] % 2)
-
-
 def same(sample: Sample) -> Sample:
     return sample
 
 
 def typed(sample: Sample) -> Sample:
     """Values of many kinds."""
+    import numpy as np  # Here: every process for functions would load it at its start.
+
     number = sample["number"]
     return {
         "tokens": np.arange(number % 5, dtype=np.uint16),

@@ -88,12 +88,13 @@ def check(target: Path) -> None:
 
 def test_bytes_are_the_same_for_any_number_of_workers(tmp_path: Path, source: Path, digests) -> None:
     taken = []
-    for workers in (1, 2, 4):
+    # With 4, and duplicates too, in test_dedup.py.
+    for workers in (1, 2):
         summary = pack(source, tmp_path / f"{workers}", **options(workers=workers, operations=Counted()))
         assert summary.num_workers == min(workers, summary.num_units) and summary.num_rejects == 4
         check(tmp_path / f"{workers}")
         taken.append(digests(tmp_path / f"{workers}"))
-    assert taken[0] == taken[1] == taken[2] and summary.num_units > 3
+    assert taken[0] == taken[1] and summary.num_units > 3
     assert summary.num_dropped == sum(n % 7 == 0 or (n % 7 > 1 and (n + 9) % 5 == 0) for n in range(NUM_SAMPLES))
     assert summary.num_split == sum(n % 7 == 1 for n in range(NUM_SAMPLES))
 
@@ -106,7 +107,7 @@ def test_a_single_unit_is_mapped_by_several_processes(tmp_path: Path, source: Pa
 
 
 # tools/test --slow tests/packing/test_prepare.py -k killed_at_operations
-@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_operations_and_continued(tmp_path: Path, source: Path, digests, kills: int) -> None:
     """Most parts end between the samples that one was split into."""
     operations = Counted()

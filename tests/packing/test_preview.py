@@ -96,7 +96,7 @@ def test_a_log_that_cannot_be_written(tmp_path: Path, rows: Path) -> None:
     assert summary.log_problem == "events are missing in the log: No space left on device"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_where_the_time_went(tmp_path: Path, rows: Path, workers: int) -> None:
     told: list[Progress] = []
     summary = pack(

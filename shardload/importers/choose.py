@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ def open_source(
     tokenization: Tokenization | None = None,
     token_field: str = "",
     storage_options: Mapping[str, Any] | None = None,
+    prepare: Callable[[Source], Source] | None = None,
 ) -> Source:
     """Returns the source that paths or URLs name: a folder, or files of one kind: JSON Lines, tars, Parquet, Arrow, Megatron.
 
@@ -73,6 +74,7 @@ def open_source(
         tokenization: how texts become tokens, if they do.
         token_field: name of the field of tokens; nothing for `tokens`.
         storage_options: options of fsspec for URLs.
+        prepare: makes of the source one whose samples are changed, before their texts become tokens.
 
     Raises:
         PackError: there is nothing to pack there, or it cannot be made tokens.
@@ -81,22 +83,23 @@ def open_source(
     field = token_field or TOKEN_FIELD
     opening = _Opening(Selection(include, exclude), field, documents=tokenization is not None)
     source = opening.open(paths, dict(storage_options or {}))
+    prepared = source if prepare is None else prepare(source)
     if isinstance(source, MegatronSource):
         if tokenization is not None:
             raise PackError(f"{source.location} holds tokens already: leave out the tokenizer")
-        return source
+        return prepared
     if tokenization is None:
         if token_field:
             raise PackError(
                 f"{source.location} gives no tokens that could be named {token_field!r}: give a tokenizer too"
             )
-        return source
+        return prepared
     text_key = tokenization.text_key or _TEXT_KEYS.get(type(source), "text")
     if isinstance(source, FolderSource) and text_key != "text":
         raise PackError(
             f"{source.location} holds whole texts, which have no field {text_key!r}: leave out the text key"
         )
-    return TokenSource(source, text_key, tokenization, field)
+    return TokenSource(prepared, text_key, tokenization, field)
 
 
 @dataclass(frozen=True, slots=True)

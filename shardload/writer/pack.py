@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from shardload.codecs import Codec
 from shardload.writer.batch import EncodedBatch
 from shardload.writer.encode import EncodedSample
@@ -12,6 +14,8 @@ class RecordPacker:
 
     def __init__(self, codec: Codec | None) -> None:
         self._codec = codec
+        self.seconds = 0.0
+        """Time that compression has taken."""
 
     def pack(self, sample: EncodedSample) -> tuple[bytes, bool]:
         """Returns the record after its checksum, and whether its compressed fields are a frame."""
@@ -33,5 +37,7 @@ class RecordPacker:
     def _packed(self, before: bytes, packed: bytes) -> tuple[bytes, bool]:
         if not packed or self._codec is None:
             return before + packed, False
+        started = time.perf_counter()
         frame = self._codec.compress(packed)
+        self.seconds += time.perf_counter() - started
         return (before + frame, True) if len(frame) < len(packed) else (before + packed, False)

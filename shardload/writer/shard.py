@@ -298,6 +298,11 @@ class UnitWriter:
         """Bytes written or kept so far."""
         return sum(entry.num_bytes for entry in self.entries) + (self._shard.num_bytes if self._shard else 0)
 
+    @property
+    def compression_seconds(self) -> float:
+        """Time that compression has taken."""
+        return self._packer.seconds
+
     def add(self, sample: EncodedSample, place: object) -> None:
         """Adds a sample to the current part, or to the next where it would not fit.
 

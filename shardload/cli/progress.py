@@ -82,7 +82,9 @@ def facts(progress: Progress) -> str:
         f"{progress.bytes_per_second / 1e6:,.1f} MB/s",
     ]
     if progress.done.num_dropped:
-        parts.append(f"{progress.done.num_dropped:,} {'duplicates' if progress.stage == 'deduplicating' else 'dropped'}")
+        parts.append(
+            f"{progress.done.num_dropped:,} {'duplicates' if progress.stage == 'deduplicating' else 'dropped'}"
+        )
     if progress.done.num_rejects:
         parts.append(f"{progress.done.num_rejects:,} rejected")
     if progress.done.stored_bytes and progress.stage != "indexing":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
 import threading
 import time
@@ -161,8 +162,7 @@ class Arrivals:
                 if span.unread and span.read(start, stop):
                     self._remove(span)
             self._passed.append(max(span.request.serial for span, _, _ in taken))
-            if self._later and not self._urgent:
-                self._wake(1)
+            self._wake(self._num_fitting())
 
     def discard(self, shard_id: int, start: int, stop: int) -> None:
         """Drops what is there of a range."""
@@ -261,6 +261,16 @@ class Arrivals:
                     raise StorageError("the threads that fetch have ended; this is a bug, or the process forked")
             if request.error is not None:
                 raise request.error
+
+    def _num_fitting(self) -> int:
+        """Returns how many of the requests that wait for room have it now."""
+        room, count = self._room() - self._held_bytes, 0
+        for request in itertools.islice(self._later, self._max_requests):
+            room -= request.num_bytes
+            if room < 0:
+                break
+            count += 1
+        return count
 
     def _wake(self, count: int) -> None:
         self._changed.notify(count)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ import torch
 
 import shardload
 from bench.case import NONE, Arm, Case, Line, c_gather, facts_of, mapped, one_core, timed
-from bench.workloads import Workload
+from bench.case import loader_of as row_loader
+from bench.limits import gather
+from bench.workloads import Workload, tokens
 
 LENGTH, BATCH_WINDOWS = 2048, 32
+KEPT_BATCHES = 24
+"""About as many as a loader has memory for: 8 that are read together and 16 that wait."""
 
 
 def token_stream(folder: Path, num_windows: int) -> Workload:
@@ -47,17 +53,58 @@ def by_hand(work: Workload, stream: np.ndarray, order: np.ndarray) -> Iterator[d
         yield {"input_ids": inputs, "labels": labels}
 
 
+def floor(work: Workload, order: np.ndarray, source: np.ndarray, num_kept: int) -> float:
+    """Gathers the windows of batches in C and widens them to inputs and labels, and no more; returns seconds a window.
+
+    Args:
+        work: the stream.
+        order: numbers of windows.
+        source: the file as of `mapped`.
+        num_kept: so many batches there are memory for, which is used in turn.
+    """
+    shape, size = (num_kept, 2, work.batch_size, LENGTH), LENGTH + 1
+    kept, narrow = torch.ones(shape, dtype=torch.int64), np.ones(work.batch_size * size, dtype=np.uint16)
+    start = time.perf_counter()
+    for number, first in enumerate(range(0, len(order), work.batch_size)):
+        ids = order[first : first + work.batch_size]
+        gather(source, work.offsets[ids], work.lengths[ids], narrow.view(np.uint8))
+        items = torch.from_numpy(narrow)[: len(ids) * size].view(len(ids), size)
+        for values, skip in zip(kept[number % num_kept], (0, 1), strict=True):
+            values[: len(ids)].copy_(items[:, skip : skip + LENGTH])
+    return (time.perf_counter() - start) / len(order)
+
+
+def on_one_core(make: Callable[[], float]) -> Arm:
+    def arm() -> float:
+        with one_core():
+            return float(make())
+
+    return arm
+
+
+def beside_rows(work: Workload, rows: Workload, batch_size: int) -> Iterator[Line]:
+    """A window beside what the loader needs for a row of 4 KiB, which it only gathers: in batches of equally many."""
+    work, rows = replace(work, batch_size=batch_size), replace(rows, batch_size=batch_size)
+    with one_core():
+        ours, theirs = loader_of(work, "once"), row_loader(rows, verify="once")
+    facts = facts_of(
+        work, verify="once", cores=1, delivered="windows as int64 inputs and labels, 32 KiB; rows as stored, 4 KiB"
+    )
+    later = {"windows": on_one_core(lambda: timed(work, ours)), "rows": on_one_core(lambda: timed(rows, theirs))}
+    for arm in [*later.values()] * 2:
+        arm()
+    yield Line(f"rows, later, {batch_size}", later, True, NONE, facts=facts)
+    first = {
+        "windows": on_one_core(lambda: timed(work, loader_of(work, "once"))),
+        "rows": on_one_core(lambda: timed(rows, row_loader(rows, verify="once"))),
+    }
+    yield Line(f"rows, first, {batch_size}", first, True, NONE, facts=facts)
+
+
 def p31(folder: Path, scale: float) -> Iterator[Line]:
     work = token_stream(folder, int(30_000 * scale))
     order, source = np.random.default_rng(5).permutation(len(work)), mapped(work)
     stream = np.memmap(work.raw, dtype=np.uint16, mode="r")
-
-    def on_one_core(make: Any) -> Arm:
-        def arm() -> float:
-            with one_core():
-                return float(make())
-
-        return arm
 
     def arm_of(verify: str, documents: bool = False) -> Arm:
         with one_core():
@@ -65,18 +112,26 @@ def p31(folder: Path, scale: float) -> Iterator[Line]:
         return on_one_core(lambda: timed(work, loader))
 
     limit = {"C gather": on_one_core(lambda: c_gather(work, order, source))}
+    least = {
+        "gather and widen": on_one_core(lambda: floor(work, order, source, 1)),
+        f"into {KEPT_BATCHES} batches": on_one_core(lambda: floor(work, order, source, KEPT_BATCHES)),
+    }
     later, off, parts = arm_of("once"), arm_of("off"), arm_of("once", documents=True)
     hand = on_one_core(lambda: timed(work, by_hand(work, stream, order)))
-    for arm in [later, off, parts, hand, *limit.values()] * 2:
+    for arm in [later, off, parts, hand, *limit.values(), *least.values()] * 2:
         arm()
     once = facts_of(work, verify="once", cores=1, delivered="int64, inputs and labels: 8 times the bytes")
     yield Line("later epochs", {"loader": later} | limit, True, NONE, facts=once)
+    yield Line("beside the least", {"loader": later} | least, True, NONE, facts=once)
     yield Line("verify off", {"loader": off} | limit, True, NONE, facts=once | {"verify": "off"})
     first = on_one_core(lambda: timed(work, loader_of(work, "once")))
     anew = {"C gather": on_one_core(lambda: c_gather(work, order))}
     yield Line("first epoch", {"loader": first} | anew, True, NONE, facts=once)
     yield Line("documents", {"with": parts, "without": later}, True, NONE, facts=once)
     yield Line("beside by hand", {"loader": later, "np.memmap": hand}, False, facts=once)
+    rows = tokens(folder, len(work))
+    for batch_size in (BATCH_WINDOWS, rows.batch_size):
+        yield from beside_rows(work, rows, batch_size)
 
 
 CASES = (

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shardload.codecs.images import ImageDecode
     from shardload.errors import (
         ChecksumError,
+        ExportError,
         FaultLimitError,
         FormatError,
         LoaderClosedError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedVersionError,
     )
+    from shardload.exporters import export
     from shardload.inference import ScanWriter
     from shardload.loader import (
         PackedSequences,
@@ -40,13 +42,14 @@ if TYPE_CHECKING:
     )
     from shardload.order.blocks import BlockShuffle
     from shardload.order.exclusion import Exclude
-    from shardload.packing import pack
+    from shardload.packing import index, pack
     from shardload.reader import Mixture, SampleSource, ShardDataset, TokenWindows, concat
     from shardload.reader import open_dataset as open
     from shardload.writer import ShardWriter
 
 _ERRORS = (
     "ChecksumError",
+    "ExportError",
     "FaultLimitError",
     "FormatError",
     "LoaderClosedError",
@@ -75,6 +78,8 @@ _HOMES = {name: ("shardload.errors", name) for name in _ERRORS} | {
     "TokenWindows": ("shardload.reader", "TokenWindows"),
     "concat": ("shardload.reader", "concat"),
     "collate": ("shardload.loader", "collate"),
+    "export": ("shardload.exporters", "export"),
+    "index": ("shardload.packing", "index"),
     "masked_mean": ("shardload.loader", "masked_mean"),
     "open": ("shardload.reader", "open_dataset"),
     "pack": ("shardload.packing", "pack"),
@@ -88,6 +93,7 @@ __all__ = [
     "Checkpointer",
     "ChecksumError",
     "Exclude",
+    "ExportError",
     "FaultLimitError",
     "FormatError",
     "ImageDecode",
@@ -112,6 +118,8 @@ __all__ = [
     "__version__",
     "collate",
     "concat",
+    "export",
+    "index",
     "masked_mean",
     "open",
     "pack",

@@ -8,6 +8,7 @@ ShardloadError
 ├── StorageError (OSError)             a file cannot be read or written: mend the storage and try again
 ├── StateMismatchError (ValueError)    a loader state belongs to other data or another order
 ├── PackError                          packing was refused or failed; nothing was published
+├── ExportError                        an export was refused or failed; nothing was left at the target
 ├── FaultLimitError (RuntimeError)     too many samples cannot be used: see what happened to the dataset or the transform
 └── LoaderClosedError (RuntimeError)   the loader or iterator was closed
 ```
@@ -86,6 +87,10 @@ class StateMismatchError(ShardloadError, ValueError):
 
 class PackError(ShardloadError):
     """Packing was refused or failed; the target shows no new dataset."""
+
+
+class ExportError(ShardloadError):
+    """An export was refused or failed; nothing was left at its target."""
 
 
 class FaultLimitError(ShardloadError, RuntimeError):

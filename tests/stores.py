@@ -1,26 +1,34 @@
 """Has every dataset that a test opens by its path come through a store: how the suite is run against one.
 
-`SHARDLOAD_TEST_STORE=http tools/test tests/reader tests/loader` serves the files where they are; with `s3` and
-`SHARDLOAD_TEST_S3` (JSON: `bucket`, and storage options) they are uploaded when they are opened. Messages name the path, as ever.
+`SHARDLOAD_TEST_STORE=http tools/test tests/reader tests/loader` serves the files where they are; with `s3` they are uploaded when
+they are opened, to an object store of the run's own or to that of `SHARDLOAD_TEST_S3` (JSON: `bucket`, and storage options).
+Messages name the path, as ever. `tests/storage/test_suite_through_stores.py` runs both, marked slow.
+
 Engines are taken for the one of stores, and `FILES_ONLY` is skipped.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import botocore.loaders
 import fsspec
 from range_server import RangeServer
+from servers import BUCKET, ObjectStore
 
 from shardload.reader import dataset
 from shardload.reader.engine_choice import EngineName, check_engine
-from shardload.storage import LocalStorage, RemoteStorage, Storage, storage_of
+from shardload.storage import LocalStorage, RemoteStorage, RetryingStorage, Storage, storage_of
 
 FILES_ONLY = {
     "test_opening_leaves_nothing_open",
@@ -65,21 +73,35 @@ def read_through(kind: str) -> None:
 def _http() -> Any:
     server = RangeServer(Path("/"))
     server.__enter__()
-    return lambda path: InPlace(f"{server.url}{quote(path)}", root=path)
+    return lambda path: RetryingStorage(InPlace(f"{server.url}{quote(path)}", root=path))
+
+
+def _own_store() -> ObjectStore:
+    """Returns a server that ends with this process."""
+    folder = tempfile.mkdtemp()
+    store = ObjectStore(Path(folder))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(store.__exit__)
+    return store
 
 
 def _s3() -> Any:
-    settings = json.loads(os.environ["SHARDLOAD_TEST_S3"])
-    bucket, uploaded = settings.pop("bucket"), {}
+    given = os.environ.get("SHARDLOAD_TEST_S3")
+    settings = json.loads(given) if given else {"bucket": BUCKET, **_own_store().s3_options}
+    bucket, uploaded = settings.pop("bucket"), set()
     files = fsspec.filesystem("s3", **settings)
+    # Each new client reads the same megabytes of JSON, for half a second.
+    botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
 
-    def place(path: str) -> InPlace:
-        manifest = Path(path) / "manifest.json"
-        content = manifest.read_bytes() if manifest.is_file() else b""
-        url = f"{bucket}/{hashlib.sha256(path.encode()).hexdigest()[:16]}"
-        if content and uploaded.get(path) != content:
+    def place(path: str) -> Storage:
+        # What a test has changed since is another upload.
+        content = hashlib.sha256(path.encode())
+        for file in sorted(Path(path).rglob("*")):
+            content.update(str(file).encode() + (file.read_bytes() if file.is_file() else b""))
+        url = f"{bucket}/{content.hexdigest()[:16]}"
+        if Path(path).is_dir() and url not in uploaded:
             files.put(f"{path}/", f"{url}/", recursive=True)
-            uploaded[path] = content
-        return InPlace(f"s3://{url}", settings, root=path)
+            uploaded.add(url)
+        return RetryingStorage(InPlace(f"s3://{url}", settings, root=path))
 
     return place

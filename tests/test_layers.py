@@ -14,7 +14,7 @@ LAYERS = [
     {"cli"},
     {"packing", "inference", "integrations"},
     {"checkpoint"},
-    {"loader", "importers"},
+    {"loader", "importers", "exporters"},
     {"writer", "reader"},
     {"planner", "capacity", "run_log"},
     {"format", "codecs", "storage", "order", "memory"},
@@ -40,7 +40,7 @@ HEAVY = {
     "transformers": ("integrations",),
     "matplotlib": ("capacity", "cli"),
     "tokenizers": ("importers",),
-    "pyarrow": ("importers",),
+    "pyarrow": ("importers", "exporters"),
     "datasets": ("importers",),
 }
 

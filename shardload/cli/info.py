@@ -44,6 +44,7 @@ def info(dataset: str, storage_options: dict[str, Any], sizes: bool | None, as_j
         "num_samples": manifest.num_samples,
         "num_shards": manifest.num_shards,
         "num_bytes": manifest.num_bytes,
+        **({"external_bytes": manifest.external_bytes} if manifest.external else {}),
         "shard_size": newest.shard_size,
         "compression": newest.codec,
         "dictionary": newest.dictionary,
@@ -102,6 +103,10 @@ def _echo(facts: dict[str, Any]) -> None:
     echo_facts(
         (
             ("stored", f"{format_bytes(facts['num_bytes'])} in {counted(facts['num_shards'], 'shard')}"),
+            (
+                "indexed",
+                f"{format_bytes(facts['external_bytes'])} in files beside it" if "external_bytes" in facts else "",
+            ),
             ("shard size", f"at most {format_bytes(facts['shard_size'])}"),
             ("compression", f"{facts['compression']}{' with a dictionary' if facts['dictionary'] else ''}{ratio}"),
             ("key", printable(facts["key"])),

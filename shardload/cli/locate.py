@@ -18,6 +18,7 @@ from shardload.order.steps import Stretch
 
 if TYPE_CHECKING:
     from shardload.reader.dataset import ShardDataset
+    from shardload.reader.places import ByteRange
 
 Int64 = NDArray[np.int64]
 
@@ -190,7 +191,7 @@ def _facts(opened: ShardDataset, run: Run, found: Found) -> dict[str, Any]:
     for row in zip(*(column.tolist() for column in columns), strict=True):
         place = places[row[-1]]
         key = {"key": keys[row[-1]]} if opened.schema.key else {}
-        where = {"shard": place.shard, "local_id": place.local_id, "ranges": [asdict(one) for one in place.ranges]}
+        where = {"shard": place.shard, "local_id": place.local_id, "ranges": [_told_range(one) for one in place.ranges]}
         samples.append({**dict(zip(names, row, strict=True)), **key, **where})
     return {
         "dataset": opened.location,
@@ -198,6 +199,11 @@ def _facts(opened: ShardDataset, run: Run, found: Found) -> dict[str, Any]:
         "stretches": [_told(one) for one in run.stretches],
         "samples": samples,
     }
+
+
+def _told_range(one: ByteRange) -> dict[str, Any]:
+    facts = asdict(one)
+    return facts if one.file else {name: fact for name, fact in facts.items() if name != "file"}
 
 
 def _told(stretch: Stretch) -> dict[str, Any]:
@@ -274,5 +280,6 @@ def _echo(opened: ShardDataset, facts: dict[str, Any], sample: int | None, run_l
 
 
 def _range(one: dict[str, Any]) -> str:
-    names = f" {printable(one['fields'][0])}" if one["kind"] in ("wide", "stream") else ""
-    return f"{one['kind']}{names} {one['start']}-{one['stop']}"
+    names = f" {printable(one['fields'][0])}" if one["kind"] in ("wide", "stream", "external") else ""
+    file = f" of {printable(one['file'])}" if "file" in one else ""
+    return f"{one['kind']}{names} {one['start']}-{one['stop']}{file}"

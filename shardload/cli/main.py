@@ -18,7 +18,9 @@ from typing import TextIO
 
 import click
 
+from shardload.cli.export import export
 from shardload.cli.head import head
+from shardload.cli.index import index
 from shardload.cli.info import info
 from shardload.cli.locate import locate
 from shardload.cli.maintain import prune, rebuild_index
@@ -40,7 +42,7 @@ def shardload() -> None:
     """Pack a corpus into shards that are read in true random order, and look after the result."""
 
 
-for command in (pack, info, head, verify, locate, shuffle_report, plan, rebuild_index, prune):
+for command in (pack, index, info, head, verify, export, locate, shuffle_report, plan, rebuild_index, prune):
     shardload.add_command(command)
 
 

@@ -22,7 +22,7 @@ from shardload.writer.writer import DEFAULT_SHARD_SIZE
 _MAX_SCHEMA_BYTES = 1 << 20
 
 
-def _schema(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, FieldType] | None:
+def types_option(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, FieldType] | None:
     """Returns the types in a JSON object, or in a file that holds one."""
     if value is None:
         return None
@@ -64,7 +64,8 @@ def _token(context: click.Context, parameter: click.Parameter, value: str | None
     return int(value) if value is not None and value.isascii() and value.isdecimal() else value
 
 
-def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+def size_option(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """Returns the bytes that an option says."""
     try:
         return parse_bytes(value, "it")
     except ValueError as error:
@@ -74,7 +75,9 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
 @click.command()
 @click.argument("source", nargs=-1, required=True)
 @click.argument("target")
-@click.option("--schema", callback=_schema, metavar="JSON|FILE", help='Types by field, such as \'{"text": "bytes"}\'.')
+@click.option(
+    "--schema", callback=types_option, metavar="JSON|FILE", help='Types by field, such as \'{"text": "bytes"}\'.'
+)
 @click.option(
     "--compression",
     callback=_compression,
@@ -85,7 +88,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
 )
 @click.option(
     "--shard-size",
-    callback=_size,
+    callback=size_option,
     default=DEFAULT_SHARD_SIZE,
     show_default=True,
     metavar="SIZE",

@@ -53,7 +53,7 @@ class PackDisplay:
             self._live.stop()
             self._live = None
         self._told_seconds = None
-        if progress.stage == "packing":
+        if progress.stage != "shuffling":
             fields = ", ".join(f"{printable(name)}: {text}" for name, text in progress.types.items())
             click.echo(f"schema: {fields}", err=True)
         units, workers = counted(progress.num_units, "unit"), counted(progress.num_workers, "worker")
@@ -82,7 +82,7 @@ def facts(progress: Progress) -> str:
     ]
     if progress.done.num_rejects:
         parts.append(f"{progress.done.num_rejects:,} rejected")
-    if progress.done.stored_bytes:
+    if progress.done.stored_bytes and progress.stage != "indexing":
         parts.append(f"ratio {progress.ratio:.2f}")
     if progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left")

@@ -22,6 +22,9 @@ UInt32 = NDArray[np.uint32]
 _COPIED_BYTES = 2048
 """Of ranges of up to so many bytes a copy is made sooner than a view."""
 
+_FOLDED_ROWS = 16
+"""So many sums are made one at a time, by tables of 4 KiB for each."""
+
 _BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
 
 
@@ -87,11 +90,15 @@ def joined_sums(sums: UInt32, row_bytes: int) -> UInt32:
         row_bytes: length of each row.
     """
     while sums.shape[-1] > 1:
-        if sums.shape[-1] % 2:
+        width = min(_FOLDED_ROWS, 1 << (sums.shape[-1] - 1).bit_length())
+        if missing := -sums.shape[-1] % width:
             # A row before the first with the sum of nothing changes nothing.
-            sums = np.concatenate([np.zeros_like(sums[..., :1]), sums], axis=-1)
-        sums = _looked_up(_shift_tables(row_bytes), sums[..., ::2]) ^ sums[..., 1::2]
-        row_bytes *= 2
+            sums = np.concatenate([np.zeros((*sums.shape[:-1], missing), dtype=np.uint32), sums], axis=-1)
+        # Groups of so many at once, each value byte by byte.
+        values = np.ascontiguousarray(sums, dtype="<u4").view(np.uint8).reshape(*sums.shape[:-1], -1, 4 * width)
+        places = values + 256 * np.arange(4 * width)
+        sums = np.bitwise_xor.reduce(_fold_tables(row_bytes, width).take(places), axis=-1)
+        row_bytes *= width
     return sums[..., 0]
 
 
@@ -153,3 +160,12 @@ def _shift_matrix(num_bytes: int) -> UInt32:
 @lru_cache(maxsize=256)
 def _shift_tables(num_bytes: int) -> UInt32:
     return _tables(_shift_matrix(num_bytes))
+
+
+@lru_cache(maxsize=64)
+def _fold_tables(row_bytes: int, width: int) -> UInt32:
+    """Returns by what the bytes of the sums of a group of rows go into that of the group: uint32 of shape (width * 4 * 256,)."""
+    tables = [_shift_tables(0)]
+    while len(tables) < width:
+        tables.append(_looked_up(_shift_tables(row_bytes), tables[-1]))
+    return np.concatenate(tables[::-1]).reshape(-1)

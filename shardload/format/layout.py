@@ -46,6 +46,7 @@ SECTION_STREAM = 5
 SECTION_DICTIONARY = 6
 SECTION_KEYS = 7
 SECTION_STATISTICS = 8
+SECTION_EXTERNAL = 9
 SECTION_SUMS = 10
 SECTION_DESCRIPTION = 11
 
@@ -56,6 +57,10 @@ OFFSET_BITS = 48
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
 RECORD_FLAG_FRAME = 1
 """The compressed fields of the record are one zstd frame."""
+RECORD_FLAG_EXTERNAL = 2
+"""Fields of the record lie in an existing file."""
+STANDS_HERE = (1 << 64) - 1
+"""In place of a field's first byte in that file: its bytes stand in the record."""
 FOOTER_FLAG_LAST = 1
 """The shard is the last part of its unit."""
 
@@ -76,7 +81,14 @@ MAX_SHARD_BYTES = (1 << OFFSET_BITS) - 1
 
 _DATA_SECTIONS = {SECTION_HEAP, SECTION_WIDE, SECTION_STREAM, SECTION_ROWS}
 
-DIGESTED_SECTIONS = {SECTION_PAGES, SECTION_DICTIONARY, SECTION_KEYS, SECTION_STATISTICS, SECTION_DESCRIPTION}
+DIGESTED_SECTIONS = {
+    SECTION_PAGES,
+    SECTION_DICTIONARY,
+    SECTION_KEYS,
+    SECTION_STATISTICS,
+    SECTION_EXTERNAL,
+    SECTION_DESCRIPTION,
+}
 """Kinds of sections whose SHA-256 stands in the directory."""
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from shardload.errors import ChecksumError, FormatError, UnsupportedVersionError
 from shardload.format import layout
+from shardload.format.external import EXTERNAL, external_bytes_fact
 from shardload.format.schema import Schema, canonical_json, parse_field
 
 MANIFEST_NAME = "manifest.json"
@@ -89,6 +90,17 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     format: str = layout.FORMAT_NAME
     required: list[str] = []
 
+    @property
+    def external(self) -> bool:
+        """Whether records may lie in existing files."""
+        return EXTERNAL in self.required
+
+    @property
+    def external_bytes(self) -> int:
+        """Bytes of the external files of all generations, by what stands in the metadata: for planning only."""
+        facts = (self.metadata.get(external_bytes_fact(one.generation)) for one in self.generations if self.external)
+        return sum(fact for fact in facts if isinstance(fact, int) and fact > 0)
+
     @cached_property
     def parsed_schema(self) -> Schema:
         """The schema of the newest generation."""
@@ -148,7 +160,12 @@ class Manifest(Description, frozen=True, forbid_unknown_fields=True, dict=True, 
 
 
 def describe(
-    schema: Schema, version: int, generation: Generation, metadata: Metadata, earlier: Sequence[Generation] = ()
+    schema: Schema,
+    version: int,
+    generation: Generation,
+    metadata: Metadata,
+    earlier: Sequence[Generation] = (),
+    required: Sequence[str] = (),
 ) -> Description:
     """Returns the description of a dataset whose newest generation is about to be written.
 
@@ -159,6 +176,7 @@ def describe(
         generations=[*earlier, generation],
         key=schema.key,
         metadata=metadata,
+        required=list(required),
         schema=[FieldEntry(**entry) for entry in schema.canonical],
         version=version,
     )
@@ -186,6 +204,7 @@ def complete(description: Description, num_bytes: int, num_shards: int, num_adde
         num_bytes=num_bytes,
         num_samples=sum(generation.num_samples for generation in generations),
         num_shards=num_shards,
+        required=description.required,
         schema=description.schema,
         table=table,
         version=description.version,
@@ -278,10 +297,8 @@ def _check_version(probe: _Probe, place: str) -> None:
         raise UnsupportedVersionError(
             f"{place}: written in draft {probe.draft} of the format; this version reads draft {layout.DRAFT}"
         )
-    if probe.required:
-        raise UnsupportedVersionError(
-            f"{place}: needs {', '.join(map(repr, probe.required))[:200]}, which this version lacks"
-        )
+    if lacking := [name for name in probe.required if name != EXTERNAL]:
+        raise UnsupportedVersionError(f"{place}: needs {', '.join(map(repr, lacking))[:200]}, which this version lacks")
 
 
 def _check_counts(manifest: Manifest) -> None:
@@ -295,6 +312,8 @@ def _check_counts(manifest: Manifest) -> None:
 
 
 def _check_numbers(description: Description) -> None:
+    if len(description.required) > 1:
+        raise FormatError("a feature is required twice")
     if not 1 <= description.version < 1 << 63:
         raise FormatError("the version is below 1 or has over 64 bits")
     if not _all_64_bits(description.metadata):

@@ -28,6 +28,11 @@ class RecordLayout:
         """Checksum and lengths."""
         return struct.Struct(f"<{1 + len(self.fields)}I")
 
+    @property
+    def external_bytes(self) -> int:
+        """Bytes of an external record up to those of its fields: header, file and places."""
+        return self.header.size + 4 + 8 * len(self.fields)
+
     @cached_property
     def plain(self) -> tuple[int, ...]:
         """Places among `fields` of those stored as they are; they come first."""
@@ -62,13 +67,26 @@ class RecordPlaces:
     """Bytes with all fields decompressed."""
     framed: NDArray[np.bool_]
     """Whether the compressed fields are a zstd frame."""
+    external: bool = False
+    """Whether these are external records: of those `stored` does not count what lies in files."""
 
     def __getitem__(self, part: slice) -> RecordPlaces:
-        return RecordPlaces(self.start[part], self.stored[part], self.raw[part], self.framed[part])
+        return RecordPlaces(self.start[part], self.stored[part], self.raw[part], self.framed[part], self.external)
+
+
+def external_records(rows: NDArray[Any]) -> NDArray[np.bool_]:
+    """Returns which of the packed rows say that their record is external: bool of shape (rows,)."""
+    flag = np.uint64(layout.RECORD_FLAG_EXTERNAL << layout.OFFSET_BITS)
+    mask: NDArray[np.bool_] = rows[PLACE] & flag != 0
+    return mask
 
 
 def record_places(
-    rows: NDArray[Any], heap_start: int | NDArray[np.int64], heap_stop: int | NDArray[np.int64], header_bytes: int
+    rows: NDArray[Any],
+    heap_start: int | NDArray[np.int64],
+    heap_stop: int | NDArray[np.int64],
+    header_bytes: int,
+    external: bool = False,
 ) -> RecordPlaces:
     """Returns where the records of packed rows lie.
 
@@ -76,7 +94,8 @@ def record_places(
         rows: the packed rows.
         heap_start: first byte of the heap, one for all or one a row.
         heap_stop: byte after the heap, likewise.
-        header_bytes: bytes of a record's header.
+        header_bytes: bytes of a record's header; of an external one all up to its fields.
+        external: whether these are external records; one of the other kind is refused.
 
     Raises:
         FormatError: a record would lie outside the heap, or has flags or lengths that cannot be; names the bytes, and as
@@ -88,7 +107,11 @@ def record_places(
     stored, raw = rows[STORED].astype(np.int64), rows[RAW].astype(np.int64)
     # No sum here can wrap: offsets have 48 bits and lengths 32.
     good = (start >= heap_start) & (start + stored <= heap_stop) & (start % layout.RECORD_ALIGNMENT == 0)
-    good &= (stored >= header_bytes) & (raw >= stored) & (flags <= np.uint64(layout.RECORD_FLAG_FRAME))
+    good &= stored >= header_bytes
+    if external:
+        good &= flags == np.uint64(layout.RECORD_FLAG_EXTERNAL)
+    else:
+        good &= (raw >= stored) & (flags <= np.uint64(layout.RECORD_FLAG_FRAME))
     if not good.all():
         bad = int(np.argmin(good))
         heap_start, heap_stop = (np.broadcast_to(edge, len(rows))[bad] for edge in (heap_start, heap_stop))
@@ -99,7 +122,7 @@ def record_places(
             stop=int(start[bad] + stored[bad]),
             sample_id=bad,
         )
-    return RecordPlaces(start, stored, raw, flags == np.uint64(layout.RECORD_FLAG_FRAME))
+    return RecordPlaces(start, stored, raw, flags == np.uint64(layout.RECORD_FLAG_FRAME), external)
 
 
 def record_lengths(

@@ -49,6 +49,8 @@ class Contents:
     """Items of each stream field."""
     dictionary_bytes: int
     description_bytes: int
+    external_bytes: int = 0
+    """Bytes of the list of external files; 0 if there are none."""
 
 
 def plan_sections(schema: Schema, contents: Contents) -> list[Section]:
@@ -74,6 +76,8 @@ def plan_sections(schema: Schema, contents: Contents) -> list[Section]:
         wanted.append((layout.SECTION_KEYS, schema.number(schema.key), key_bytes * num_samples, key_bytes))
     entry_bytes = layout.STATISTICS_ENTRY_BYTES
     wanted.append((layout.SECTION_STATISTICS, layout.NO_FIELD, entry_bytes * len(schema), entry_bytes))
+    if contents.external_bytes:
+        wanted.append((layout.SECTION_EXTERNAL, layout.NO_FIELD, contents.external_bytes, 0))
     wanted.append((layout.SECTION_DESCRIPTION, layout.NO_FIELD, contents.description_bytes, 0))
     return _place(wanted)
 
@@ -170,6 +174,8 @@ class Expected:
     """Items of each stream field."""
     dictionary: str
     """SHA-256 of its generation's dictionary in hexadecimal, or empty."""
+    external: bool = False
+    """Whether the dataset may have external files."""
 
 
 def decode_head(tail: bytes, expected: Expected, place: str) -> ShardHead:
@@ -211,6 +217,8 @@ def decode_head(tail: bytes, expected: Expected, place: str) -> ShardHead:
     head = ShardHead(num_samples, header_digest, sections, bool(flags))
     if _dictionary_digest(head) != expected.dictionary or contents.dictionary_bytes > layout.MAX_DICTIONARY_BYTES:
         raise FormatError(f"{place}: its zstd dictionary is not the one that the manifest names")
+    if contents.external_bytes and not (expected.external and expected.schema.record_fields):
+        raise FormatError(f"{place}: it names external files, which its dataset cannot have")
     if contents.description_bytes > layout.MAX_DESCRIPTION_BYTES:
         raise FormatError(f"{place}: a description of {contents.description_bytes} bytes is longer than 1 MiB")
     return head
@@ -227,11 +235,16 @@ def contents_of(sections: Sequence[Section], schema: Schema, num_samples: int) -
     """Returns the contents that a directory tells of; nothing is checked."""
     sizes = {(s.kind, s.field): s.num_bytes for s in sections}
     items = (sizes.get((layout.SECTION_STREAM, schema.number(f.name)), 0) // f.num_bytes for f in schema.stream_fields)
-    heap, dictionary, description = (
+    heap, dictionary, description, external = (
         sizes.get((kind, layout.NO_FIELD), 0)
-        for kind in (layout.SECTION_HEAP, layout.SECTION_DICTIONARY, layout.SECTION_DESCRIPTION)
+        for kind in (
+            layout.SECTION_HEAP,
+            layout.SECTION_DICTIONARY,
+            layout.SECTION_DESCRIPTION,
+            layout.SECTION_EXTERNAL,
+        )
     )
-    return Contents(num_samples, heap, tuple(items), dictionary, description)
+    return Contents(num_samples, heap, tuple(items), dictionary, description, external)
 
 
 def _dictionary_digest(head: ShardHead) -> str:

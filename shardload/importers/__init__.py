@@ -5,6 +5,7 @@ from shardload.importers.choose import open_source
 from shardload.importers.hub import named_by_hub
 from shardload.importers.megatron import named_by_index
 from shardload.importers.shuffled import MAX_SEED, LostCopyError, copy_named, plan_shuffled
+from shardload.importers.tar_in_place import tars_in_place
 from shardload.importers.tokenizer import Token
 from shardload.importers.tokens import Tokenization
 
@@ -26,4 +27,5 @@ __all__ = [
     "named_by_index",
     "open_source",
     "plan_shuffled",
+    "tars_in_place",
 ]

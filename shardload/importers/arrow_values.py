@@ -26,6 +26,7 @@ from shardload.importers.arrow_types import (
     shown_type,
     storage_type,
 )
+from shardload.importers.strict_json import STRICT_JSON
 
 Convert = Callable[[Any], list[Any]]
 """From an array of Arrow to a value a row."""
@@ -49,6 +50,26 @@ def converter(field: Field, kind: Any) -> Convert:
         return lambda array: [None] * len(array)
     convert = _converter(field, kind, plain)
     return convert if plain == kind else lambda array: convert(_storage(array))
+
+
+def parsed_json(kind: Any) -> Convert:
+    """Returns the function from a column of JSON in text to what that says.
+
+    Raises:
+        UnsupportedTypeError: the column is no text.
+    """
+    if not is_text(storage_type(kind)):
+        raise UnsupportedTypeError(f"is {shown_type(kind)}, but was noted to hold JSON in text")
+    return lambda array: [_parsed(text) for text in _listed(_storage(array))]
+
+
+def _parsed(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    try:
+        return STRICT_JSON.decode(text)
+    except (ValueError, RecursionError) as error:
+        return BadValue(f"is broken JSON: {error}")
 
 
 def _converter(field: Field, kind: Any, plain: Any) -> Convert:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from shardload.format.manifest import Metadata
+from shardload.writer.external import Outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Sample(NamedTuple):
     """Where it comes from: `str()` names it. Text is made only when it is asked for, as finding a line number costs."""
     num_bytes: int
     """Bytes of the source it was made from, as stored there."""
+    outside: Outside | None = None
+    """Where values of it lie in a file, if they are to stay there rather than be copied."""
 
 
 class Reject(NamedTuple):
@@ -113,6 +116,8 @@ class SourcePlan:
     """What the user is told of the tokens, or nothing."""
     tokens: str = ""
     """Name of the field that holds tokens, or nothing."""
+    in_place: bool = False
+    """Whether the samples stay in the files of the source, which are not copied."""
     untokenized: UnitReader | None = None
     """Reads the same samples with that field empty, where filling it takes long."""
 

@@ -3,7 +3,7 @@
 `arrow_types` says what columns become; what Hugging Face's datasets note of them (Array2D, ClassLabel) is heeded. Types
 given are the whole schema, and choose: other columns are not read. A column is nullable where one of the files says that
 it has nulls, or does not say. What pandas adds to keep its index
-(`__index_level_0__`) is left out.
+(`__index_level_0__`) is left out. Files that `shardload export` wrote note the types that their fields had: those they have.
 
 A file is cut into ranges of bytes; a row group or record batch belongs to the one in which it starts.
 """
@@ -20,11 +20,12 @@ from typing import Any, Protocol
 
 from shardload.errors import FormatError, PackError
 from shardload.format.manifest import Metadata
+from shardload.format.note import NOTE_NAME, Note, decode_note
 from shardload.format.schema import Field, parse_field, parse_schema
 from shardload.importers.arrow_ipc import ArrowTable
 from shardload.importers.arrow_messages import MessageDamage
 from shardload.importers.arrow_types import UnsupportedTypeError, field_type, media_type, pyarrow
-from shardload.importers.arrow_values import BadValue, Convert, converter
+from shardload.importers.arrow_values import BadValue, Convert, converter, parsed_json
 from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
 from shardload.importers.files import check_unchanged, open_file, unreadable
 from shardload.importers.hugging_face import array_type, class_names, features_of
@@ -84,8 +85,10 @@ class ColumnarSource:
         for file in self._files:
             if file.problem:
                 raise PackError(f"{self._reader.name(file)} {file.problem}")
-        hint = ""
-        if types is None:
+        hint, note = "", self._note()
+        if types is None and note is not None:
+            types = note.types
+        elif types is None:
             types = self._types()
             hint = "the types are those of the files' columns; give others with --schema"
         fields = {name: parse_field(name, text) for name, text in types.items()}
@@ -100,7 +103,20 @@ class ColumnarSource:
         reader = ColumnarReader(self._reader.root, self._reader.location, dict(types))
         # Of several nobody could tell whose the classes are.
         metadata: Metadata = {"classes": list(*classes.values())} if len(classes) == 1 else {}
+        if note is not None:
+            metadata = note.metadata
         return SourcePlan(reader, units, dict(types), metadata, hint, versions=versions)
+
+    def _note(self) -> Note | None:
+        """Returns what an export noted in the files, if that is the same in all."""
+        first: Note | None = None
+        for file in self._files:
+            with self._reader.open(file) as (table, _):
+                note = noted(self._reader.name(file), table)
+            if note is None or (first is not None and note != first):
+                return None
+            first = note
+        return first
 
     def _types(self) -> dict[str, str]:
         """Returns the types that the files' columns have."""
@@ -179,6 +195,19 @@ def _differing(first: str, types: Mapping[str, str], name: str, found: Mapping[s
     return PackError(f"{name} has its columns in another order than {first}: give the types with --schema")
 
 
+def noted(name: str, table: Table) -> Note | None:
+    """Returns what an export noted in a file.
+
+    Raises:
+        PackError: it is broken.
+    """
+    data = (table.schema.metadata or {}).get(NOTE_NAME.encode())
+    try:
+        return None if data is None else decode_note(data)
+    except FormatError as error:
+        raise PackError(f"{name}: {error}") from None
+
+
 def choose_columns(name: str, table: Table, fields: Mapping[str, Field]) -> dict[int, tuple[str, Convert]]:
     """Returns the columns of a file that become fields: number -> field name, conversion.
 
@@ -187,6 +216,7 @@ def choose_columns(name: str, table: Table, fields: Mapping[str, Field]) -> dict
     """
     chosen: dict[int, tuple[str, Convert]] = {}
     names = [column.name for column in table.schema]
+    note = noted(name, table)
     for field in fields.values():
         if names.count(field.name) > 1:
             raise PackError(f"{name} has two columns {field.name!r}")
@@ -199,7 +229,9 @@ def choose_columns(name: str, table: Table, fields: Mapping[str, Field]) -> dict
             )
         number = names.index(field.name)
         try:
-            chosen[number] = (field.name, converter(field, table.schema.field(number).type))
+            kind = table.schema.field(number).type
+            of_json = field.kind == "json" and note is not None and note.types.get(field.name, "").startswith("json")
+            chosen[number] = (field.name, parsed_json(kind) if of_json else converter(field, kind))
         except UnsupportedTypeError as error:
             raise PackError(f"{name}: its column {field.name!r} {error}") from None
     if fields and not chosen:

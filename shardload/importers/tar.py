@@ -8,6 +8,8 @@ Types given are the whole schema, as with JSON Lines. They also choose: members 
 passed over unread, and `key` is left out if it is not named. Without types given, nothing is passed over: an extension
 that the samples looked at did not have is an error when it comes.
 
+Tars that `shardload export` wrote say in their first member which fields they hold, and of which types: those they have then.
+
 A tar is read from its start to its end, so each is indivisible; memory holds one sample, and 8 bytes a key.
 """
 
@@ -18,11 +20,12 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardload.errors import PackError
+from shardload.errors import FormatError, PackError
+from shardload.format.note import KEY, MAX_NOTE_BYTES, NOTE_NAME, Note, decode_note
 from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
 from shardload.importers.compressed import DamageError, ZstdStream
 from shardload.importers.files import check_unchanged, open_file, unreadable
@@ -69,40 +72,55 @@ class TarSource:
     def plan(self, types: Mapping[str, str] | None, unit_size: int | None) -> SourcePlan:
         """Returns units and types; types given are the whole schema, and choose the members that are packed."""
         units = cut_units(self._files, [False] * len(self._files), unit_size)
-        hint = ""
+        root = self._root, self._shown_root
+        note = self._note()
+        if note is not None and (types is None or types.keys() <= note.types.keys()):
+            noted = dict(note.types if types is None else types)
+            names = {field.stored: field.name for field in note.fields if field.name in noted}
+            self._check_given(noted, names)
+            return SourcePlan(TarReader(*root, noted, True, names), units, noted, note.metadata)
         if types is None:
             inferred, hint = self._infer()
-            reader = TarReader(self._root, self._shown_root, inferred, chosen=False)
-        else:
-            inferred = dict(types)
-            self._check_given(inferred)
-            reader = TarReader(self._root, self._shown_root, inferred, chosen=True)
-        return SourcePlan(reader, units, inferred, {}, hint)
+            return SourcePlan(TarReader(*root, inferred, False, _plain(inferred)), units, inferred, {}, hint)
+        given, names = dict(types), _plain(types)
+        self._check_given(given, names)
+        for extension in names:
+            if extension != extension.lower():
+                raise PackError(
+                    f"{self.location}: field {extension!r} would stay empty: extensions are taken in lower case, so give "
+                    f"{extension.lower()!r}"
+                )
+        return SourcePlan(TarReader(*root, given, True, names), units, given, {})
 
-    def _check_given(self, types: Mapping[str, str]) -> None:
-        for name, type_text in types.items():
-            if name != KEY_FIELD:
+    def _note(self) -> Note | None:
+        """Returns what an export noted in the tars, if that is the same in all."""
+        reader = TarReader(self._root, self._shown_root, {}, True, {})
+        first: Note | None = None
+        for file in self._files:
+            note = reader.note(file)
+            if note is None or (first is not None and note != first):
+                return None
+            first = note
+        return first
+
+    def _check_given(self, types: Mapping[str, str], names: Mapping[str, str]) -> None:
+        for extension, name in names.items():
+            type_text = types[name]
+            if extension != KEY:
                 try:
-                    decoder(name, type_text)
+                    decoder(extension, type_text)
                 except PackError as error:
                     raise PackError(f"{self.location}: {error}") from None
             elif type_text.strip().rstrip("?") != "str":
                 raise PackError(
                     f"{self.location}: field {name!r} is the key of a sample and cannot be {type_text}: give it str"
                 )
-        extensions = [name for name in types if name != KEY_FIELD]
-        for name in extensions:
-            if name != name.lower():
-                raise PackError(
-                    f"{self.location}: field {name!r} would stay empty: extensions are taken in lower case, so give "
-                    f"{name.lower()!r}"
-                )
 
     def _infer(self) -> tuple[dict[str, str], str]:
         """Returns the types that the first samples have, and what to say of them."""
         files = _spread(self._files, INFERRED_TARS)
         inference = TypeInference()
-        reader = TarReader(self._root, self._shown_root, {}, chosen=False)
+        reader = TarReader(self._root, self._shown_root, {}, False, {})
         first: Reject | None = None
         for file in files:
             wanted, left = Wanted(None, has_content_type), -(-INFERRED_SAMPLES // len(files))
@@ -127,6 +145,11 @@ class TarSource:
         return {KEY_FIELD: "str"} | inference.types(), hint
 
 
+def _plain(types: Mapping[str, str]) -> dict[str, str]:
+    """Returns the fields of tars whose extensions are their fields: extension, or `KEY` for the key, -> field name."""
+    return {KEY if name == KEY_FIELD else name: name for name in types}
+
+
 def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:
     count = min(count, len(files))
     return [files[len(files) * i // count] for i in range(count)]
@@ -142,14 +165,26 @@ class TarReader:
     """Field name -> type."""
     chosen: bool
     """Whether members of other fields are passed over, rather than given for the schema to refuse."""
+    names: Mapping[str, str]
+    """Extension, or `KEY` for the key, -> field name."""
 
     def read(self, unit: Unit) -> Generator[Sample | Reject, None, None]:
         """Yields the samples of the unit's tars, and what is none."""
-        decoders = {name: decoder(name, text) for name, text in self.types.items() if name != KEY_FIELD}
-        wanted = Wanted(decoders if self.chosen else None, _always)
+        decoders = self.decoders()
         for piece in unit.pieces:
-            for raw, _ in self.raw(piece, wanted, _READ_BYTES):
-                yield raw if isinstance(raw, Reject) else self._sample(raw, decoders)
+            for raw in self.samples(piece, decoders):
+                yield raw if isinstance(raw, Reject) else self.decoded(raw, decoders)
+
+    def decoders(self) -> dict[str, Decode]:
+        """Returns what makes a value of the content of a member, by its extension; the key has none."""
+        fields = ((extension, self.types[name]) for extension, name in self.names.items() if extension != KEY)
+        return {extension: decoder(extension, text) for extension, text in fields}
+
+    def samples(self, piece: Piece, decoders: Mapping[str, Decode]) -> Generator[RawSample | Reject, None, None]:
+        """Yields the samples of a tar as they stand there, and what is none; raises as `raw`."""
+        wanted = Wanted(decoders if self.chosen else None, _always)
+        for raw, _ in self.raw(piece, wanted, _READ_BYTES):
+            yield raw
 
     def raw(
         self, piece: Piece, wanted: Wanted, buffer_bytes: int
@@ -159,20 +194,43 @@ class TarReader:
         Raises:
             PackError: the tar cannot be read, is damaged or cut short, or has changed.
         """
-        name = os.path.join(self.location, piece.file.path)
-        packed = _compression(name)
-        with open_file(self.root, piece.file, name) as opened:
-            # Both are held here: a buffered reader closes its file when it goes.
-            file = io.BufferedReader(opened, buffer_bytes)
-            content = _decompressed(file, packed) if packed else file
-            archive = Archive(content, None if packed else piece.file.num_bytes)
+        with self._archive(piece.file, buffer_bytes) as (archive, name, stored):
+            for raw in raw_samples(archive, name, wanted, stored):
+                yield raw, archive.bytes_read
+
+    def note(self, file: SourceFile) -> Note | None:
+        """Returns what an export noted at the beginning of a tar.
+
+        Raises:
+            PackError: the tar cannot be read, or what is noted there is broken.
+        """
+        with self._archive(file, _LOOK_BYTES) as (archive, name, _):
+            first = next(iter(archive), None)
+            if first is None or first.kind or first.name != NOTE_NAME:
+                return None
+            if first.num_bytes > MAX_NOTE_BYTES:
+                raise PackError(f"{name}: its member {NOTE_NAME} has {first.num_bytes} bytes, more than can be right")
             try:
-                for raw in raw_samples(archive, name, wanted, file.tell if packed else archive.tell):
-                    yield raw, archive.bytes_read
-                check_unchanged(opened, piece.file, name)
+                return decode_note(archive.read())
+            except FormatError as error:
+                raise PackError(f"{name}: {error}") from None
+
+    @contextlib.contextmanager
+    def _archive(self, file: SourceFile, buffer_bytes: int) -> Iterator[tuple[Archive, str, Callable[[], int]]]:
+        """Opens a tar; also gives its name, and what tells the bytes of the file that were read."""
+        name = os.path.join(self.location, file.path)
+        packed = _compression(name)
+        with open_file(self.root, file, name) as opened:
+            # Both are held here: a buffered reader closes its file when it goes.
+            buffered = io.BufferedReader(opened, buffer_bytes)
+            content = _decompressed(buffered, packed) if packed else buffered
+            archive = Archive(content, None if packed else file.num_bytes)
+            try:
+                yield archive, name, buffered.tell if packed else archive.tell
+                check_unchanged(opened, file, name)
             except (TarDamage, DamageError, EOFError, gzip.BadGzipFile, zlib.error) as error:
                 # What was read may be part old, part new: then that is what is wrong.
-                check_unchanged(opened, piece.file, name)
+                check_unchanged(opened, file, name)
                 after = f", after member {archive.last!r}" if archive.last else ""
                 at = "" if isinstance(error, TarDamage) else f" at byte {archive.tell()}"
                 of = " (bytes of the decompressed tar)" if packed else ""
@@ -180,12 +238,14 @@ class TarReader:
             except OSError as error:
                 raise unreadable(name, error) from error
 
-    def _sample(self, raw: RawSample, decoders: Mapping[str, Decode]) -> Sample | Reject:
-        values: dict[str, Any] = {KEY_FIELD: raw.place.key} if KEY_FIELD in self.types else {}
+    def decoded(self, raw: RawSample, decoders: Mapping[str, Decode]) -> Sample | Reject:
+        """Returns a sample with its values, or why it is none."""
+        key = self.names.get(KEY)
+        values: dict[str, Any] = {} if key is None else {key: raw.place.key}
         for extension, data in raw.members.items():
             decode = decoders.get(extension)
             try:
-                values[extension] = decode(data) if decode else data
+                values[self.names.get(extension, extension)] = decode(data) if decode else data
             except BadValue as error:
                 return Reject(raw.place, f"its member {extension!r} {error}", raw.stored_bytes)
         return Sample(values, raw.place, raw.stored_bytes)

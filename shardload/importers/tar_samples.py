@@ -62,6 +62,8 @@ class RawSample:
     place: SamplePlace
     members: dict[str, bytes] = field(default_factory=dict)
     """Extension, in lower case -> content."""
+    starts: dict[str, int] = field(default_factory=dict)
+    """Extension -> first byte of its content in the tar."""
     fault: str = ""
     """Why it is no sample; the members are not kept then."""
     num_bytes: int = 0
@@ -124,6 +126,7 @@ def _add(sample: RawSample, member: Member, extension: str, archive: Archive, wa
     if sample.fault or (wanted.extensions is not None and extension not in wanted.extensions):
         return
     sample.num_bytes += member.num_bytes
+    sample.starts[extension] = archive.tell()
     sample.fault = _fault(sample, member, extension)
     if sample.fault:
         sample.members.clear()

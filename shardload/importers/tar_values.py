@@ -7,6 +7,7 @@
 | `json`, `jsn` | `json` |
 | `cls`, `cls2`, `class`, `count`, `index`, `inx`, `id` | `int64`, from digits |
 | `npy` | an array of its dtype and shape |
+| `json`, `jsn`; `mp`, `msg` of MessagePack | given as such: `str[*]`; `bytes[*]` |
 | `mp4`, `avi`, `webm`, ...; `wav`, `flac`, `mp3`, ... | `video`; `audio` |
 | all others, among them `pth`, `pickle`, `pkl`, `pyd`, `ten` and `npz` | `bytes`, as they are |
 """
@@ -19,6 +20,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from shardload.errors import PackError
@@ -42,6 +44,7 @@ _TYPES: dict[str, str] = {
 _NUMBERS = re.compile(r"(u?int|float|bfloat)[0-9]+")
 _INTEGER = re.compile(rb"[+-]?[0-9]{1,30}")
 _FLOAT = re.compile(rb"[+-]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?|nan|[+-]?inf")
+_PACKED_LISTS = ("mp", "msg")
 _SHOWN_BYTES = 40
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -63,7 +66,9 @@ def decoder(extension: str, type_text: str) -> Decode:
     Raises:
         PackError: members of this extension do not become values of this type.
     """
-    kind, shape, _ = type_text.strip().rstrip("?").partition("[")
+    kind, shape, rest = type_text.strip().rstrip("?").partition("[")
+    if shape and rest == "*]" and kind in ("str", "bytes"):
+        return _list_decoder(extension, type_text, kind)
     if kind == "bytes" or kind in MEDIA_TYPES:
         return _as_is
     if kind_of(extension) == "array":
@@ -77,6 +82,17 @@ def decoder(extension: str, type_text: str) -> Decode:
     if _NUMBERS.fullmatch(kind) and not shape:
         return _integer if "int" in kind else _float
     raise PackError(f"field {extension!r} cannot be {type_text}: of members of a tar only .npy files become arrays")
+
+
+def _list_decoder(extension: str, type_text: str, kind: str) -> Decode:
+    last = extension.rpartition(".")[2]
+    if kind == "str" and kind_of(extension) == "json":
+        return _texts
+    if kind == "bytes" and last in _PACKED_LISTS:
+        return _byte_strings
+    raise PackError(
+        f"field {extension!r} cannot be {type_text}: lists of str are in .json files, those of bytes in .mp files"
+    )
 
 
 def npy_type(data: bytes) -> tuple[str, tuple[int, ...]]:
@@ -129,6 +145,20 @@ def _json(data: bytes) -> Any:
         return STRICT_JSON.decode(data.removeprefix(_BYTE_ORDER_MARK).decode())
     except (ValueError, RecursionError) as error:
         raise BadValue(f"is broken JSON: {error}") from None
+
+
+def _texts(data: bytes) -> Any:
+    value = _json(data)
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise BadValue(f"is no list of text: {_shown(data)}")
+    return value
+
+
+def _byte_strings(data: bytes) -> Any:
+    try:
+        return msgspec.msgpack.decode(data, type=list[bytes])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BadValue(f"is no MessagePack of a list of bytes: {error}") from None
 
 
 def _array(data: bytes) -> Any:

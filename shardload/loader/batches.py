@@ -29,6 +29,7 @@ from shardload.loader.stand_ins import READ_FAULTS, Fault, joined, made_whole, r
 from shardload.memory import BufferPool
 from shardload.order.cursor import RankBatch
 from shardload.order.epoch import WindowEnd
+from shardload.order.next_use import Forecast
 from shardload.order.rng import batch_rng
 from shardload.order.sample_ids import SampleIds
 from shardload.reader.batch import VALID, SampleBatch
@@ -36,6 +37,8 @@ from shardload.reader.decode import Lease, decoded
 from shardload.reader.serve import announce
 from shardload.reader.source import SampleSource
 from shardload.reader.transform import apply_transform, takes_rng
+from shardload.storage import UnavailableError
+from shardload.storage.stopping import current_stop, heed
 
 Int64 = NDArray[np.int64]
 
@@ -112,6 +115,7 @@ class BatchMaker:
         epoch: int,
         after: Iterator[RankBatch],
         windows: tuple[WindowEnd, WindowEnd] | None = None,
+        forecast: Forecast | None = None,
     ) -> Generator[tuple[RankBatch, Any, tuple[Fault, ...]]]:
         """Yields the batches of an epoch as they are read and collated, with what they were asked for by, and faults.
 
@@ -120,9 +124,11 @@ class BatchMaker:
             epoch: the epoch.
             after: the batches of the next epoch, which are announced to the storage while this one ends.
             windows: where windows of the two epochs end, which are announced as a whole; None where there are none.
+            forecast: what tells a cache when samples are needed again; None if there is none.
         """
         # Closed here, not when it is collected: an error of ours keeps this frame, and with it threads that wait.
-        with contextlib.closing(self._samples(self._bursts(self._hints.batches(ids, after, windows)), epoch)) as read:
+        hinted = self._hints.batches(ids, after, windows, epoch, forecast)
+        with contextlib.closing(self._samples(self._bursts(hinted), epoch)) as read:
             for batch, samples in read:
                 made, faults = self._collated(batch, samples, epoch)
                 del samples
@@ -142,7 +148,7 @@ class BatchMaker:
         aside = self._aside if self._aside is not None and self._aside.claim() else None
         num_threads = self._ahead.num_threads
         depth = num_threads if aside is None else max(1, num_threads)
-        threads = ThreadPoolExecutor(num_threads, thread_name_prefix="shardload-read") if num_threads else None
+        threads = _readers(num_threads) if num_threads else None
         reads: collections.deque[tuple[list[RankBatch], Callable[[], list[Read]]]] = collections.deque()
         closing = threading.Event()
 
@@ -190,6 +196,9 @@ class BatchMaker:
         """Yields the batches of a burst; of an error in one of them, the batches before it come first."""
         try:
             samples = collections.deque(read())
+        except UnavailableError:
+            # Another read would only take as long again.
+            raise
         except ShardloadError:
             if len(burst) == 1:
                 raise
@@ -227,8 +236,12 @@ class BatchMaker:
         if recipe.on_error == "raise":
             return [Read(samples) for samples in self._read(ids, keyed)]
         if len(burst) > 1:
-            with contextlib.suppress(*READ_FAULTS):
+            try:
                 return [Read(samples) for samples in self._read(ids, keyed)]
+            except UnavailableError:
+                raise
+            except READ_FAULTS:
+                pass
         return [self._read_whole(self._keyed(batch, epoch)) for batch in burst]
 
     def _read_whole(self, ids: SampleIds) -> Read:
@@ -282,6 +295,11 @@ class BatchMaker:
         if not takes_rng(transform):
             return transform(batch)
         return transform(batch, rng=batch_rng(self._seed, epoch, ids.cursor, self._rank))
+
+
+def _readers(num_threads: int) -> ThreadPoolExecutor:
+    """Returns threads that read for this one: what ends its waits ends theirs."""
+    return ThreadPoolExecutor(num_threads, "shardload-read", initializer=heed, initargs=(current_stop(),))
 
 
 def collated(

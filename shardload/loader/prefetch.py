@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from shardload.errors import LoaderClosedError
+from shardload.storage.stopping import Stop, heed
 
 Item = TypeVar("Item")
 
@@ -34,7 +35,9 @@ class Prefetcher(Generic[Item]):
             max_bytes: most bytes that wait; one item may always wait.
         """
         self._queue: _Queue[Item] = _Queue(num_bytes, max_items, max_bytes)
-        self._thread = threading.Thread(target=_run, args=(items, self._queue), name="shardload-prefetch", daemon=True)
+        self._stop = Stop()
+        work = items, self._queue, self._stop
+        self._thread = threading.Thread(target=_run, args=work, name="shardload-prefetch", daemon=True)
         self._thread.start()
 
     def take(self) -> Item:
@@ -47,8 +50,13 @@ class Prefetcher(Generic[Item]):
         return self._queue.take(self._thread)
 
     def close(self) -> None:
-        """Ends the thread and drops what waits. A read under way is not cut short: then the thread ends right after it."""
+        """Ends the thread and drops what waits.
+
+        A read of a file under way is not cut short: then the thread ends right after it. One from a store far away is, with all its
+        retries.
+        """
         self._queue.close()
+        self._stop.set()
         if self._thread is not threading.current_thread():
             self._thread.join(_JOIN_SECONDS)
 
@@ -141,8 +149,9 @@ class _Queue(Generic[Item]):
                 self._items.get_nowait()
 
 
-def _run(items: Iterator[Item], queue: _Queue[Item]) -> None:
+def _run(items: Iterator[Item], queue: _Queue[Item], stop: Stop) -> None:
     """Body of the thread: module level, so that it keeps neither loader nor iterator alive."""
+    heed(stop)
     try:
         for item in items:
             if not queue.put(item):

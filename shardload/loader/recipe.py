@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from shardload.codecs.images import ImageDecode
 from shardload.format.schema import Field
+from shardload.loader.collate import WIDENED
 from shardload.loader.rows import Rows
 from shardload.loader.stand_ins import OnError
 from shardload.reader.decode import check_decoders
@@ -51,6 +52,16 @@ class BatchRecipe:
         functions = (self.transform, self.collate_fn, self.batch_transform)
         # What rows are filled up with need not be a number that the device could widen.
         return functions == (None, None, None) and self.rows is None
+
+    def for_cuda(self, dataset: SampleSource) -> BatchRecipe:
+        """Returns what goes to a CUDA device: as narrow as it is stored where the device can widen it and nobody sees it before."""
+        if not self.own:
+            return self
+        kinds = {
+            name: kind for name, kind in dataset.stored_kinds.items() if kind in WIDENED and name not in self.dtypes
+        }
+        fields = tuple(replace(field, kind=kinds.get(field.name, field.kind)) for field in self.fields)
+        return replace(self, fields=fields, narrow=True)
 
     def check_reproducible(self, in_processes: bool) -> None:
         """Refuses functions whose results may differ from run to run.

@@ -5,7 +5,6 @@ The place stays taken, so that the order, states and the number of batches of ea
 
 from __future__ import annotations
 
-import contextlib
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import torch
 
 from shardload.errors import FormatError, LoaderClosedError, StorageError
 from shardload.order.sample_ids import SampleIds
+from shardload.storage import UnavailableError
 
 OnError = Literal["raise", "substitute", "mask"]
 
@@ -27,7 +27,7 @@ Candidates = Callable[[int, int, int, int], list[int]]
 _T = TypeVar("_T")
 _TRIES = 8
 """Stand-ins tried for a sample: with one sample in twenty bad, all fail once in 2e10 faults; with all bad, at once."""
-_NOT_OF_A_SAMPLE = (MemoryError, torch.cuda.OutOfMemoryError, LoaderClosedError)
+_NOT_OF_A_SAMPLE = (MemoryError, torch.cuda.OutOfMemoryError, LoaderClosedError, UnavailableError)
 """What ends the run whoever raises it: the next sample would fare no better."""
 
 
@@ -78,8 +78,12 @@ def made_whole(
     Raises:
         Exception: what `make` raises for a sample that none of its stand-ins could replace, or that is no such fault.
     """
-    with contextlib.suppress(*READ_FAULTS):
+    try:
         return make(ids), ids, ()
+    except _NOT_OF_A_SAMPLE:
+        raise
+    except READ_FAULTS:
+        pass
     taken, faults, parts = list(ids), [], [(0, len(ids))]
     while parts:
         start, stop = parts.pop()
@@ -87,6 +91,8 @@ def made_whole(
         part = SampleIds(taken[start:stop], ids.seed, ids.epoch, num_before)
         try:
             make(part)
+        except _NOT_OF_A_SAMPLE:
+            raise
         except READ_FAULTS as error:
             if stop - start > 1:
                 middle = (start + stop) // 2

@@ -1,6 +1,7 @@
 """A foreign source packed into a dataset by many processes, whole or not at all."""
 
+from shardload.packing.index import index
 from shardload.packing.pack import DEFAULT_COMPRESSION, PackSummary, pack
 from shardload.packing.progress import Progress
 
-__all__ = ["DEFAULT_COMPRESSION", "PackSummary", "Progress", "pack"]
+__all__ = ["DEFAULT_COMPRESSION", "PackSummary", "Progress", "index", "pack"]

@@ -12,7 +12,7 @@ from shardload.errors import PackError
 from shardload.format.manifest import Manifest
 from shardload.format.schema import FieldType
 from shardload.format.table import ShardEntry
-from shardload.importers import SourcePlan, Token, named_by_hub, named_by_index, open_source
+from shardload.importers import Source, SourcePlan, Token, named_by_hub, named_by_index, open_source
 from shardload.packing.call import (
     Call,
     check_places,
@@ -164,8 +164,18 @@ def pack(
 
 
 def _pack_into(session: Session, call: Call) -> PackSummary:
-    settings, place = call.settings, session.place
     source = open_source(call.paths, call.include, call.exclude, call.tokenization, call.token_field)
+    return pack_source(session, call, source)
+
+
+def pack_source(session: Session, call: Call, source: Source) -> PackSummary:
+    """Packs a source into a claimed target.
+
+    Raises:
+        PackError: source or target are not as they must be, or something failed.
+        FormatError: schema or compression are not of the format.
+    """
+    settings, place = call.settings, session.place
     plan = source.plan(_plain_types(settings.types, place), settings.unit_size)
     if plan.reject is not None and call.on_error == "raise":
         raise PackError(plan.reject.message)
@@ -176,7 +186,8 @@ def _pack_into(session: Session, call: Call) -> PackSummary:
         return _summary(place, Published(*complete), plan, source.skipped)
     check_workers(settings, plan)
     session.begin(options, plan)
-    described = Pass(plan, schema, plan.metadata, source.location)
+    stage = "indexing" if plan.in_place else "packing"
+    described = Pass(plan, schema, plan.metadata, source.location, stage)
     if call.shuffle is None:
         done = run_pass(session, call, described)
     else:

@@ -54,13 +54,18 @@ class Published:
 
 
 def in_session(
-    root: str, mode: Mode, operations: Operations, resume: bool, work: Callable[[Session], _Result]
+    root: str,
+    mode: Mode,
+    operations: Operations,
+    resume: bool,
+    work: Callable[[Session], _Result],
+    others: bool = False,
 ) -> _Result:
-    """Claims a target and does some work there; it is given back whatever happens."""
+    """Claims a target, where other files may be or not, and does some work there; it is given back whatever happens."""
     session: Session | None = None
     try:
         with signals_held():
-            session = Session(ResumableTarget(root, mode, operations, resume), resume)
+            session = Session(ResumableTarget(root, mode, operations, resume, others), resume)
         result = work(session)
     except BaseException as error:
         with signals_held(error):
@@ -89,7 +94,8 @@ def run_pass(session: Session, call: Call, described: Pass) -> Published:
     tally = Tally(replace(blank, stage=described.stage), call.progress, session.journal.counts)
     check_set_aside(call, place.root, tally.done.num_rejects)
     dictionary = train_on_source(plan, schema, settings.compression, settings.dictionary, settings.shard_size)
-    facts = (dictionary, described.metadata, settings.shard_size, len(plan.units))
+    external_bytes = plan.num_bytes if plan.in_place else None
+    facts = (dictionary, described.metadata, settings.shard_size, len(plan.units), external_bytes)
     recipe = make_recipe(place, schema, settings.compression, *facts)
     job = Job(plan.reader, place.storage, recipe, plan.hint, call.on_error)
     session.run(job, plan.units, num_workers, tally, call.max_rejects)

@@ -58,7 +58,7 @@ class Progress:
     before: Count = NO_COUNT
     """What of it an earlier pack did that this one continues."""
     stage: str = "packing"
-    """What is done: `packing`, or after it `shuffling`, whose bytes are those of the first."""
+    """What is done: `packing` or `indexing`, or after packing `shuffling`, whose bytes are those of the first."""
 
     @property
     def fraction(self) -> float:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardload.errors import PackError
+from shardload.format.record import record_layout
 from shardload.format.table import ShardEntry
 from shardload.importers import Reject, Sample, Unit, UnitReader
 from shardload.packing.progress import NO_COUNT, REPORT_SECONDS, Count
 from shardload.storage import LocalStorage
 from shardload.writer.encode import SampleEncoder
+from shardload.writer.external import leave_outside
 from shardload.writer.failures import write_error
 from shardload.writer.keys import DuplicateKeyError
 from shardload.writer.recipe import Recipe
@@ -148,6 +150,8 @@ class _UnitPack:
             place = str(item.place)
             self._set_aside(place, str(error).removeprefix(f"{place}: "), message, item.num_bytes)
             return
+        if item.outside is not None:
+            leave_outside(encoded, record_layout(self._encoder.schema), item.outside)
         try:
             self._writer.add(encoded, item.place)
         except DuplicateKeyError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 import weakref
@@ -13,33 +14,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardload.codecs import Codec
 from shardload.errors import FormatError
-from shardload.format import layout
-from shardload.format.keys import find_keys
-from shardload.format.ragged import Ragged, join_ragged
-from shardload.format.rows import RAW, STORED, count_column, row_layout, valid_mask
+from shardload.format.record import RecordLayout
+from shardload.format.rows import count_column, valid_mask
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics
+from shardload.order.next_use import Uses
 from shardload.planner import ItemRanges
 from shardload.reader.batch import Column, SampleBatch
+from shardload.reader.cached_engine import CachedEngine
 from shardload.reader.checks import CheckedBlocks, Verify, fits_in_memory, resolve_verify
 from shardload.reader.engine_choice import EngineName, choose_engine
 from shardload.reader.engines import Ranges, joined
+from shardload.reader.external import ExternalFiles, Outside, spare_bytes
 from shardload.reader.far_files import FarFiles
 from shardload.reader.files import OpenFiles
 from shardload.reader.items import Segments, sample_of, segments_of
 from shardload.reader.later import Later
 from shardload.reader.located import Located
-from shardload.reader.open_shards import OpenShards
+from shardload.reader.open_shards import OpenShards, codec_of
 from shardload.reader.places import SamplePlace, sample_places
 from shardload.reader.range_engine import RangeEngine
 from shardload.reader.records import RecordReader
 from shardload.reader.reread import rereads
+from shardload.reader.row_sizes import fixed_bytes, sizes_of
 from shardload.reader.shard import ShardReader
 from shardload.reader.snapshot import Snapshot
 from shardload.reader.streams import StreamReader
-from shardload.reader.strings import ByteStrings
+from shardload.reader.strings import joined_values
 from shardload.reader.wide import WideReader
 from shardload.storage import LocalStorage, Storage
 from shardload.telemetry import Transfers
@@ -64,24 +66,27 @@ class Access:
         self._schema = schema = manifest.parsed_schema
         near, num_samples = isinstance(storage, LocalStorage), manifest.num_samples
         # What comes from far away stays nowhere, and each arrival is a new one.
-        self._fits = near and fits_in_memory(manifest.num_bytes)
+        num_bytes = manifest.num_bytes + manifest.external_bytes
+        self._fits = near and fits_in_memory(num_bytes)
         files = OpenFiles(storage)
-        self.engine = choose_engine(engine, storage, files, table, self._fits)
+        self.engine = choose_engine(engine, storage, files, table, self._fits, spare_bytes(manifest))
         """What reads the bytes of samples."""
         self._far = isinstance(self.engine, RangeEngine)
         shard_files = FarFiles(files, self.engine) if isinstance(self.engine, RangeEngine) else files
-        self._shards = shards = OpenShards(snapshot, shard_files, INDEX_BUDGET_BYTES)
+        external = ExternalFiles(len(table), self.engine)
+        self._shards = shards = OpenShards(snapshot, shard_files, external, INDEX_BUDGET_BYTES)
         self._first = table.first_sample_ids
         self._hinted = CheckedBlocks(num_samples)
         self._facts = shards.facts
-        self._verify = verify = resolve_verify(verify, manifest.num_bytes if near else None)
+        self._verify = verify = resolve_verify(verify, num_bytes if near else None)
         self._num_rereads = 0
         # Shards have to be opened for what is announced, which takes time where they are a request away.
         self._later = later = Later() if self._far else None
         if later is not None:
             weakref.finalize(self, later.close).atexit = False
         shared = self._facts, self.engine
-        self._records = RecordReader(schema, *shared, CheckedBlocks(num_samples), verify, _codec_of(shards.readers))
+        own = CheckedBlocks(num_samples), verify, codec_of(shards.readers), external
+        self._records = RecordReader(schema, self._facts, self.engine, *own)
         self._wide = {
             field.name: WideReader(field, schema.number(field.name), *shared, CheckedBlocks(num_samples), verify)
             for field in schema.wide_fields
@@ -109,12 +114,13 @@ class Access:
             return Transfers()
         return self.engine.transfers() + Transfers(num_rereads=self._num_rereads)
 
-    def beside(self, announce: Callable[..., None], *arguments: Any) -> None:
+    def beside(self, announce: Callable[..., object], *arguments: Any) -> None:
         """Calls what announces reads: at once, or beside the caller where that takes requests."""
         if self._later is None:
             announce(*arguments)
         else:
-            self._later.call(functools.partial(announce, *arguments))
+            # In the caller's context: what is closed there ends it here, too.
+            self._later.call(functools.partial(contextvars.copy_context().run, announce, *arguments))
 
     def read_batch(self, sample_ids: Int64, buffers: Buffers, fields: Sequence[Field]) -> SampleBatch:
         """Returns the given fields of a batch; fixed fields go into their buffer where there is one."""
@@ -144,7 +150,7 @@ class Access:
             values: list[Any]
             if field.in_record:
                 column = records[self._schema.record_fields.index(field)]
-                values = [self._joined(field, column[part], samples.sample_ids[part]) for part in parts]
+                values = [joined_values(field, column[part], samples.sample_ids[part], self.location) for part in parts]
             elif field.streamed:
                 values = list(self._streams[field.name].read(samples, sizes))
             else:
@@ -162,7 +168,9 @@ class Access:
                 batch[field.name] = Column(field, value, None if valid is None else valid[part])
         return [SampleBatch(ids, batch, self.location) for ids, batch in zip(batches, columns, strict=True)]
 
-    def will_need(self, sample_ids: Int64, fields: Sequence[Field], rows_announced: bool) -> None:
+    def will_need(
+        self, sample_ids: Int64, fields: Sequence[Field], rows_announced: bool, uses: Uses | None = None
+    ) -> None:
         """Tells the operating system which bytes coming batches will read.
 
         Args:
@@ -171,17 +179,18 @@ class Access:
             rows_announced: whether `will_need_rows` was told of them a while ago. Of row tables that are read by page others
                 have only their pages announced, and values in wide columns: to know the records, the rows would have to be read
                 here and now, which is what hints are to spare the caller.
+            uses: when each of them is read, for a cache.
         """
         if self._fits:
             sample_ids = sample_ids[self._hinted.missing(sample_ids)]
             if not len(sample_ids):
                 return
         if self._shards.store is not None or rows_announced:
-            self._hint(self._locate(sample_ids), fields)
+            self._hint(self._locate(sample_ids), fields, uses)
             return
         self.will_need_rows(sample_ids)
         samples = self._located(sample_ids, self._shard_ids(sample_ids), np.empty(len(sample_ids)))
-        self._announce(samples, [field for field in fields if field.wide])
+        self._announce(samples, [field for field in fields if field.wide], uses)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Tells the operating system which pages of row tables will be read; none where the tables are held whole."""
@@ -192,7 +201,7 @@ class Access:
 
     @rereads
     def read_items(
-        self, field: Field, ranges: ItemRanges, target: NDArray[np.uint8], name: Callable[[int], str]
+        self, field: Field, ranges: ItemRanges, target: NDArray[np.uint8], name: Callable[[int], str], due: bool = True
     ) -> None:
         """Copies ranges of a stream field's items, one after another, into an array: only the blocks that they lie in are read.
 
@@ -201,6 +210,7 @@ class Access:
             ranges: at least one.
             target: uint8 of shape (bytes,), C-contiguous and as long as all ranges.
             name: gives what a slot of the ranges is called in messages.
+            due: False where `will_need_items` has told that nothing is to be checked.
         """
         self._shards.open(ranges.shard_ids)
 
@@ -208,16 +218,33 @@ class Access:
             sample_id = sample_of(int(ranges.shard_ids[span]), item, lambda alone: self.segments(field, alone))
             return self._locate(np.array([sample_id])), f" in {name(int(ranges.slots[span]))}"
 
-        self._streams[field.name].read_ranges(ranges, target, owner)
+        self._streams[field.name].read_ranges(ranges, target, owner, due)
 
-    def will_need_items(self, field: Field, ranges: ItemRanges) -> None:
-        """Tells the operating system which items will be read; a file system may refuse that, which is no reason not to read."""
-        if len(ranges):
-            self._shards.open(ranges.shard_ids)
-            hinted = self._hinted_blocks[field.name] if self._fits else None
-            wanted = [self._streams[field.name].hints(ranges, hinted), *self._sum_ranges(field, ranges.shard_ids)]
+    def will_need_items(self, field: Field, ranges: ItemRanges) -> bool:
+        """Tells the operating system which items will be read; a file system may refuse that, which is no reason not to read.
+
+        Returns:
+            False if all of them have been read and checked before and need be neither fetched nor checked.
+        """
+        if not len(ranges):
+            return False
+        self._shards.open(ranges.shard_ids)
+        hinted = self._hinted_blocks[field.name] if self._fits else None
+        found = self._streams[field.name].hints(ranges, hinted)
+        if found is not None and len(found):
             with contextlib.suppress(OSError):
-                self.engine.will_need(joined(wanted))
+                self.engine.will_need(joined([found, *self._sum_ranges(field, ranges.shard_ids)]))
+        return found is not None
+
+    def item_places(self, field: Field, sample_ids: Int64) -> tuple[Int64, Int64]:
+        """Returns the shard of each sample, and its first item in the shard's stream of a field.
+
+        Raises:
+            FormatError: items cannot lie where a packed row says; names shard and sample.
+        """
+        ids, slots = np.unique(sample_ids, return_inverse=True)
+        samples = self._locate(ids)
+        return samples.shard_ids[slots], self._streams[field.name].first_items(samples)[slots]
 
     @rereads
     def segments(self, field: Field, ranges: ItemRanges) -> Segments:
@@ -235,7 +262,9 @@ class Access:
         """
         # One before, so that pieces of the table are checked against each other.
         local_ids = np.arange(max(0, start - 1), stop)
-        self._records.ranges(self._locate(local_ids + self._first[shard_id]))
+        samples = self._locate(local_ids + self._first[shard_id])
+        self._records.ranges(samples)
+        self._records.external_ranges(samples)
         self.shard(shard_id).check_streams(local_ids)
 
     @rereads
@@ -259,18 +288,15 @@ class Access:
     @rereads
     def record_sizes(self) -> tuple[Int64, Int64]:
         """Returns the bytes of each sample, as stored and decompressed."""
-        fixed = row_layout(self._schema).dtype.itemsize + sum(field.num_bytes for field in self._schema.wide_fields)
-        sizes = np.full((2, self.num_samples()), fixed, dtype=np.int64)
-        streams = self._schema.stream_fields
-        if self._schema.record_fields or streams:
+        sizes = np.full((2, self.num_samples()), fixed_bytes(self._schema), dtype=np.int64)
+        if self._schema.record_fields or self._schema.stream_fields:
             for samples in self._all_samples():
-                rows = samples.rows
-                mine = sizes[:, samples.sample_ids[0] : samples.sample_ids[-1] + 1]
-                if self._schema.record_fields:
-                    mine += np.stack([rows[STORED], rows[RAW]])
-                for field in streams:
-                    mine += rows[count_column(field)].astype(np.int64) * field.num_bytes
+                sizes[:, samples.sample_ids[0] : samples.sample_ids[-1] + 1] = sizes_of(samples.rows, self._schema)
         return sizes[0], sizes[1]
+
+    def sample_sizes(self, sample_ids: Int64) -> Int64:
+        """Returns the bytes of samples, decompressed."""
+        return np.asarray(sizes_of(self._locate(sample_ids).rows, self._schema)[1])
 
     @rereads
     def places(self, sample_ids: Int64) -> list[SamplePlace]:
@@ -282,26 +308,19 @@ class Access:
         shards = {shard_id: self.shard(shard_id) for shard_id in np.unique(samples.shard_ids).tolist()}
         return sample_places(samples, shards, self._facts, self._records, wide, streams)
 
+    def outside(self, sample_ids: Int64) -> list[tuple[Located, RecordLayout, Outside]]:
+        """Returns where fields of samples lie in existing files; see `RecordReader.external_ranges`."""
+        return self._records.external_ranges(self._locate(sample_ids))
+
     @rereads
     def find(self, digests: Sequence[bytes]) -> Int64:
         """Returns the id of the sample of each key's digest, -1 where there is none: int64 of shape (digests,)."""
-        ids = np.full(len(digests), -1, dtype=np.int64)
-        number = self._schema.number(self._schema.key)
-        for shard_id, shard in enumerate(self._shards.in_groups(layout.SECTION_KEYS, number)):
-            missing = np.flatnonzero(ids < 0)
-            if not len(missing):
-                break
-            found = find_keys(shard.sections.keys(), [digests[slot] for slot in missing.tolist()])
-            ids[missing[found >= 0]] = self._table.first_sample_ids[shard_id] + found[found >= 0]
-        return ids
+        return self._shards.find(digests)
 
     @rereads
     def statistics(self) -> list[FieldStatistics]:
         """Returns what the fields of the schema hold, over all shards."""
-        total = [FieldStatistics() for _ in self._schema.fields]
-        for shard in self._shards.in_groups(layout.SECTION_STATISTICS):
-            total = [a + b for a, b in zip(total, shard.sections.statistics(), strict=True)]
-        return total
+        return self._shards.statistics()
 
     @rereads
     def num_samples(self) -> int:
@@ -326,7 +345,7 @@ class Access:
         local_ids = sample_ids - self._first[shard_ids]
         return Located(sample_ids, shard_ids, local_ids, rows, self.location, self._table, self._shards.store)
 
-    def _hint(self, samples: Located, fields: Sequence[Field]) -> None:
+    def _hint(self, samples: Located, fields: Sequence[Field], uses: Uses | None = None) -> None:
         """Announces what will be read of samples.
 
         A dataset that fits in half the memory stays there once it was read: then each sample is announced once.
@@ -335,7 +354,7 @@ class Access:
             samples = samples[self._hinted.missing(samples.sample_ids)]
             self._hinted.add(samples.sample_ids)
         if len(samples):
-            self._announce(samples, fields)
+            self._announce(samples, fields, uses)
 
     @rereads
     def ranges(self, sample_ids: Int64, fields: Sequence[Field]) -> Ranges:
@@ -343,22 +362,35 @@ class Access:
         found = self._ranges(self._locate(sample_ids), fields)
         return joined(found) if found else Ranges(*np.empty((3, 0), dtype=np.int64))
 
-    def _announce(self, samples: Located, fields: Sequence[Field]) -> None:
-        ranges = self._ranges(samples, fields)
-        for field in fields if self._far else ():
-            if field.streamed:
-                ranges += self._sum_ranges(field, samples.shard_ids)
+    def _announce(self, samples: Located, fields: Sequence[Field], uses: Uses | None) -> None:
         # A file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(OSError):
+            if uses is not None and isinstance(self.engine, CachedEngine):
+                # Before anything is fetched: by this it is known what of it is kept.
+                self.engine.expect(samples, uses, self._lie(fields))
+            ranges = self._ranges(samples, fields)
+            for field in fields if self._far else ():
+                if field.streamed:
+                    ranges += self._sum_ranges(field, samples.shard_ids)
             for some in [joined(ranges)] if self._far and ranges else ranges:
                 self.engine.will_need(some)
+        # Where these are stands in the records, which are small and announced by now. What is wrong with them the read tells.
+        recorded = any(field.in_record for field in fields)
+        with contextlib.suppress(OSError, FormatError):
+            for _, records, outside in self._records.external_ranges(samples) if recorded else ():
+                wanted = np.array([field in fields for field in records.fields])
+                self.engine.will_need(outside.ranges[wanted[outside.fields]])
 
     def _ranges(self, samples: Located, fields: Sequence[Field]) -> list[Ranges]:
-        ranges = [self._wide[field.name].ranges(samples) for field in fields if field.wide]
-        ranges += [self._streams[field.name].hint(samples) for field in fields if field.streamed]
+        return [ranges_of(samples) for ranges_of in self._lie(fields)]
+
+    def _lie(self, fields: Sequence[Field]) -> list[Callable[[Located], Ranges]]:
+        """Returns what gives the ranges in which samples have fields."""
+        lie: list[Callable[[Located], Ranges]] = [self._wide[field.name].ranges for field in fields if field.wide]
+        lie += [self._streams[field.name].hint for field in fields if field.streamed]
         if any(field.in_record for field in fields):
-            ranges.append(self._records.ranges(samples))
-        return ranges
+            lie.append(self._records.ranges)
+        return lie
 
     def _sum_ranges(self, field: Field, shard_ids: Int64) -> list[Ranges]:
         """Returns where checksums of a stream lie that are to be fetched beside it."""
@@ -366,18 +398,3 @@ class Access:
             return []
         sums = self._shards.sum_ranges(np.unique(shard_ids).tolist(), self._schema.number(field.name))
         return [] if sums is None else [sums]
-
-    def _joined(self, field: Field, values: ByteStrings, sample_ids: Int64) -> ByteStrings | Ragged:
-        if not field.ragged:
-            return values
-        try:
-            return join_ragged(field, values.tolist())
-        except FormatError as error:
-            sample_id = int(sample_ids[error.sample_id or 0])
-            message = f"{self.location}: {error.message} (sample {sample_id})"
-            raise FormatError(message, dataset=self.location, sample_id=sample_id) from None
-
-
-def _codec_of(shards: Mapping[int, ShardReader]) -> Callable[[int], Codec | None]:
-    """Returns what gives the codec of an open shard. Of the open shards only: a cycle would keep their files open."""
-    return lambda shard_id: shards[shard_id].codec

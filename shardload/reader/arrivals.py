@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +16,10 @@ from numpy.typing import NDArray
 from shardload.errors import StorageError
 from shardload.planner import join_ranges, plan_requests
 from shardload.reader.gauge import Gauge
+from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span
+from shardload.storage.stopping import Stop, current_stop, heeding
 
 Int64 = NDArray[np.int64]
-Place: TypeAlias = tuple[int, int, int]
-"""Shard, first byte, byte after the last."""
 Fetch = Callable[[int, int, memoryview], None]
 """Shard, first byte, memory to be filled; raises what is wrong."""
 
@@ -34,50 +33,6 @@ _PASSED_READS = 16
 """What was announced before all of the last so many reads' bytes has been passed over."""
 _COPY_PART = 0.75
 """Of a request with less than this part needed, only that is kept."""
-_WAITING, _RUNNING, _DONE = range(3)
-
-
-class Request:
-    """One range on its way."""
-
-    __slots__ = ("cost", "done", "error", "num_bytes", "serial", "shard_id", "spans", "start", "state")
-
-    def __init__(self, place: Place, serial: int) -> None:
-        self.shard_id, self.start = place[:2]
-        self.num_bytes = place[2] - place[1]
-        self.serial = serial
-        """The announcement that it belongs to."""
-        self.spans: list[Span] = []
-        self.cost = 0
-        """Bytes that are held for it."""
-        self.state = _WAITING
-        self.error: Exception | None = None
-        self.done: threading.Event | None = None
-        """Set when it is done; made by who waits for it."""
-
-
-class Span:
-    """A range that was announced, within one request; disjoint from all others."""
-
-    __slots__ = ("data", "request", "start", "stop", "unread")
-
-    def __init__(self, start: int, stop: int, request: Request) -> None:
-        self.start = start
-        self.stop = stop
-        self.request = request
-        self.data: memoryview | None = None
-        self.unread = [(start, stop)]
-
-    def read(self, start: int, stop: int) -> bool:
-        """Notes a part as read; returns whether that was the last one."""
-        if self.unread == [(start, stop)]:
-            self.unread = []
-            return True
-        rest = []
-        for low, high in self.unread:
-            rest += [(a, b) for a, b in ((low, min(high, start)), (max(low, stop), high)) if a < b]
-        self.unread = rest
-        return not rest
 
 
 class Arrivals:
@@ -103,6 +58,7 @@ class Arrivals:
         self._passed: deque[int] = deque(maxlen=_PASSED_READS)
         self._num_threads = self._num_idle = self._num_running = 0
         self._closed = False
+        self._stop = Stop()
         self._process_id = os.getpid()
 
     def announce(self, shard_ids: Int64, starts: Int64, lengths: Int64, *, urgent: bool) -> None:
@@ -153,6 +109,11 @@ class Arrivals:
             found.append(pieces)
         return found, taken
 
+    def holds(self, places: Iterable[Place]) -> list[bool]:
+        """Tells of which ranges the first byte is there or on its way."""
+        with self._changed:
+            return [bool(self._overlapping(shard_id, start, start + 1)) for shard_id, start, _ in places]
+
     def used(self, taken: list[tuple[Span, int, int]]) -> None:
         """Notes parts as read, and drops what was read as a whole."""
         if not taken:
@@ -168,15 +129,16 @@ class Arrivals:
         """Drops what is there of a range."""
         with self._changed:
             for span in self._overlapping(shard_id, start, stop):
-                if span.request.state == _DONE:
+                if span.request.state == DONE:
                     self._remove(span)
 
     def close(self) -> None:
-        """Fetches nothing more; threads end with what they are at. Nothing to do in a forked child, whose lock may be held."""
+        """Fetches nothing more; threads give up what they are at. Nothing to do in a forked child, whose lock may be held."""
         if os.getpid() != self._process_id:
             return
         with self._changed:
             self._closed = True
+            self._stop.set()
             self._changed.notify_all()
 
     def _overlapping(self, shard_id: int, start: int, stop: int) -> list[Span]:
@@ -196,7 +158,7 @@ class Arrivals:
             if span.start > start:
                 missing.append((shard_id, start, span.start))
             start = span.stop
-            if urgent and span.request.state == _WAITING:
+            if urgent and span.request.state == WAITING:
                 self._urgent.append(span.request)
                 self._wake(1)
         if start < stop:
@@ -205,10 +167,10 @@ class Arrivals:
 
     def _add(self, missing: list[Place], ends: list[Place]) -> list[Request]:
         """Enters spans for what is missing, cut where requests end; both are in the order of the files."""
-        requests, at = [], 0
+        requests, at, asked_for = [], 0, current_stop(self._stop)
         new: dict[int, list[Span]] = {}
         for place in ends:
-            request = Request(place, self._serial)
+            request = Request(place, self._serial, asked_for)
             requests.append(request)
             shard_id, low, high = place
             while at < len(missing) and missing[at][0] == shard_id and missing[at][1] < high:
@@ -236,7 +198,7 @@ class Arrivals:
         del starts[slot], spans[slot]
         span.data, span.unread = None, []
         request.spans.remove(span)
-        if not request.spans and request.state == _DONE:
+        if not request.spans and request.state == DONE:
             self._held_bytes -= request.cost
             request.cost = 0
             self._arrived.pop(request, None)
@@ -247,19 +209,24 @@ class Arrivals:
             with self._changed:
                 found = self._overlapping(shard_id, start, start + 1)
                 data = found[0].data if found else None
-                request = found[0].request if found else None
-                if request is not None and request.state != _DONE and request.done is None:
-                    request.done = threading.Event()
+                request, done = found[0].request if found else None, None
+                if request is not None and data is None:
+                    done = threading.Event()
+                    request.waiting.append(done)
             if request is None:
                 place = (np.array([number], dtype=np.int64) for number in (shard_id, start, stop - start))
                 self.announce(*place, urgent=True)
                 continue
             if data is not None:
                 return found[0], data
-            while request.done is not None and not request.done.wait(_CHECK_SECONDS):
-                if not self._num_threads:
-                    raise StorageError("the threads that fetch have ended; this is a bug, or the process forked")
-            if request.error is not None:
+            assert done is not None
+            with current_stop().calling(done.set):
+                while not done.wait(_CHECK_SECONDS):
+                    if not self._num_threads:
+                        raise StorageError("the threads that fetch have ended; this is a bug, or the process forked")
+            current_stop().check()
+            # Another loader that wanted it, too, was closed: then it is asked for anew.
+            if request.error is not None and not request.stop.is_set():
                 raise request.error
 
     def _num_fitting(self) -> int:
@@ -292,10 +259,12 @@ class Arrivals:
                 request = self._next()
                 if request is None:
                     rest = idle_since + _IDLE_SECONDS - time.monotonic()
-                    if rest <= 0 or not self._changed.wait(rest):
+                    if rest <= 0:
                         break
+                    # Whoever brings work counts this thread as idle until it has looked once more.
+                    self._changed.wait(rest)
                     continue
-                request.state = _RUNNING
+                request.state = RUNNING
                 request.cost = request.num_bytes
                 self._held_bytes += request.cost
                 self._num_idle -= 1
@@ -317,12 +286,12 @@ class Arrivals:
         """Returns what is to be fetched now."""
         while self._urgent:
             request = self._urgent.popleft()
-            if request.state == _WAITING and request.spans:
+            if request.state == WAITING and request.spans and not self._given_up(request):
                 return request
         passed = min(self._passed) if len(self._passed) == _PASSED_READS else -1
         while self._later:
             request = self._later[0]
-            if request.state != _WAITING or not request.spans:
+            if request.state != WAITING or not request.spans or self._given_up(request):
                 self._later.popleft()
             elif request.serial < passed:
                 # Announced for a run that was left: whoever reads it nevertheless will ask for it.
@@ -333,6 +302,14 @@ class Arrivals:
             elif not self._drop_passed(passed):
                 return None
         return None
+
+    def _given_up(self, request: Request) -> bool:
+        """Drops a request that nobody wants any more; returns whether it is such a one."""
+        if request.stop.is_set():
+            self._forget(request)
+            for done in request.waiting:
+                done.set()
+        return request.stop.is_set()
 
     def _room(self) -> int:
         return max(self._max_held_bytes, 2 * self._largest_bytes)
@@ -352,7 +329,8 @@ class Arrivals:
         start = time.perf_counter()
         try:
             data = np.empty(request.num_bytes, dtype=np.uint8)
-            self._fetch(request.shard_id, request.start, data.data)
+            with heeding(request.stop):
+                self._fetch(request.shard_id, request.start, data.data)
         except Exception as error:
             request.error = error
             return None
@@ -361,7 +339,7 @@ class Arrivals:
 
     def _arrive(self, request: Request, data: NDArray[np.uint8] | None) -> None:
         self.num_requests += 1
-        request.state = _DONE
+        request.state = DONE
         if data is None:
             self._held_bytes -= request.cost
             request.cost = 0
@@ -377,8 +355,8 @@ class Arrivals:
             request.cost = needed if copied else request.num_bytes
             self._held_bytes += request.cost
             self._arrived[request] = None
-        if request.done is not None:
-            request.done.set()
+        for done in request.waiting:
+            done.set()
         self._wake(1)
 
 

@@ -7,10 +7,11 @@ from typing import Literal, get_args
 
 from shardload.errors import StorageError
 from shardload.format.table import ShardTable
+from shardload.reader.cached_engine import CachedEngine
 from shardload.reader.engines import Engine, MapEngine, ReadEngine
 from shardload.reader.files import OpenFiles
 from shardload.reader.range_engine import RangeEngine
-from shardload.storage import LocalStorage, Storage
+from shardload.storage import CachedStorage, LocalStorage, Storage
 
 EngineName = Literal["auto", "map", "pread", "ranges"]
 
@@ -18,7 +19,9 @@ EngineName = Literal["auto", "map", "pread", "ranges"]
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "9p", "afs", "beegfs", "glusterfs", "virtiofs"}
 
 
-def choose_engine(name: EngineName, storage: Storage, files: OpenFiles, table: ShardTable, stays: bool) -> Engine:
+def choose_engine(
+    name: EngineName, storage: Storage, files: OpenFiles, table: ShardTable, stays: bool, spare_bytes: int = 0
+) -> Engine:
     """Returns the engine of a name; for `auto` the one that fits file system, kernel and number of shards.
 
     Args:
@@ -27,11 +30,14 @@ def choose_engine(name: EngineName, storage: Storage, files: OpenFiles, table: S
         files: its shards.
         table: what is known of them.
         stays: whether the dataset stays in memory once it was read.
+        spare_bytes: addresses for files that are added later, if they are mapped.
 
     Raises:
         StorageError: mapping was asked for and is not to be had here.
     """
     root = storage.root
+    if isinstance(storage, CachedStorage) and name not in ("map", "pread"):
+        return CachedEngine(files, table, storage)
     if not isinstance(storage, LocalStorage):
         if name == "map":
             raise StorageError(f"{root}: engine='map' is for file systems; use 'ranges'", dataset=root)
@@ -41,7 +47,7 @@ def choose_engine(name: EngineName, storage: Storage, files: OpenFiles, table: S
     if name == "pread" or (name == "auto" and file_system(root) in _NETWORK):
         return ReadEngine(files, table)
     try:
-        return MapEngine(files, table, stays)
+        return MapEngine(files, table, stays, spare_bytes)
     except OSError as error:
         if name == "map":
             message = f"{root}: engine='map' does not work here: {error.strerror or error}; use 'auto' or 'pread'"

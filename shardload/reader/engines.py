@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.format import layout
+from shardload.format.external import ExternalFile
 from shardload.format.table import ShardTable
 from shardload.memory.byte_strings import bytes_address, keep_freed_memory, new_bytes
 from shardload.planner import join_ranges, merge_ranges
-from shardload.reader.files import OpenFiles
+from shardload.reader.files import NumberedFiles, OpenFiles
 from shardload.storage import FileReader, MappedFiles, StoredFile
 from shardload.storage.mapping import MAX_RANGES
 
@@ -31,18 +34,22 @@ _ASK_SECONDS = 0.02
 _MIN_RESIDENCY = 0.9
 """Of shards less in memory the next read would wait for the device, with the interpreter's lock held."""
 
+_MAX_HELD_BYTES = 4 << 20
+"""More bytes than these are not copied with the interpreter's lock held: other threads wait for them."""
+
+_LOOK_BYTES = 1 << 14
 _MAGIC_BYTES = len(layout.FOOTER_MAGIC)
 _MAGIC_WORD = np.frombuffer(layout.FOOTER_MAGIC, dtype=np.uint64)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Ranges of bytes of shards: arrays of shape (ranges,)."""
+    """Ranges of bytes of shards, or of files beside them: arrays of shape (ranges,)."""
 
     shard_ids: Int64
-    """Numbers of the shards in the table."""
+    """Numbers of the shards in the table, or of files that were added behind them."""
     starts: Int64
-    """First byte in the shard."""
+    """First byte in the file."""
     lengths: Int64
     """Bytes."""
 
@@ -51,6 +58,9 @@ class Ranges:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+
+NO_RANGES = Ranges(*np.zeros((3, 0), dtype=np.int64))
 
 
 def joined(ranges: Sequence[Ranges]) -> Ranges:
@@ -89,6 +99,13 @@ class Engine(Protocol):
         """Tells the operating system that ranges will be read soon; it may start to fetch them."""
         ...
 
+    def add(self, others: Sequence[ExternalFile]) -> list[int]:
+        """Adds files beside the shards; returns their numbers, which are behind those of the shards.
+
+        Called by one thread at a time. A file that is there keeps its number.
+        """
+        ...
+
 
 class ReadEngine:
     """Positioned reads, one after the other."""
@@ -97,7 +114,7 @@ class ReadEngine:
 
     def __init__(self, files: OpenFiles, table: ShardTable) -> None:
         self._files = files
-        self._table = table
+        self._known = NumberedFiles(table)
 
     def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
         """Copies ranges into targets; those near each other in rising order are read together."""
@@ -132,9 +149,13 @@ class ReadEngine:
         ):
             self.file(shard_id).will_need(start, length)
 
-    def file(self, shard_id: int) -> StoredFile:
-        """Returns a shard's open file."""
-        return self._files.get(shard_id, self._table[shard_id])
+    def add(self, others: Sequence[ExternalFile]) -> list[int]:
+        """Adds files beside the shards."""
+        return self._known.add(others)
+
+    def file(self, number: int) -> StoredFile:
+        """Returns an open file, of a shard or one beside them."""
+        return self._files.get(number, self._known[number])
 
     def _read_run(self, ranges: Ranges, pieces: Sequence[memoryview]) -> None:
         file, start = self.file(int(ranges.shard_ids[0])), int(ranges.starts[0])
@@ -152,19 +173,24 @@ class MapEngine:
 
     name = "map"
 
-    def __init__(self, files: OpenFiles, table: ShardTable, stays: bool) -> None:
+    def __init__(self, files: OpenFiles, table: ShardTable, stays: bool, spare_bytes: int = 0) -> None:
         """Describes the mapping.
 
         Args:
             files: the shards.
             table: what is known of them.
             stays: whether what is in memory stays there, so that shards which are there as a whole need no hints.
+            spare_bytes: addresses for files that are added later.
 
         Raises:
             OSError: the system cannot do it.
         """
-        self._mapped = MappedFiles(table.entries["num_bytes"].astype(np.int64))
+        self._mapped = MappedFiles(table.entries["num_bytes"].astype(np.int64), spare_bytes)
+        # Where each file has its last word, and what it is: if it is still there, so is all before it.
         self._ends = self._mapped.addresses + table.entries["num_bytes"].astype(np.int64) - _MAGIC_BYTES
+        self._words = np.full(len(table), _MAGIC_WORD)
+        self._num_shards = len(table)
+        self._lock = threading.Lock()
         self._reads = ReadEngine(files, table)
         self._stays = stays
         self._looked = np.zeros(len(table), dtype=np.bool_)
@@ -225,6 +251,19 @@ class MapEngine:
         )
         self._mapped.will_need(self._mapped.addresses[firsts] + starts, lengths)
 
+    def add(self, others: Sequence[ExternalFile]) -> list[int]:
+        """Adds files beside the shards; those for which there is no room are read by position."""
+        numbers = self._reads.add(others)
+        with self._lock, contextlib.suppress(OSError):
+            known = len(self._mapped.mapped)
+            sizes = {number: one.num_bytes for number, one in zip(numbers, others, strict=True) if number >= known}
+            if sizes and min(sizes) == known:
+                self._mapped.add(np.array(list(sizes.values()), dtype=np.int64))
+                self._ends = np.append(self._ends, self._mapped.addresses[known:])
+                self._words = np.append(self._words, np.zeros(len(sizes), dtype=np.uint64))
+                self._looked = np.append(self._looked, np.zeros(len(sizes), dtype=np.bool_))
+        return numbers
+
     def _idle_and_in_memory(self, shard_ids: Int64) -> bool:
         """Tells whether shards may be read with the interpreter's lock held; takes a new look now and then."""
         if not self._map(shard_ids):
@@ -240,24 +279,37 @@ class MapEngine:
 
     def _map(self, shard_ids: Int64) -> bool:
         """Maps the shards that are not yet; returns False where the system has no room, though it had for the addresses."""
+        if len(shard_ids) and int(shard_ids.max()) >= len(self._ends):
+            return False
         missing = ~self._mapped.mapped[shard_ids]
         if missing.any():
             for shard_id in np.unique(shard_ids[missing]).tolist():
                 file = self._reads.file(shard_id)
                 if not isinstance(file, FileReader):
                     raise TypeError(f"{file.dataset}: {file.name} is not on a file system, so that it cannot be mapped")
+                if shard_id >= self._num_shards:
+                    self._note_end(shard_id, file)
                 try:
                     self._mapped.map(shard_id, file.descriptor)
                 except OSError:
                     return False
         return True
 
+    def _note_end(self, number: int, file: FileReader) -> None:
+        """Notes the last word of a file that is no shard: what comes behind it is zero, and would be missed by nobody."""
+        place, word = last_word(file)
+        with self._lock:
+            self._ends[number], self._words[number] = self._mapped.addresses[number] + place, word
+
     def _gathered(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> bool:
         """Copies ranges of one size; returns whether all is there, from files that have kept their length."""
         if not len(ranges) or (ranges.lengths != ranges.lengths[0]).any() or not self._map(ranges.shard_ids):
             return False
-        starts = self._mapped.addresses[ranges.shard_ids] + ranges.starts
-        return self._mapped.gather(starts, int(ranges.lengths[0]), targets) and self._whole(ranges.shard_ids)
+        starts, size = self._mapped.addresses[ranges.shard_ids] + ranges.starts, int(ranges.lengths[0])
+        done = self._mapped.gather(starts, size, targets)
+        if not done and 0 < size * len(ranges) <= _MAX_HELD_BYTES and self._idle_and_in_memory(ranges.shard_ids):
+            done = self._mapped.gather_anywhere(starts, size, targets)
+        return done and self._whole(ranges.shard_ids)
 
     def _copied(self, ranges: Ranges, targets: list[tuple[int, int]]) -> bool:
         """Copies ranges to addresses; returns whether all is there, from files that have kept their length."""
@@ -273,13 +325,13 @@ class MapEngine:
         """
         touched = np.zeros(len(self._ends), dtype=np.bool_)
         touched[shard_ids] = True
-        ends = self._ends[touched]
+        ends, expected = self._ends[touched], self._words[touched]
         words = self._mapped.words(ends)
         if words is not None:
-            return bool((words == _MAGIC_WORD).all())
-        magic = np.empty((len(ends), _MAGIC_BYTES), dtype=np.uint8)
-        whole = self._copy(ends, np.full(len(ends), _MAGIC_BYTES), [(magic.ctypes.data, magic.nbytes)])
-        return whole and magic.tobytes() == layout.FOOTER_MAGIC * len(ends)
+            return bool((words == expected).all())
+        copied = np.empty(len(ends), dtype=np.uint64)
+        whole = self._copy(ends, np.full(len(ends), _MAGIC_BYTES), [(copied.ctypes.data, copied.nbytes)])
+        return whole and bool((copied == expected).all())
 
     def _copy(self, starts: Int64, lengths: Int64, targets: list[tuple[int, int]]) -> bool:
         position, places = 0, np.cumsum([0, *(size for _, size in targets)])
@@ -297,6 +349,22 @@ class MapEngine:
                 return False
             position = stop
         return True
+
+
+def last_word(file: FileReader) -> tuple[int, int]:
+    """Returns where the last eight bytes lie, at a multiple of eight, that are not all zero, and the number they are.
+
+    Zeros at the end of a file read the same once they are cut off. If there is nothing else, the first eight are returned.
+    """
+    stop = file.num_bytes // _MAGIC_BYTES * _MAGIC_BYTES
+    while stop:
+        start = max(0, stop - _LOOK_BYTES)
+        words = np.frombuffer(file.read(start, stop), dtype="<u8")
+        some = np.flatnonzero(words)
+        if len(some):
+            return start + int(some[-1]) * _MAGIC_BYTES, int(words[some[-1]])
+        stop = start
+    return 0, 0
 
 
 def pieces_of(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memoryview]:

@@ -42,6 +42,8 @@ class ShardFacts:
         self._sums = {number: np.zeros(num_shards, dtype=np.uint32) for number in [*numbers, *streams, layout.NO_FIELD]}
         self.num_record_fields = np.zeros(num_shards, dtype=np.int64)
         """Fields in the records of each shard's generation."""
+        self.external = np.zeros(num_shards, dtype=np.bool_)
+        """Which shards name existing files that records lie in."""
 
         self._streams = {n: StreamFacts(*np.zeros((4, num_shards), dtype=np.int64)) for n in streams}
         # More than any stream of the shard has, which is less than the whole file: no block follows that of another shard.
@@ -69,6 +71,7 @@ class ShardFacts:
             heap = shard.head.section(layout.SECTION_HEAP)
             self.heap[:, shard_id] = heap.start, heap.stop
         self.num_record_fields[shard_id] = len(schema.record_fields)
+        self.external[shard_id] = any(section.kind == layout.SECTION_EXTERNAL for section in shard.head.sections)
 
     def wide_starts(self, field: Field) -> Int64:
         """Returns where the values of a wide field start in each shard, -1 where its generation has not the field."""

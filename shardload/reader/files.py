@@ -5,13 +5,15 @@ from __future__ import annotations
 import resource
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Protocol
 
 from shardload.errors import FormatError
 from shardload.format import layout
+from shardload.format.external import ExternalFile
 from shardload.format.shard import TAIL_READ_BYTES, Expected, ShardHead, check_header, decode_head, tail_bytes
-from shardload.format.table import ShardEntry
-from shardload.storage import LocalStorage, Storage, StoredFile
+from shardload.format.table import ShardEntry, ShardTable
+from shardload.storage import CachedStorage, LocalStorage, Storage, StoredFile
 
 _MAX_FAR_FILES = 1 << 16
 
@@ -42,17 +44,48 @@ class OpenFiles:
         # The descriptors belong to the training script as well; a file far away has none.
         self._max_files = max(4, min(1024, soft_limit // 4)) if self.near else _MAX_FAR_FILES
 
-    def get(self, shard_id: int, entry: ShardEntry) -> StoredFile:
-        """Returns a shard's open file. It stays open as long as the caller holds it."""
+    def get(self, shard_id: int, entry: ShardEntry | ExternalFile) -> StoredFile:
+        """Returns an open file, of a shard or one beside them. It stays open as long as the caller holds it."""
         with self._lock:
             file = self._files.get(shard_id)
             if file is None:
-                file = self._files[shard_id] = self._storage.open(entry.name, entry.num_bytes)
+                file = self._files[shard_id] = self._open(entry)
                 if len(self._files) > self._max_files:
                     self._files.popitem(last=False)
             else:
                 self._files.move_to_end(shard_id)
             return file
+
+    def _open(self, entry: ShardEntry | ExternalFile) -> StoredFile:
+        if isinstance(self._storage, CachedStorage):
+            return self._storage.open(entry.name, entry.num_bytes, digest_of(entry))
+        return self._storage.open(entry.name, entry.num_bytes)
+
+
+def digest_of(entry: ShardEntry | ExternalFile) -> bytes:
+    """Returns the SHA-256 of a whole file."""
+    return entry.file_digest if isinstance(entry, ShardEntry) else bytes.fromhex(entry.sha256)
+
+
+class NumberedFiles:
+    """What is known of shards, and of files beside them that are numbered behind them."""
+
+    def __init__(self, table: ShardTable) -> None:
+        self._table = table
+        self._others: list[ExternalFile] = []
+        self._numbers: dict[ExternalFile, int] = {}
+
+    def __getitem__(self, number: int) -> ShardEntry | ExternalFile:
+        beside = number - len(self._table)
+        return self._table[number] if beside < 0 else self._others[beside]
+
+    def add(self, others: Sequence[ExternalFile]) -> list[int]:
+        """Adds files and returns their numbers. Called by one thread at a time; a file that is there keeps its number."""
+        for one in others:
+            if one not in self._numbers:
+                self._numbers[one] = len(self._table) + len(self._others)
+                self._others.append(one)
+        return [self._numbers[one] for one in others]
 
 
 def read_head(

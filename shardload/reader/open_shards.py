@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.codecs import Codec
 from shardload.format import layout
+from shardload.format.keys import find_keys
 from shardload.format.rows import row_layout
 from shardload.format.shard import TAIL_READ_BYTES, Contents, plan_sections, shard_bytes
+from shardload.format.statistics import FieldStatistics
 from shardload.planner import plan_by_shard
 from shardload.reader.codecs import Codecs
 from shardload.reader.engines import Ranges
+from shardload.reader.external import ExternalFiles
 from shardload.reader.facts import ShardFacts
 from shardload.reader.far_files import FarFiles
 from shardload.reader.files import OpenFiles
@@ -35,18 +39,22 @@ _DESCRIPTION_BYTES, _DICTIONARY_BYTES = 16 << 10, 128 << 10
 class OpenShards:
     """Opens shards at their first use. Safe for several threads."""
 
-    def __init__(self, snapshot: Snapshot, files: OpenFiles | FarFiles, index_budget_bytes: int) -> None:
+    def __init__(
+        self, snapshot: Snapshot, files: OpenFiles | FarFiles, external: ExternalFiles, index_budget_bytes: int
+    ) -> None:
         """Describes them.
 
         Args:
             snapshot: the version of the dataset.
             files: its shards' files.
+            external: the existing files that they name, which are noted as shards are opened.
             index_budget_bytes: row tables are held whole if all of them together fit this; else read by page within it.
         """
         self._manifest = manifest = snapshot.manifest
         self._table = snapshot.table
         self._first = self._table.first_sample_ids
         self._files = files
+        self._external = external
         self._schema = manifest.parsed_schema
         self._codecs = Codecs(manifest)
         self._cache = RowCache(index_budget_bytes)
@@ -74,6 +82,7 @@ class OpenShards:
                     shard = ShardReader(
                         shard_id, first, entry, self._manifest, self._codecs, self._files, self._cache, store
                     )
+                    self._external.add(shard_id, shard.sections.external())
                     self.facts.add(shard_id, shard)
                     self.readers[shard_id] = shard
                     self._opened[shard_id] = True
@@ -166,6 +175,25 @@ class OpenShards:
                 found.append((shard_id, section.start, section.num_bytes))
         return Ranges(*np.array(found, dtype=np.int64).T) if found else None
 
+    def find(self, digests: Sequence[bytes]) -> Int64:
+        """Returns the id of the sample of each key's digest, -1 where there is none: int64 of shape (digests,)."""
+        ids = np.full(len(digests), -1, dtype=np.int64)
+        number = self._schema.number(self._schema.key)
+        for shard_id, shard in enumerate(self.in_groups(layout.SECTION_KEYS, number)):
+            missing = np.flatnonzero(ids < 0)
+            if not len(missing):
+                break
+            found = find_keys(shard.sections.keys(), [digests[slot] for slot in missing.tolist()])
+            ids[missing[found >= 0]] = self._first[shard_id] + found[found >= 0]
+        return ids
+
+    def statistics(self) -> list[FieldStatistics]:
+        """Returns what the fields of the schema hold, over all shards."""
+        total = [FieldStatistics() for _ in self._schema.fields]
+        for shard in self.in_groups(layout.SECTION_STATISTICS):
+            total = [a + b for a, b in zip(total, shard.sections.statistics(), strict=True)]
+        return total
+
     def discard(self, name: str, start: int | None, stop: int | None) -> bool:
         """Drops copies of a shard's bytes, all of them if no range is told; returns whether another read may give others."""
         shard_id = next((i for i in range(len(self._table)) if self._table[i].name == name), None)
@@ -212,3 +240,8 @@ class OpenShards:
                 np.arange(shard.entry.num_samples)
             )
         self._ready[shard_id] = True
+
+
+def codec_of(shards: Mapping[int, ShardReader]) -> Callable[[int], Codec | None]:
+    """Returns what gives the codec of an open shard. Of the open shards only: a cycle would keep their files open."""
+    return lambda shard_id: shards[shard_id].codec

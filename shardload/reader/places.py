@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,16 +24,18 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes of a shard that belong to one sample."""
+    """Bytes of a shard, or of an existing file beside it, that belong to one sample."""
 
     kind: str
-    """`row`, `record`, `wide` or `stream` (FORMAT.md)."""
+    """`row`, `record`, `wide`, `stream` or `external` (FORMAT.md)."""
     fields: tuple[str, ...]
     """The fields whose values are in it."""
     start: int
     """Its first byte."""
     stop: int
     """The byte after its last."""
+    file: str = ""
+    """Name of the existing file that it is in, if it is in none of the shard's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +72,23 @@ def sample_places(
     shard_ids, local_ids = samples.shard_ids.tolist(), samples.local_ids.tolist()
     found = [[_row(shards[shard_id], local_id)] for shard_id, local_id in zip(shard_ids, local_ids, strict=True)]
 
+    # What lies in existing files is looked for first: it is not in the record.
+    external = list(_external(samples, records))
+    outside = {(slot, one.fields[0]) for slot, one in external}
+
     def add(kind: str, slots: Int64, ranges: Ranges, field: Field | None = None) -> None:
         stops = (ranges.starts + ranges.lengths).tolist()
         for slot, start, stop in zip(slots.tolist(), ranges.starts.tolist(), stops, strict=True):
             fields = shards[shard_ids[slot]].schema.record_fields if field is None else (field,)
-            found[slot].append(ByteRange(kind, tuple(one.name for one in fields), start, stop))
+            names = tuple(one.name for one in fields if (slot, one.name) not in outside)
+            found[slot].append(ByteRange(kind, names, start, stop))
 
-    # Records are told by the number of fields of their generation, in each by sample.
-    counts = facts.num_record_fields[samples.shard_ids]
-    with_record = np.argsort(counts, kind="stable")
-    add("record", with_record[counts[with_record] > 0], records.ranges(samples))
+    # Records are told by kind, in each by sample.
+    kinds = records.kinds(samples)
+    with_record = np.argsort(kinds, kind="stable")
+    add("record", with_record[kinds[with_record] > 1], records.ranges(samples))
+    for slot, one in external:
+        found[slot].append(one)
     for field, fixed in wide.items():
         add("wide", np.flatnonzero(facts.wide_starts(field)[samples.shard_ids] >= 0), fixed.ranges(samples), field)
     for field, items in streams.items():
@@ -87,6 +96,16 @@ def sample_places(
     names = {shard_id: samples.table[shard_id].name for shard_id in set(shard_ids)}
     columns = zip(samples.sample_ids.tolist(), shard_ids, local_ids, found, strict=True)
     return [SamplePlace(sample_id, names[shard], local, tuple(ranges)) for sample_id, shard, local, ranges in columns]
+
+
+def _external(samples: Located, records: RecordReader) -> Iterator[tuple[int, ByteRange]]:
+    """Yields what lies in existing files, with the slots of the samples."""
+    for part, layout_, outside in records.external_ranges(samples):
+        slots = np.searchsorted(samples.sample_ids, part.sample_ids)[outside.slots]
+        columns = (slots, outside.fields, outside.ranges.shard_ids, outside.ranges.starts, outside.ranges.lengths)
+        for slot, field, file, start, length in zip(*(column.tolist() for column in columns), strict=True):
+            name = layout_.fields[field].name
+            yield slot, ByteRange("external", (name,), start, start + length, outside.names[file])
 
 
 def _row(shard: ShardReader, local_id: int) -> ByteRange:

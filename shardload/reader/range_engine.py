@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.format.external import ExternalFile
 from shardload.format.table import ShardTable
-from shardload.reader.arrivals import Arrivals, Fetch, Place, Span
+from shardload.reader.arrivals import Arrivals, Fetch
 from shardload.reader.engines import Ranges, pieces_of
-from shardload.reader.files import OpenFiles
+from shardload.reader.files import NumberedFiles, OpenFiles
+from shardload.reader.requests import Place, Span
 from shardload.telemetry import Transfers
 
 Int64 = NDArray[np.int64]
@@ -24,8 +26,8 @@ class RangeEngine:
     far = True
 
     def __init__(self, files: OpenFiles, table: ShardTable) -> None:
-        self._table = table
-        self._arrivals = arrivals = Arrivals(_fetch_from(files, table))
+        self._known = NumberedFiles(table)
+        self._arrivals = arrivals = Arrivals(_fetch_from(files, self._known))
         self._needed_bytes = 0
         weakref.finalize(self, arrivals.close).atexit = False
 
@@ -60,6 +62,10 @@ class RangeEngine:
         if len(some):
             self._arrivals.announce(some.shard_ids, some.starts, some.lengths, urgent=False)
 
+    def add(self, others: Sequence[ExternalFile]) -> list[int]:
+        """Adds files beside the shards."""
+        return self._known.add(others)
+
     def discard(self, shard_id: int, start: int, stop: int) -> None:
         """Drops what is there of a range, whose content was found damaged."""
         self._arrivals.discard(shard_id, start, stop)
@@ -73,14 +79,15 @@ class RangeEngine:
         some = ranges[ranges.lengths > 0]
         if len(some):
             self._arrivals.announce(some.shard_ids, some.starts, some.lengths, urgent=True)
-            self._needed_bytes += int(some.lengths.sum())
         columns = ranges.shard_ids.tolist(), ranges.starts.tolist(), (ranges.starts + ranges.lengths).tolist()
         places: list[Place] = list(zip(*columns, strict=True))
-        return self._arrivals.views(places)
+        views = self._arrivals.views(places)
+        self._needed_bytes += int(some.lengths.sum())
+        return views
 
 
-def _fetch_from(files: OpenFiles, table: ShardTable) -> Fetch:
-    def fetch(shard_id: int, start: int, data: memoryview) -> None:
-        files.get(shard_id, table[shard_id]).read_into(data, start)
+def _fetch_from(files: OpenFiles, known: NumberedFiles) -> Fetch:
+    def fetch(number: int, start: int, data: memoryview) -> None:
+        files.get(number, known[number]).read_into(data, start)
 
     return fetch

@@ -12,10 +12,18 @@ from shardload.codecs import Codec
 from shardload.errors import ChecksumError, FormatError
 from shardload.format import layout
 from shardload.format.checksum import block_sum, block_sums, with_local_ids
-from shardload.format.record import RecordLayout, RecordPlaces, record_layout, record_lengths, record_places
+from shardload.format.record import (
+    RecordLayout,
+    RecordPlaces,
+    external_records,
+    record_layout,
+    record_lengths,
+    record_places,
+)
 from shardload.format.schema import Schema
 from shardload.reader.checks import CheckedBlocks, Verify
 from shardload.reader.engines import Engine, Ranges
+from shardload.reader.external import ExternalFiles, ExternalRecords, Outside
 from shardload.reader.facts import ShardFacts
 from shardload.reader.located import Located, damaged
 from shardload.reader.strings import ByteStrings
@@ -39,6 +47,7 @@ class RecordReader:
         checked: CheckedBlocks,
         verify: Verify,
         codec_of: Callable[[int], Codec | None],
+        external: ExternalFiles,
     ) -> None:
         """Describes the records.
 
@@ -49,6 +58,7 @@ class RecordReader:
             checked: which samples' records have been checked in this process.
             verify: whether checksums are compared; not `auto`.
             codec_of: returns the codec of a shard's generation.
+            external: the existing files that records may lie in.
         """
         self._fields = schema.record_fields
         self._facts = facts
@@ -56,12 +66,13 @@ class RecordReader:
         self._checked = checked
         self._verify = verify
         self._codec_of = codec_of
+        self._external = ExternalRecords(engine, external)
         self._layouts = {
             count: RecordLayout(self._fields[:count]) if count < len(self._fields) else record_layout(schema)
             for count in range(1, len(self._fields) + 1)
         }
 
-    def places(self, samples: Located, records: RecordLayout) -> RecordPlaces:
+    def places(self, samples: Located, records: RecordLayout, external: bool = False) -> RecordPlaces:
         """Returns where records lie, checked against heaps and each other. The ids of the samples do not fall.
 
         The writer puts records one after another. Were they let overlap, a small shard with right checksums could ask for
@@ -72,7 +83,8 @@ class RecordReader:
         """
         heap = self._facts.heap[:, samples.shard_ids]
         try:
-            places = record_places(samples.rows, heap[0], heap[1], records.header.size)
+            size = records.external_bytes if external else records.header.size
+            places = record_places(samples.rows, heap[0], heap[1], size, external)
         except FormatError as error:
             raise damaged(FormatError, samples, error.sample_id or 0, error.message, error.start, error.stop) from None
         starts, stops = places.start, places.start + places.stored
@@ -86,17 +98,28 @@ class RecordReader:
         return places
 
     def ranges(self, samples: Located) -> Ranges:
-        """Returns where the records of samples lie, in the order of their ids."""
+        """Returns where the records of samples lie, by kind and of one kind in the order of their ids."""
         samples = samples[np.argsort(samples.sample_ids)]
         found = []
-        for records, slots in self._by_layout(samples):
+        for records, slots, external in self._by_layout(samples):
             part = samples[slots]
-            places = self.places(part, records)
+            places = self.places(part, records, external)
             found.append((part.shard_ids, places.start, places.stored))
         if not found:
             empty = np.empty(0, dtype=np.int64)
             return Ranges(empty, empty, empty)
         return Ranges(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+    def external_ranges(self, samples: Located) -> list[tuple[Located, RecordLayout, Outside]]:
+        """Returns where fields lie in existing files: the samples that have such fields, by layout in the order of their ids."""
+        if not self._facts.external.any():
+            return []
+        samples = samples[np.argsort(samples.sample_ids)]
+        groups = ((samples[slots], records) for records, slots, external in self._by_layout(samples) if external)
+        return [
+            (part, records, self._external.ranges(part, records, self.places(part, records, True)))
+            for part, records in groups
+        ]
 
     def read(self, samples: Located, wanted: Sequence[int]) -> list[ByteStrings]:
         """Returns the values of some fields.
@@ -114,12 +137,12 @@ class RecordReader:
         """
         order = np.argsort(samples.sample_ids)
         copied: dict[int, list[bytes]] = {}
-        for records, slots in self._by_layout(samples[order]):
+        for records, slots, external in self._by_layout(samples[order]):
             mine = [place for place in wanted if place < len(records.fields)]
             if not mine:
                 continue
             slots = order[slots]
-            places = self.places(samples[slots], records)
+            places = self.places(samples[slots], records, external)
             for first, last in _pieces(places):
                 part = slots[first:last]
                 found = self._read_piece(samples[part], records, places[first:last], mine)
@@ -142,11 +165,11 @@ class RecordReader:
             place: place of the field among the record's fields.
         """
         found = np.zeros(len(samples), dtype=np.int64)
-        for records, slots in self._by_layout(samples):
+        for records, slots, external in self._by_layout(samples):
             if place >= len(records.fields):
                 continue
             part, size = samples[slots], records.header.size
-            places = self.places(part, records)
+            places = self.places(part, records, external)
             if len(records.fields) == 1:
                 found[slots] = places.raw - size
                 continue
@@ -163,17 +186,29 @@ class RecordReader:
             found[slots] = lengths[:, place]
         return found
 
-    def _by_layout(self, samples: Located) -> list[tuple[RecordLayout, Int64]]:
-        """Returns the samples that have records, by the layout of their generation."""
-        counts = self._facts.num_record_fields[samples.shard_ids]
-        if len(counts) and counts[0] > 0 and (counts == counts[0]).all():
-            return [(self._layouts[int(counts[0])], np.arange(len(counts)))]
-        return [(self._layouts[n], np.flatnonzero(counts == n)) for n in np.unique(counts).tolist() if n]
+    def kinds(self, samples: Located) -> Int64:
+        """Returns what records samples have: twice the number of their fields, and 1 more if they are external."""
+        kinds = 2 * self._facts.num_record_fields[samples.shard_ids]
+        if self._facts.external.any():
+            kinds += external_records(samples.rows) & self._facts.external[samples.shard_ids]
+        return kinds
+
+    def _by_layout(self, samples: Located) -> list[tuple[RecordLayout, Int64, bool]]:
+        """Returns the samples that have records, by the layout of their generation, and whether those are external."""
+        kinds = self.kinds(samples)
+        if len(kinds) and kinds[0] > 1 and (kinds == kinds[0]).all():
+            return [(self._layouts[int(kinds[0]) // 2], np.arange(len(kinds)), bool(kinds[0] % 2))]
+        some = (kind for kind in np.unique(kinds).tolist() if kind > 1)
+        return [(self._layouts[kind // 2], np.flatnonzero(kinds == kind), bool(kind % 2)) for kind in some]
 
     def _read_piece(
         self, samples: Located, records: RecordLayout, places: RecordPlaces, wanted: Sequence[int]
     ) -> list[ByteStrings]:
         due = self._checked.due(samples.sample_ids, self._verify)
+        if places.external:
+            found = self._external.read(samples, records, places, wanted, due, self._identities(samples))
+            self._checked.add(samples.sample_ids[due])
+            return found
         lone = len(records.fields) == 1 and not records.packed and not places.framed.any()
         if lone and places.stored.mean() >= _DIRECT_BYTES and (places.stored == places.raw).all():
             return [ByteStrings.of(self._read_directly(samples, records, places, due))]

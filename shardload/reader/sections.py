@@ -1,4 +1,4 @@
-"""What a shard holds beside its samples: keys, statistics, dictionary and description."""
+"""What a shard holds beside its samples: keys, statistics, names of external files, dictionary and description."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from shardload.errors import ChecksumError, FormatError
 from shardload.format import layout
+from shardload.format.external import ExternalFile, decode_external
 from shardload.format.keys import decode_keys
 from shardload.format.manifest import Description, Manifest, decode_description
 from shardload.format.shard import ShardHead
@@ -69,6 +70,13 @@ class ShardSections:
     def dictionary(self) -> bytes:
         """Returns the dictionary of the shard's generation, or nothing."""
         return self.read(layout.SECTION_DICTIONARY) if self._has_dictionary else b""
+
+    def external(self) -> list[ExternalFile]:
+        """Returns the existing files that records of the shard lie in."""
+        if not any(section.kind == layout.SECTION_EXTERNAL for section in self._head.sections):
+            return []
+        data = self.read(layout.SECTION_EXTERNAL)
+        return self._decoded(lambda: decode_external(data))
 
     def read(self, kind: int, field: int = layout.NO_FIELD) -> bytes:
         """Returns the content of a section, checked.

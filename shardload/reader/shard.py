@@ -66,7 +66,8 @@ class ShardReader:
         self._files = files
         self._cache = cache
         self.identity = (entry.generation, entry.unit, entry.part)
-        self.head = read_head(files.get(shard_id, entry), self._expected(), self.identity, with_header=files.near)
+        expected = self._expected(manifest.external)
+        self.head = read_head(files.get(shard_id, entry), expected, self.identity, with_header=files.near)
         # Not `self.file`: a cycle would keep files open until the next garbage collection.
         self.sections = ShardSections(entry, self.head, manifest, partial(files.get, shard_id, entry), cache)
         """What the shard holds beside samples."""
@@ -75,12 +76,13 @@ class ShardReader:
             store = np.empty(entry.num_samples, dtype=row_layout(self.schema).dtype)
         self._table = RowTable(shard_id, entry.name, self.head, row_layout(self.schema), cache, store)
 
-    def _expected(self) -> Expected:
+    def _expected(self, external: bool) -> Expected:
         entry, streams = self.entry, len(self.schema.stream_fields)
         if any(entry.num_items[streams:]):
             raise FormatError(f"{entry.name}: the shard table gives it items of a field that its generation has not")
         items = entry.num_items[:streams]
-        return Expected(self.schema, entry.num_samples, entry.num_bytes, entry.head_digest, items, self._dictionary)
+        facts = (entry.num_samples, entry.num_bytes, entry.head_digest, items, self._dictionary)
+        return Expected(self.schema, *facts, external)
 
     def load_rows(self) -> None:
         """Brings all rows into the store that was given for them."""

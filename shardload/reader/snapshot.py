@@ -8,7 +8,8 @@ from shardload.errors import FormatError, ShardloadError, StateMismatchError, St
 from shardload.format import layout
 from shardload.format.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from shardload.format.table import ShardTable, decode_table, table_bytes, table_name
-from shardload.storage import Storage
+from shardload.reader.reread import rereads
+from shardload.storage import LocalStorage, Storage, UnavailableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,25 @@ class Snapshot:
     table: ShardTable
 
 
+class _Files:
+    """The files that an opening reads: once more where they were damaged on their way, or as a copy."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def discard(self, error: FormatError) -> bool:
+        """Drops copies of the file that an error names; returns whether another read may give other bytes."""
+        if error.shard is None or isinstance(self._storage, LocalStorage):
+            return False
+        file = self._storage.open(error.shard)
+        return file.discard(0, file.num_bytes)
+
+    @rereads
+    def snapshot(self, version: int | None, fingerprint: str | None) -> Snapshot:
+        """See `read_snapshot`."""
+        return _read_snapshot(self._storage, version, fingerprint)
+
+
 def read_snapshot(storage: Storage, version: int | None, fingerprint: str | None) -> Snapshot:
     """Returns the current or a given version of a dataset.
 
@@ -27,6 +47,10 @@ def read_snapshot(storage: Storage, version: int | None, fingerprint: str | None
         FormatError: manifest or table are damaged or not of this format.
         StateMismatchError: the content is not the one that the fingerprint names.
     """
+    return _Files(storage).snapshot(version, fingerprint)
+
+
+def _read_snapshot(storage: Storage, version: int | None, fingerprint: str | None) -> Snapshot:
     manifest = read_manifest(storage, version)
     if fingerprint is not None and manifest.fingerprint != fingerprint:
         raise StateMismatchError(
@@ -47,6 +71,9 @@ def read_manifest(storage: Storage, version: int | None) -> Manifest:
     name = MANIFEST_NAME if version is None else f"manifests/{version}"
     try:
         data = storage.read_small(name, layout.MAX_MANIFEST_BYTES)
+    except UnavailableError:
+        # Another question would only take as long again.
+        raise
     except StorageError:
         if version is not None or storage.exists(MANIFEST_NAME):
             raise

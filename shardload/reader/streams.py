@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,11 @@ from shardload.format.rows import stream_spans
 from shardload.format.schema import Field
 from shardload.planner import ItemRanges, counted
 from shardload.reader.checks import CheckedBlocks, Verify
-from shardload.reader.engines import Engine, Ranges, pieces_of
+from shardload.reader.engines import NO_RANGES, Engine, Ranges, pieces_of
 from shardload.reader.facts import ShardFacts
 from shardload.reader.located import Located, damaged
+
+_T = TypeVar("_T", bound=np.generic)
 
 Int64 = NDArray[np.int64]
 
@@ -93,6 +96,10 @@ class StreamReader:
         self._verify = verify
         self._sums_of = sums_of
 
+    def first_items(self, samples: Located) -> Int64:
+        """Returns the first item in the stream of its shard of each sample. Their ids do not fall."""
+        return self._spans(samples).low // self._field.num_bytes
+
     def ranges(self, samples: Located) -> Ranges:
         """Returns where the items of samples lie, in the order of their ids."""
         return self._ranges(self._spans(samples[np.argsort(samples.sample_ids, kind="stable")]))
@@ -128,34 +135,47 @@ class StreamReader:
             self._fill(spans[some], targets, lambda span, item: (samples[some[span : span + 1]], ""))
         return made
 
-    def read_ranges(self, ranges: ItemRanges, target: NDArray[np.uint8], owner: Owner) -> None:
+    def read_ranges(self, ranges: ItemRanges, target: NDArray[np.uint8], owner: Owner, due: bool = True) -> None:
         """Copies ranges of items, one after another, into an array.
 
         Args:
             ranges: of shards that are open, within their streams; at least one.
             target: uint8 of shape (bytes,), C-contiguous and as long as all ranges; belongs to the caller.
             owner: tells whose items are damaged.
+            due: False where it is known that no block is to be checked.
 
         Raises:
             FormatError: a block is damaged; names shard and sample.
             StorageError: a file cannot be read.
         """
-        self._fill(self._spans_of(ranges), [target], owner)
+        spans = self._spans_of(ranges)
+        if due:
+            self._fill(spans, [target], owner)
+        else:
+            self._engine.read(self._ranges(spans), [target])
 
-    def hints(self, ranges: ItemRanges, hinted: CheckedBlocks | None) -> Ranges:
+    def hints(self, ranges: ItemRanges, hinted: CheckedBlocks | None) -> Ranges | None:
         """Returns what is to be announced of ranges of items.
 
         Args:
             ranges: as for `read_ranges`.
             hinted: the blocks that were announced, which are left out and to which these are added; None to announce all.
+
+        Returns:
+            None if all blocks have been checked and stay in memory.
         """
         spans = self._spans_of(ranges)
         if hinted is not None:
             first, counts = self._block_ranges(spans)
             numbers = counted(first, counts)
-            new = np.logical_or.reduceat(hinted.missing(numbers), np.cumsum(counts) - counts)
-            hinted.add(numbers)
-            spans = spans[new]
+            # What was checked has been read, whoever announced it.
+            if self._verify == "once" and not self._checked.missing(numbers).any():
+                return None
+            missing = hinted.missing(numbers)
+            if not missing.any():
+                return NO_RANGES
+            hinted.add(numbers[missing])
+            spans = spans[np.logical_or.reduceat(missing, np.cumsum(counts) - counts)]
         return self._hinted(spans)
 
     def _spans_of(self, ranges: ItemRanges) -> Spans:
@@ -172,7 +192,9 @@ class StreamReader:
         return Spans(samples.shard_ids, starts * self._field.num_bytes, stops * self._field.num_bytes)
 
     def _ranges(self, spans: Spans) -> Ranges:
-        spans = spans[spans.low < spans.high]
+        some = spans.low < spans.high
+        if not some.all():
+            spans = spans[some]
         starts = self._facts.streams(self._number).starts[spans.shard_ids]
         return Ranges(spans.shard_ids, starts + spans.low, spans.high - spans.low)
 
@@ -196,7 +218,13 @@ class StreamReader:
     def _fill(self, spans: Spans, targets: Sequence[NDArray[np.uint8]], owner: Owner) -> None:
         """Copies spans that hold something, one after another, into arrays; none crosses from one into the next."""
         first, counts = self._block_ranges(spans)
-        if not self._checked.due(counted(first, counts), self._verify).any():
+        numbers = counted(first, counts)
+        due = self._checked.due(numbers, self._verify)
+        if not due.any():
+            self._engine.read(self._ranges(spans), targets)
+            return
+        if self._engine.name == "map" and self._verify == "once" and self._right(numbers[due]):
+            # Of blocks that are right and stay in memory no copy is needed with more than what is asked for.
             self._engine.read(self._ranges(spans), targets)
             return
         outs = pieces_of(spans.high - spans.low, targets)
@@ -227,7 +255,7 @@ class StreamReader:
             targets.append(flat[first:stop])
             first = (short + 1) * layout.BLOCK_BYTES
         starts = facts.starts[blocks.shard_ids] + blocks.local_ids * layout.BLOCK_BYTES
-        self._engine.read(_runs(blocks, starts, blocks.lengths), [*targets, flat[first:]])
+        self._engine.read(self._runs(blocks, starts, blocks.lengths), [*targets, flat[first:]])
         return data
 
     def _stored_sums(self, blocks: Blocks) -> NDArray[np.uint32]:
@@ -235,7 +263,7 @@ class StreamReader:
         stored = np.empty(len(blocks.numbers), dtype="<u4")
         if self._sums_of is None:
             starts = self._facts.streams(self._number).sum_starts[blocks.shard_ids] + 4 * blocks.local_ids
-            self._engine.read(_runs(blocks, starts, np.full(len(stored), 4)), [stored.view(np.uint8)])
+            self._engine.read(self._runs(blocks, starts, np.full(len(stored), 4)), [stored.view(np.uint8)])
             return stored
         for shard_id in np.unique(blocks.shard_ids).tolist():
             mine = blocks.shard_ids == shard_id
@@ -244,6 +272,22 @@ class StreamReader:
 
     def _check(self, blocks: Blocks, data: NDArray[np.uint8], spans: Spans, owner: Owner) -> None:
         """Compares blocks with their checksums."""
+        wrong = self._wrong(blocks, data)
+        if wrong is not None:
+            raise self._damaged(blocks, wrong, spans, owner)
+        self._checked.add(blocks.numbers)
+
+    def _right(self, numbers: Int64) -> bool:
+        """Tells whether blocks have their checksums, and then notes them; which has not is not asked."""
+        for some in _groups(np.unique(numbers), max(1, PIECE_BYTES // layout.BLOCK_BYTES)):
+            blocks = self._blocks(some)
+            if self._wrong(blocks, self._read_blocks(blocks)) is not None:
+                return False
+            self._checked.add(some)
+        return True
+
+    def _wrong(self, blocks: Blocks, data: NDArray[np.uint8]) -> int | None:
+        """Returns the first of some blocks that has not its checksum; None where all have."""
         stored = self._stored_sums(blocks)
         identities = with_local_ids(self._facts.identities(self._number)[blocks.shard_ids], blocks.local_ids)
         sums = data_sums(stored, identities, layout.BLOCK_BYTES)
@@ -252,12 +296,21 @@ class StreamReader:
             good &= block_sum(data[short, : blocks.lengths[short]], int(identities[short])) == stored[short]
             # Now that of the whole row, so that all rows are alike.
             sums[short] = block_sum(data[short], 0)
-        groups = (slice(first, first + _GROUP_BLOCKS) for first in range(0, len(data), _GROUP_BLOCKS))
-        if not good or not all(rows_match(data[group], sums[group]) for group in groups):
-            for i in range(len(data)):
-                if block_sum(data[i, : blocks.lengths[i]], int(identities[i])) != stored[i]:
-                    raise self._damaged(blocks, i, spans, owner)
-        self._checked.add(blocks.numbers)
+        if good and all(map(rows_match, _groups(data, _GROUP_BLOCKS), _groups(sums, _GROUP_BLOCKS))):
+            return None
+        lengths = blocks.lengths.tolist()
+        wrong = (i for i in range(len(data)) if block_sum(data[i, : lengths[i]], int(identities[i])) != stored[i])
+        return next(wrong, None)
+
+    def _runs(self, blocks: Blocks, starts: Int64, lengths: Int64) -> Ranges:
+        """Returns the ranges of what belongs to blocks.
+
+        They are joined where blocks follow each other in a shard, unless mapped ones are all of one size, which are gathered.
+        """
+        if self._engine.name == "map" and (lengths == lengths[0]).all():
+            return Ranges(blocks.shard_ids, starts, lengths)
+        edges = np.concatenate([[0], np.flatnonzero(np.diff(blocks.numbers) != 1) + 1])
+        return Ranges(blocks.shard_ids[edges], starts[edges], np.add.reduceat(lengths, edges))
 
     def _damaged(self, blocks: Blocks, i: int, spans: Spans, owner: Owner) -> ChecksumError:
         """Returns the error for a block; it names the owner of the first of the spans that have part of it."""
@@ -276,10 +329,9 @@ def _later(owner: Owner, skipped: int, span: int, item: int) -> tuple[Located, s
     return owner(skipped + span, item)
 
 
-def _runs(blocks: Blocks, starts: Int64, lengths: Int64) -> Ranges:
-    """Returns the ranges of what belongs to blocks, joined where blocks follow each other in a shard."""
-    edges = np.concatenate([[0], np.flatnonzero(np.diff(blocks.numbers) != 1) + 1])
-    return Ranges(blocks.shard_ids[edges], starts[edges], np.add.reduceat(lengths, edges))
+def _groups(values: NDArray[_T], size: int) -> list[NDArray[_T]]:
+    """Returns an array in pieces of at most so many of its first dimension."""
+    return [values[first : first + size] for first in range(0, len(values), size)]
 
 
 def _parts(sizes: Int64) -> list[slice]:

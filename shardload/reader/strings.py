@@ -8,6 +8,10 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.errors import FormatError
+from shardload.format.ragged import Ragged, join_ragged
+from shardload.format.schema import Field
+
 Int64 = NDArray[np.int64]
 
 
@@ -83,3 +87,20 @@ class ByteStrings(Sequence[bytes]):
             UnicodeDecodeError: one is no UTF-8.
         """
         return [value.decode() for value in self.tolist()]
+
+
+def joined_values(field: Field, values: ByteStrings, sample_ids: Int64, location: str) -> ByteStrings | Ragged:
+    """Returns the values of a field as they are in a batch: those of ragged fields end to end.
+
+    Raises:
+        FormatError: a value is not whole items; names dataset and sample.
+    """
+    if not field.ragged:
+        return values
+    try:
+        return join_ragged(field, values.tolist())
+    except FormatError as error:
+        sample_id = int(sample_ids[error.sample_id or 0])
+        raise FormatError(
+            f"{location}: {error.message} (sample {sample_id})", dataset=location, sample_id=sample_id
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +12,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from shardload.errors import FormatError, ShardloadError
 from shardload.format import layout
+from shardload.format.external import ExternalFile
 from shardload.format.manifest import MANIFEST_NAME, Description, Manifest
 from shardload.format.schema import Field
 from shardload.format.shard import ShardHead, check_header
@@ -50,6 +53,7 @@ def verify_dataset(
     samples: bool = False,
     workers: int | None = None,
     on_shard: Callable[[ShardEntry], None] | None = None,
+    on_file: Callable[[ExternalFile], None] | None = None,
 ) -> list[Damage]:
     """Compares all files of a dataset's current version with their digests, and what shards say with itself.
 
@@ -61,6 +65,7 @@ def verify_dataset(
         workers: threads; None for one a core, and 16 where what they read is a request away. Hashing does not hold the
             interpreter lock.
         on_shard: called after each shard, from any thread.
+        on_file: called after each existing file that records lie in, likewise.
 
     Returns:
         What is damaged, in the order of the files; empty if every byte is as it was written.
@@ -91,7 +96,8 @@ def verify_dataset(
     if workers is None:
         workers = os.cpu_count() or 1 if isinstance(storage, LocalStorage) else _FAR_WORKERS
     with ThreadPoolExecutor(workers) as pool:
-        return newer + [damage for found in pool.map(check, range(len(snapshot.table))) for damage in found]
+        damages = [damage for found in pool.map(check, range(len(snapshot.table))) for damage in found]
+        return newer + damages + list(_check_external(storage, snapshot, pool, on_file))
 
 
 def _check_manifests(storage: Storage) -> Iterator[Damage]:
@@ -161,12 +167,74 @@ def _check_shard(
     ]
 
 
+def _check_external(
+    storage: Storage, snapshot: Snapshot, pool: ThreadPoolExecutor, on_file: Callable[[ExternalFile], None] | None
+) -> Iterator[Damage]:
+    """Yields which existing files that records lie in are not what they were, with the samples that are lost."""
+    if not snapshot.manifest.external:
+        return
+    shards: dict[ExternalFile, list[int]] = {}
+    access = Access(storage, snapshot, "always")
+    for shard_id in range(len(snapshot.table)):
+        # What is wrong with a shard itself is told already.
+        with contextlib.suppress(ShardloadError):
+            for file in access.shard(shard_id).sections.external():
+                shards.setdefault(file, []).append(shard_id)
+
+    def check(file: ExternalFile) -> str:
+        try:
+            intact = _digest(storage.open(file.name, file.num_bytes)).hex() == file.sha256
+            return "" if intact else f"{storage.root}: {file.name} does not have the SHA-256 that it had"
+        except ShardloadError as error:
+            return error.message
+        finally:
+            if on_file is not None:
+                on_file(file)
+
+    for file, message in zip(shards, pool.map(check, shards), strict=True):
+        if message:
+            lost = [one for shard_id in shards[file] for one in _lost_in(access, snapshot, shard_id, file.name)]
+            message += ": it has changed since it was indexed; put it back, or run `shardload index --replace` again"
+            yield Damage(file.name, message, None, lost)
+
+
+def _lost_in(access: Access, snapshot: Snapshot, shard_id: int, name: str) -> list[int]:
+    """Returns the samples of a shard that lie in an existing file and cannot be read as they were."""
+    first, last = (int(n) for n in snapshot.table.first_sample_ids[shard_id : shard_id + 2])
+    fields = snapshot.manifest.parsed_schema.record_fields
+    lost = []
+    for start in range(first, last, _DECODED):
+        with contextlib.suppress(ShardloadError):
+            for samples, _, outside in access.outside(np.arange(start, min(start + _DECODED, last))):
+                files = [number for number, one in outside.names.items() if one == name]
+                mine = samples.sample_ids[np.unique(outside.slots[np.isin(outside.ranges.shard_ids, files)])]
+                lost += _unreadable(access, mine, fields)[0]
+    return lost
+
+
+def _unreadable(access: Access, sample_ids: NDArray[np.int64], fields: Sequence[Field]) -> tuple[list[int], str]:
+    """Returns which samples cannot be read, and what is said of the first: all are tried at once, then each alone."""
+    bad: list[int] = []
+    message = ""
+    try:
+        list(access.read_batch(sample_ids, {}, fields))
+    except ShardloadError:
+        for sample_id in sample_ids.tolist():
+            try:
+                list(access.read_batch(np.array([sample_id]), {}, fields))
+            except ShardloadError as error:
+                bad.append(sample_id)
+                message = message or error.message
+    return bad, message
+
+
 def _check_structure(snapshot: Snapshot, access: Access, shard_id: int) -> Iterator[Damage]:
     """Yields what a shard says that cannot be, though it has its digest: the work of no writer of ours."""
     entry, manifest = snapshot.table[shard_id], snapshot.manifest
     try:
         shard = access.shard(shard_id)
         _check_header(shard)
+        shard.sections.external()
         for start in range(0, entry.num_samples, _ROWS):
             access.check_rows(shard_id, start, min(start + _ROWS, entry.num_samples))
         _check_padding(shard.file(), shard.head)
@@ -188,16 +256,8 @@ def _check_samples(snapshot: Snapshot, access: Access, shard_id: int) -> Iterato
     bad: list[int] = []
     message = ""
     for start in range(first, last, _DECODED):
-        ids = np.arange(start, min(start + _DECODED, last))
-        try:
-            list(access.read_batch(ids, {}, fields))
-        except ShardloadError:
-            for sample_id in ids.tolist():
-                try:
-                    list(access.read_batch(np.array([sample_id]), {}, fields))
-                except ShardloadError as error:
-                    bad.append(sample_id)
-                    message = message or error.message
+        some, first_message = _unreadable(access, np.arange(start, min(start + _DECODED, last)), fields)
+        bad, message = bad + some, message or first_message
     if bad:
         yield Damage(snapshot.table[shard_id].name, message, "samples", bad)
 
@@ -289,6 +349,7 @@ _NAMES = {
     layout.SECTION_DICTIONARY: "dictionary",
     layout.SECTION_KEYS: "keys",
     layout.SECTION_STATISTICS: "statistics",
+    layout.SECTION_EXTERNAL: "external",
     layout.SECTION_DESCRIPTION: "description",
 }
 
@@ -301,5 +362,6 @@ def _locate_digested(access: Access, shard_id: int, all_ids: Sequence[int]) -> I
             try:
                 shard.sections.read(section.kind, section.field)
             except ShardloadError as error:
-                lost = all_ids if section.kind == layout.SECTION_DICTIONARY else ()
+                needed = section.kind in (layout.SECTION_DICTIONARY, layout.SECTION_EXTERNAL)
+                lost = all_ids if needed else ()
                 yield Damage(shard.entry.name, error.message, _NAMES[section.kind], lost)

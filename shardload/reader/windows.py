@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from shardload.errors import FormatError, ShardloadError
 from shardload.format.ragged import Ragged
 from shardload.format.schema import Field, Schema, canonical_json
+from shardload.memory.byte_strings import keep_freed_memory
 from shardload.order.epoch import EpochOrders
+from shardload.order.next_use import Uses
 from shardload.order.selection import resolve_indices
 from shardload.order.shuffle import Shuffle
 from shardload.order.windows import PhasedOrders, WindowGrid
-from shardload.planner import ItemRanges, cut_by_shard
 from shardload.quantities import as_integer
 from shardload.reader.access import Access, Buffers
 from shardload.reader.batch import Column, SampleBatch
 from shardload.reader.dataset import ShardDataset
-from shardload.reader.items import NO_SEGMENTS
-from shardload.reader.source import SampleSource
+from shardload.reader.documents import AllDocuments, ChosenDocuments, Documents
+from shardload.reader.source import Fields, SampleSource, View
 from shardload.reader.transform import Transform
 
 Int64 = NDArray[np.int64]
@@ -58,7 +59,7 @@ class TokenWindows(SampleSource):
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: ShardDataset | View,
         field: str,
         length: int,
         stride: int | None = None,
@@ -71,16 +72,18 @@ class TokenWindows(SampleSource):
         """Describes the windows; nothing is read but what opening the dataset has read.
 
         Args:
-            dataset: what `shardload.open` gave. Its own fields and decoders do not matter here.
+            dataset: what `shardload.open` gave, or a view of it, whose samples then stand end to end in the view's order: of
+                these the lengths are read before anything else, and kept with 8 bytes each. Its own fields and decoders do not
+                matter here.
             field: name of a ragged field of numbers that is not compressed, such as `uint16[*]`. Where it is missing (in a
                 nullable field) or empty a sample has no items.
             length: items of a window.
             stride: items from the start of one window to that of the next; less than `length` to overlap. None: `length`.
             shift: how many items behind `input_ids` the `labels` start. 0 for models that shift labels themselves.
             documents: what is given of the samples that a window has parts of; True for all of: `doc_id`, int64 of shape
-                (length,), the dataset's sample id of each item; `position_ids`, int64 of shape (length,), which count from 0
-                at the window's start and at each sample's; and `cu_seqlens`, int32 of shape (parts + 1,), where parts start
-                and the last one ends.
+                (length,), the sample id of each item, in the dataset or the view; `position_ids`, int64 of shape (length,), which
+                count from 0 at the window's start and at each sample's; and `cu_seqlens`, int32 of shape (parts + 1,), where
+                parts start and the last one ends.
             phase: `epoch` moves all windows of an epoch by one number of items below the stride, drawn by seed and epoch, so
                 that windows are cut at other places in each epoch. There are then as many windows as fit wherever they are moved
                 to, and windows of other epochs have ids from `len(windows)` on. Views of windows are not moved.
@@ -90,11 +93,13 @@ class TokenWindows(SampleSource):
             TypeError: not a dataset of `shardload.open`.
             ValueError: the field has no stream, or a size cannot be.
         """
-        if not isinstance(dataset, ShardDataset):
-            kind = type(dataset).__name__
+        view = dataset if isinstance(dataset, View) else None
+        source = dataset if view is None else view.source
+        if not isinstance(source, ShardDataset):
+            kind = type(source).__name__ if view is None else f"view of a {type(source).__name__}"
             raise TypeError(
-                f"windows are made of a dataset of shardload.open, not of a {kind}: take a view of its windows (select, split), or "
-                "join the windows of several (shardload.concat, shardload.Mixture)"
+                f"windows are made of a dataset of shardload.open, or of a view of one, not of a {kind}: make windows of each, and "
+                "join them (shardload.concat, shardload.Mixture) or take views of them (select, split)"
             )
         if dataset.transform is not None:
             raise ValueError(
@@ -106,9 +111,12 @@ class TokenWindows(SampleSource):
         self.fields = None
         self.decode = {}
         self.transform = transform
-        self.dataset = dataset
-        self.field = _stream_field(dataset, field)
+        self.dataset = source
+        self.view = view
+        """Whose samples stand end to end; None for all of the dataset's."""
+        self.field = _stream_field(source, field)
         """The field that windows are cut from, in the dataset's schema."""
+        self.stored_kinds = dict.fromkeys((INPUT, LABEL), self.field.kind) if self.field.kind in _WIDENED else {}
         self.length = as_integer(length, "length", 1)
         self.stride = self.length if stride is None else as_integer(stride, "stride", 1)
         self.shift = as_integer(shift, "shift")
@@ -158,7 +166,7 @@ class TokenWindows(SampleSource):
         facts |= {
             "source": "token windows",
             "version": 1,
-            "dataset": self.dataset.fingerprint,
+            "dataset": (self.dataset if self.view is None else self.view).fingerprint,
             "field": self.field.name,
         }
         return hashlib.sha256(canonical_json(facts)).hexdigest()
@@ -181,7 +189,9 @@ class TokenWindows(SampleSource):
     def bare(self) -> Self:
         """Returns the same windows without transform."""
         same = object.__new__(type(self))
-        same.__dict__.update(self.__getstate__() | {"transform": None, "dataset": self.dataset.bare()})
+        dataset = self.dataset.bare()
+        view = None if self.view is None else View(dataset, self.view.selection)
+        same.__dict__.update(self.__getstate__() | {"transform": None, "dataset": dataset, "view": view})
         return same
 
     def orders(self, shuffle: Shuffle) -> EpochOrders:
@@ -204,14 +214,10 @@ class TokenWindows(SampleSource):
     ) -> list[SampleBatch]:
         """Returns several batches of windows as columns, by reads that are planned over all of them."""
         names, ids = {field.name for field in fields}, np.concatenate(batches)
-        edges = np.cumsum([0, *map(len, batches)]).tolist()
-        parts = [slice(first, last) for first, last in pairwise(edges)]
+        parts = [slice(first, last) for first, last in pairwise(accumulate(map(len, batches), initial=0))]
+        fixed = [field for field in fields if field.fixed]
         made: list[dict[str, Any]] = [
-            {
-                f.name: lent[f.name] if f.name in lent else np.empty((len(own), *f.shape), f.dtype)
-                for f in fields
-                if f.fixed
-            }
+            {f.name: lent[f.name] if f.name in lent else np.empty((len(own), *f.shape), f.dtype) for f in fixed}
             for own, lent in zip(batches, buffers, strict=True)
         ]
         access = self.dataset._process_access()
@@ -223,14 +229,14 @@ class TokenWindows(SampleSource):
         return [SampleBatch(own, mine, self.location) for own, mine in zip(batches, columns, strict=True)]
 
     def will_need(
-        self, sample_ids: Int64, fields: Sequence[Field] | None = None, *, rows_announced: bool = False
+        self, sample_ids: Int64, fields: Fields = None, *, rows_announced: bool = False, uses: Uses | None = None
     ) -> None:
         """Tells the operating system that windows will be read soon."""
         names = {field.name for field in (self.field_list if fields is None else fields)}
         if {INPUT, LABEL} & names:
             with contextlib.suppress(ShardloadError, OSError):
-                ranges = self._ranges(sample_ids, self.length + self.shift)
-                access = self.dataset._process_access()
+                access, starts = self.dataset._process_access(), self._grid.starts(sample_ids)
+                ranges = self._documents.ranges(access, starts, self.length + self.shift)
                 access.beside(access.will_need_items, self.field, ranges)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
@@ -239,13 +245,16 @@ class TokenWindows(SampleSource):
     def _read_items(self, access: Access, ids: Int64, parts: Sequence[slice], made: Sequence[dict[str, Any]]) -> None:
         """Fills the arrays of inputs and labels of batches, which are parts of the ids."""
         size = self.length + self.shift
-        ranges = self._ranges(ids, size)
-        access.will_need_items(self.field, ranges)
+        ranges = self._documents.ranges(access, self._grid.starts(ids), size)
+        due = access.will_need_items(self.field, ranges)
         step = max(1, _CHUNK_BYTES // (size * self.field.num_bytes))
+        keep_freed_memory()
         for first in range(0, len(ids), step):
             items = np.empty((min(step, len(ids) - first), size, *self.field.shape), self.field.dtype)
-            some, target = ranges.of(first, first + step), items.reshape(-1).view(np.uint8)
-            access.read_items(self.field, some, target, lambda slot: f"window {ids[slot]}")
+            some = ranges if step >= len(ids) else ranges.of(first, first + step)
+            access.read_items(
+                self.field, some, items.reshape(-1).view(np.uint8), lambda slot: f"window {ids[slot]}", due
+            )
             for part, values in zip(parts, made, strict=True):
                 start, stop = max(part.start, first), min(part.stop, first + step)
                 for name, skipped in ((INPUT, 0), (LABEL, self.shift)):
@@ -257,8 +266,7 @@ class TokenWindows(SampleSource):
         self, access: Access, ids: Int64, parts: Sequence[slice], made: Sequence[dict[str, Any]]
     ) -> None:
         """Makes what is asked for of `DOCUMENT_FIELDS` for batches, which are parts of the ids."""
-        ranges = self._ranges(ids, self.length)
-        segments = access.segments(self.field, ranges) if len(ranges) else NO_SEGMENTS
+        segments = self._documents.segments(access, self._grid.starts(ids), self.length)
         for part, values in zip(parts, made, strict=True):
             first, stop = np.searchsorted(segments.slots, [part.start, part.stop])
             own, lengths = segments.sample_ids[first:stop], segments.lengths[first:stop]
@@ -276,8 +284,12 @@ class TokenWindows(SampleSource):
             slots = segments.slots[first:stop] - part.start
             values["cu_seqlens"] = _bounds(slots, starts + lengths - slots * self.length, part.stop - part.start)
 
-    def _ranges(self, ids: Int64, size: int) -> ItemRanges:
-        return cut_by_shard(self._grid.starts(ids), size, self._first_items)
+    @cached_property
+    def _documents(self) -> Documents:
+        if self.view is None:
+            return AllDocuments(self.field, self._first_items)
+        lengths = self.view.lengths(self.field.name)
+        return ChosenDocuments(self.field, self.view.selection, np.concatenate([[0], np.cumsum(lengths)]))
 
     @cached_property
     def _first_items(self) -> Int64:
@@ -294,8 +306,7 @@ class TokenWindows(SampleSource):
 
     @cached_property
     def _grid(self) -> WindowGrid:
-        num_items = int(self._first_items[-1])
-        return WindowGrid(num_items, self.length, self.stride, self.shift, self.phase == "epoch")
+        return WindowGrid(self._documents.num_items, self.length, self.stride, self.shift, self.phase == "epoch")
 
     def _sample_ids(self, indices: Sequence[int] | Int64) -> Int64:
         """Returns indices as window ids, those below 0 counted from the end; ids of other epochs are from `len` on."""

@@ -8,16 +8,19 @@ from typing import Any, Literal
 
 from shardload.errors import StorageError
 
-Kind = Literal["transient", "throttled", "access", "missing", "changed", "wrong"]
-"""`transient`: may go well next time (connections, timeouts, 5xx). `throttled`: asks for a pause (429, 503). `access`: refused
-(401, 403). `missing`: there is no such object. `changed`: it is another one than was opened. `wrong`: an answer that does not
-answer the request, such as another range, a length of its own, or a page about an error."""
+Kind = Literal["transient", "throttled", "stalled", "unreachable", "wrong", "access", "missing", "changed", "refused"]
+"""`transient`: may go well next time (a connection that broke, 5xx). `throttled`: asks for a pause (429, 503). `stalled`: no
+answer, or no more of it, in time. `unreachable`: no connection, or no address for the name, so that the request did not arrive.
+`wrong`: an answer that does not answer the request, such as another range, a length of its own, or a page about an error.
+`access`: refused (401, 403). `missing`: there is no such object. `changed`: it is another one than was opened. `refused`: anything
+else, which will not go better next time."""
 
 _MISSING = {404, 410}
 _ACCESS = {401, 403, 407}
 _THROTTLED = {429, 503}
 _TRANSIENT = {408, 425, 500, 502, 504, 509, 520, 521, 522, 523, 524}
-_CHANGED = {412}
+_CHANGED = {412, 416}
+"""A range that lies within the known length is only outside of another object."""
 
 
 class AnswerError(StorageError):
@@ -50,6 +53,10 @@ class AnswerError(StorageError):
         return make, arguments, (state or {}) | told
 
 
+class UnavailableError(AnswerError):
+    """A store gave no right answer in time, or by as many attempts as there are: no other file of it would fare better."""
+
+
 class RefusalError(Exception):
     """The same within a way of fetching, which does not know the place: becomes an `AnswerError`."""
 
@@ -69,7 +76,7 @@ def kind_of_status(status: int) -> Kind:
         "transient": _TRANSIENT,
         "changed": _CHANGED,
     }
-    return next((kind for kind, statuses in kinds.items() if status in statuses), "wrong")
+    return next((kind for kind, statuses in kinds.items() if status in statuses), "refused")
 
 
 def refused(status: int, retry_after: str | None = None) -> RefusalError:
@@ -80,7 +87,7 @@ def refused(status: int, retry_after: str | None = None) -> RefusalError:
         "throttled": "the store asks for fewer requests",
         "transient": "the store failed",
         "changed": "the object changed since it was opened",
-        "wrong": "the store did not give the range",
+        "refused": "the store refused",
     }
     kind = kind_of_status(status)
     return RefusalError(kind, f"{words[kind]} (status {status})", seconds_of(retry_after))

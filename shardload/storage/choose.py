@@ -8,9 +8,15 @@ from typing import Any
 from urllib.parse import unquote
 
 from shardload.storage.base import Storage
+from shardload.storage.limits import Limits
 from shardload.storage.local import LocalStorage
 from shardload.storage.remote import RemoteStorage
+from shardload.storage.retrying import RetryingStorage
+from shardload.storage.schedule import RetryPolicy
 from shardload.storage.secrets import is_url, shown
+
+OWN_OPTIONS = "shardload"
+"""Storage options below this name are for this package; all others are for the file system."""
 
 _LOCAL_SCHEMES = ("file", "local")
 
@@ -20,14 +26,15 @@ def storage_of(location: str | os.PathLike[str], options: Mapping[str, Any] | No
 
     Args:
         location: a path, or any URL of fsspec.
-        options: for the file system that fsspec has for the URL, such as `key`, `secret` and `endpoint_url` of s3.
+        options: for the file system that fsspec has for the URL, such as `key`, `secret` and `endpoint_url` of s3. Those under
+            `shardload` are ours: see `RetryPolicy.from_options`.
 
     Raises:
-        ValueError: there are options for a path, which has none.
+        ValueError: there are options for a path, which has none; or such of ours that do not exist.
     """
     path = _without_scheme(os.fspath(location))
     if is_url(path):
-        return RemoteStorage(path, options)
+        return _far(path, dict(options or {}))
     if options:
         raise ValueError(f"storage_options are for URLs, such as s3://bucket/data; {path} is a path")
     return LocalStorage(os.path.abspath(path))
@@ -50,3 +57,12 @@ def local_path(location: str | os.PathLike[str]) -> str:
 def _without_scheme(path: str) -> str:
     scheme, separator, rest = path.partition("://")
     return unquote(rest) if separator and scheme in _LOCAL_SCHEMES else path
+
+
+def _far(url: str, options: dict[str, Any]) -> Storage:
+    own = options.pop(OWN_OPTIONS, {})
+    if not isinstance(own, Mapping):
+        raise ValueError(f"storage_options[{OWN_OPTIONS!r}] must be a mapping, such as {{'deadline': 60}}")
+    policy = RetryPolicy.from_options(own)
+    limits = Limits(policy.progress_seconds, policy.deadline_seconds)
+    return RetryingStorage(RemoteStorage(url, options, limits), policy)

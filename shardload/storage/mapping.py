@@ -34,6 +34,8 @@ _MADV_RANDOM, _MADV_WILLNEED, _MADV_DONTNEED = 1, 3, 4
 _SYS_PROCESS_MADVISE = 440  # the same number on every architecture
 _MIN_UNIT_BYTES = 256
 """Below this a gather of units takes longer than the kernel's copy of whole ranges."""
+_PIECE_BYTES = 128 << 10
+"""So many bytes are copied at a time where a copy is made twice: both fit a processor's own cache."""
 _MAX_TABLE_BYTES = 64 << 20
 _MAX_AHEAD_BYTES = 128 << 10
 """The kernel reads no more of an announced range than its device's read-ahead, which is 128 KiB unless it was changed."""
@@ -63,22 +65,23 @@ class MappedFiles:
     Belongs to the process that made it. Descriptors are not kept.
     """
 
-    def __init__(self, sizes: Int64) -> None:
+    def __init__(self, sizes: Int64, spare_bytes: int = 0) -> None:
         """Reserves addresses; maps nothing yet.
 
         Args:
             sizes: bytes of each file: int64 of shape (files,).
+            spare_bytes: addresses that are reserved for files added later.
 
         Raises:
             OSError: the system lacks the calls, or has no room for so many files or bytes.
         """
         _probe()
-        if len(sizes) > _max_maps() // 2:
-            raise OSError(f"{len(sizes)} files are more than half of the mappings that a process may have")
-        if float(sizes.sum(dtype=np.float64)) > _MAX_BYTES:
+        _check_count(len(sizes))
+        if float(sizes.sum(dtype=np.float64)) + spare_bytes > _MAX_BYTES:
             raise OSError("the files are longer than the addresses of a process reach")
         spans = -(-sizes // _PAGE_BYTES) * _PAGE_BYTES
-        self._num_bytes = max(int(spans.sum()), _PAGE_BYTES)
+        self._used_bytes = max(int(spans.sum()), _PAGE_BYTES)
+        self._num_bytes = self._used_bytes + -(-spare_bytes // _PAGE_BYTES) * _PAGE_BYTES
         flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
         self._start = _mmap(None, self._num_bytes, _PROT_NONE, flags, -1)
         weakref.finalize(self, _libc().munmap, self._start, self._num_bytes).atexit = False
@@ -96,6 +99,24 @@ class MappedFiles:
         self._lock = threading.Lock()
         self._views: dict[int, NDArray[np.uint8]] = {}
         watch_faults(self)
+
+    def add(self, sizes: Int64) -> None:
+        """Adds files behind those that are there, of the given bytes.
+
+        Raises:
+            OSError: there is no room for them; none is added.
+        """
+        spans = -(-sizes // _PAGE_BYTES) * _PAGE_BYTES
+        with self._lock:
+            _check_count(len(self._sizes) + len(sizes))
+            if float(spans.sum(dtype=np.float64)) > self._num_bytes - self._used_bytes:
+                raise OSError("the files are longer than the addresses that were reserved for them")
+            first = self._start + self._used_bytes
+            self._used_bytes += int(spans.sum())
+            self._sizes, self._spans = np.append(self._sizes, sizes), np.append(self._spans, spans)
+            self.addresses = np.append(self.addresses, np.cumsum(spans) - spans + first)
+            self.residency = np.append(self.residency, np.zeros(len(sizes)))
+            self.mapped = np.append(self.mapped, np.zeros(len(sizes), dtype=np.bool_))
 
     def map(self, number: int, descriptor: int) -> None:
         """Maps a file of the size that was given for it. The descriptor may be closed afterwards.
@@ -160,6 +181,30 @@ class MappedFiles:
             first = last
         return True
 
+    def gather_anywhere(self, starts: Int64, size: int, targets: Sequence[NDArray[np.uint8]]) -> bool:
+        """Copies ranges of one size as `gather` does, wherever they start, with the interpreter's lock held.
+
+        For pages that are in memory. numpy takes elements of an array as they lie, also where those overlap: here each address
+        has one that is as long as a range.
+
+        Returns:
+            False, with nothing copied, where faults are not caught.
+        """
+        if not catches_faults():
+            return False
+        places, kind, step = starts - self._start, np.dtype((np.void, size)), max(1, _PIECE_BYTES // size)
+        view: NDArray[np.void] = np.ndarray((self._num_bytes - size + 1,), kind, self._view(1), strides=(1,))
+        self._count(len(starts), len(starts) * size)
+        first = 0
+        for target in targets:
+            out = target.view(kind)
+            for start in range(0, len(out), step):
+                # Taken into memory of numpy's own, and moved while the processor still has it.
+                part = out[start : start + step]
+                part[...] = view[places[first : first + len(part)]]
+                first += len(part)
+        return True
+
     def words(self, starts: Int64) -> NDArray[np.uint64] | None:
         """Returns the eight bytes at each mapped address: uint64 of shape (starts,).
 
@@ -190,7 +235,7 @@ class MappedFiles:
 
     def blank(self, address: int) -> bool:
         """Puts zeros in the place of the file at an address, for as long as this lives; called in the midst of a fault."""
-        if not self._start <= address < self._start + self._num_bytes:
+        if not self._start <= address < self._start + self._used_bytes:
             return False
         number = int(np.searchsorted(self.addresses, address, side="right")) - 1
         flags = _MAP_PRIVATE | _MAP_FIXED | _MAP_ANONYMOUS | _MAP_NORESERVE
@@ -233,10 +278,10 @@ class MappedFiles:
         """Drops the page tables once they may be large: each random range costs a page of them."""
         with self._lock:
             self._num_touched += num_ranges + num_bytes // (_PAGE_BYTES * _PAGE_BYTES // 8)
-            if min(self._num_touched * _PAGE_BYTES, self._num_bytes // 512) <= _MAX_TABLE_BYTES:
+            if min(self._num_touched * _PAGE_BYTES, self._used_bytes // 512) <= _MAX_TABLE_BYTES:
                 return
             self._num_touched = 0
-        _libc().madvise(self._start, self._num_bytes, _MADV_DONTNEED)
+        _libc().madvise(self._start, self._used_bytes, _MADV_DONTNEED)
 
 
 def _joined(targets: Sequence[NDArray[np.uint8]]) -> Sequence[NDArray[np.uint8]]:
@@ -305,6 +350,11 @@ def _residency(address: int, num_bytes: int) -> float:
     if _libc().mincore(address, num_bytes, pages.ctypes.data) != 0:
         return 0.0
     return float(np.mean(pages & 1))
+
+
+def _check_count(num_files: int) -> None:
+    if num_files > _max_maps() // 2:
+        raise OSError(f"{num_files} files are more than half of the mappings that a process may have")
 
 
 def _max_maps() -> int:

@@ -16,6 +16,8 @@ from typing import Any, Protocol, TypeVar
 import fsspec.asyn
 
 from shardload.storage.answers import RefusalError, refused
+from shardload.storage.limits import Limits as Limits
+from shardload.storage.stopping import attempt_seconds, current_stop
 
 Value = TypeVar("Value")
 
@@ -23,20 +25,6 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 _GRACE_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long one attempt may take."""
-
-    progress_seconds: float = 10.0
-    """Without a byte, or without a connection."""
-    request_seconds: float = 60.0
-    """Altogether; a second more for each MiB."""
-
-    def seconds_for(self, num_bytes: int) -> float:
-        """Returns how long an attempt at so many bytes may take."""
-        return self.request_seconds + num_bytes / (1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +153,27 @@ class Loop:
         Raises:
             TimeoutError: it took longer.
         """
-        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), self._loop)
+        stop, most = current_stop(), attempt_seconds()
+        seconds = seconds if most is None else min(seconds, most)
+        future = asyncio.run_coroutine_threadsafe(_told(asyncio.wait_for(coroutine, seconds)), self._loop)
         try:
-            return future.result(seconds + _GRACE_SECONDS)
+            with stop.calling(future.cancel):
+                values, error = future.result(seconds + _GRACE_SECONDS)
         except BaseException:
             future.cancel()
+            stop.check()
             raise
+        if error is not None:
+            raise error
+        return values[0]
+
+
+async def _told(coroutine: Coroutine[Any, Any, Value]) -> tuple[list[Value], Exception | None]:
+    """Returns the value of a coroutine, or its error: one that is raised when nobody waits any more is printed by asyncio."""
+    try:
+        return [await coroutine], None
+    except Exception as error:
+        return [], error
 
 
 def _close(loop: Any, process_id: int, closers: list[Callable[[], Coroutine[Any, Any, Any]]]) -> list[Any]:

@@ -51,11 +51,13 @@ class HttpRanges:
         if isinstance(error, RefusalError):
             return error
         if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
-            return RefusalError("transient", "no answer, or no more of it, in time")
+            return RefusalError("stalled", "no answer, or no more of it, in time")
         if isinstance(error, aiohttp.ClientSSLError):
             return RefusalError("access", f"no secure connection: {error}")
         if isinstance(error, aiohttp.InvalidURL):
-            return RefusalError("wrong", "this is no URL")
+            return RefusalError("refused", "this is no URL")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return RefusalError("unreachable", f"no connection: {error}")
         return RefusalError("transient", f"{type(error).__name__}: {error}")
 
     def _request(self, session: aiohttp.ClientSession, name: str, start: int, stop: int, tag: str | None) -> Any:
@@ -79,7 +81,10 @@ class HttpRanges:
     async def _fetch(self, name: str, start: int, stop: int, tag: str | None, accept: Accept) -> None:
         async with self._request(await self._session(), name, start, stop, tag) as answer:
             headers = {key.lower(): value for key, value in answer.headers.items()}
-            await fill(accept(told_of(answer.status, headers, start)), answer.content.readany)
+            view = accept(told_of(answer.status, headers, start))
+            # Of a range outside the object there are no bytes, but some servers say so in words.
+            if answer.status != 416:
+                await fill(view, answer.content.readany)
 
     async def _exists(self, name: str) -> bool:
         async with self._request(await self._session(), name, 0, 1, None) as answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ _THROTTLED = {
 _TRANSIENT = {"RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted"}
 _ACCESS = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
 _MISSING = {"NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
+_STALLED = (TimeoutError, botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError)
 
 
 class S3Ranges:
@@ -43,6 +45,7 @@ class S3Ranges:
         # One attempt, whatever was asked for: attempts of several layers multiply.
         config["retries"] = {"total_max_attempts": 1, "mode": "standard"}
         fixed = {"asynchronous": True, "skip_instance_cache": True, "use_listings_cache": False}
+        _quiet()
         self._files = S3FileSystem(**(settings | fixed), config_kwargs=config)
         self._files.retries = 1
         self._root = self._files._strip_protocol(url).rstrip("/")
@@ -70,16 +73,20 @@ class S3Ranges:
         if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
             return RefusalError("access", str(error))
         if isinstance(error, botocore.exceptions.ParamValidationError):
-            return RefusalError("wrong", "this is no name of an object")
-        if isinstance(error, TimeoutError):
-            return RefusalError("transient", "no answer, or no more of it, in time")
+            return RefusalError("refused", "this is no name of an object")
+        if isinstance(error, botocore.exceptions.EndpointConnectionError):
+            # What aiohttp said is told apart no more: its word is the one for a connection that broke, too.
+            arrived = not isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
+            return RefusalError("transient" if arrived else "unreachable", f"no connection: {error}")
+        if isinstance(error, _STALLED):
+            return RefusalError("stalled", "no answer, or no more of it, in time")
         transient = (
             botocore.exceptions.BotoCoreError,
             botocore.exceptions.HTTPClientError,
             aiohttp.ClientError,
             OSError,
         )
-        kind = "transient" if isinstance(error, transient) else "wrong"
+        kind = "transient" if isinstance(error, transient) else "refused"
         return RefusalError(kind, f"{type(error).__name__}: {error}")  # type: ignore[arg-type]
 
     async def _client(self, bucket: str) -> Any:
@@ -139,6 +146,17 @@ class S3Ranges:
             if not page.get("IsTruncated"):
                 return found - {""}
             asked["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _quiet() -> None:
+    """Keeps key ids and session tokens out of logs: below INFO botocore writes the headers of all requests.
+
+    Only where nobody chose a level for its loggers: who asks for `logging.getLogger("botocore")` at DEBUG has it.
+    """
+    for name in ("botocore", "aiobotocore"):
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
 
 
 def _refused(error: botocore.exceptions.ClientError) -> RefusalError:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import FormatError, ShardloadError
 from shardload.storage.answers import AnswerError, Kind
+from shardload.storage.limits import Limits
 from shardload.storage.secrets import redact, secrets_of, shown
 
 if TYPE_CHECKING:
-    from shardload.storage.ranges import Limits, RangeFetch, Told
+    from shardload.storage.ranges import RangeFetch, Told
 
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3"}
 
@@ -44,6 +45,10 @@ class RemoteStorage:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+    def renew(self) -> None:
+        """Has credentials read anew, from where they came: the next request makes a client of its own."""
+        self._own = None
 
     def __repr__(self) -> str:
         return f"<RemoteStorage {self.root!r}>"
@@ -142,7 +147,7 @@ class RemoteStorage:
     def _failed(self, name: str, place: tuple[int, int] | None, error: Exception) -> AnswerError:
         start, stop = place or (None, None)
         if self._own is None:
-            kind, reason, wait = "wrong", f"{type(error).__name__}: {error}", None
+            kind, reason, wait = "refused", f"{type(error).__name__}: {error}", None
         else:
             told = self._own[1].explain(error)
             kind, reason, wait = told.kind, told.reason, told.retry_after_seconds
@@ -155,8 +160,6 @@ class RemoteStorage:
 
     def _ranges(self) -> tuple[RangeFetch, Limits]:
         """Returns what this process fetches through; of two threads that make it at once one has its own."""
-        from shardload.storage.ranges import Limits
-
         limits = self.limits or Limits()
         if self._own is None or self._own[0] != os.getpid():
             self._own = os.getpid(), _ranges_of(self.url, self.options, limits)

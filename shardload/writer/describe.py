@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from shardload.codecs.zstd import library_version
 from shardload.errors import PackError
+from shardload.format.external import EXTERNAL, external_bytes_fact
 from shardload.format.manifest import Description, Generation, Metadata, Writer, describe
 from shardload.format.schema import FieldType, Schema, canonical_json, extend_schema, parse_schema
 from shardload.version import VERSION
@@ -43,6 +45,7 @@ def make_recipe(
     metadata: Metadata,
     shard_size: int,
     num_units: int,
+    external_bytes: int | None = None,
 ) -> Recipe:
     """Returns how the shards of the next version are made.
 
@@ -54,6 +57,7 @@ def make_recipe(
         metadata: facts by name; in an append they are added to those that are there.
         shard_size: most bytes of a shard file.
         num_units: units of the source.
+        external_bytes: length of the existing files that records lie in; None where there are none.
 
     Raises:
         FormatError: the manifest would not be one.
@@ -69,13 +73,19 @@ def make_recipe(
         shard_size=shard_size,
         writer=Writer(np.__version__, VERSION, library_version()),
     )
-    return Recipe(_describe(place, schema, generation, metadata), dictionary)
+    required = [] if place.base is None else place.base.required
+    if external_bytes is not None:
+        required = sorted({*required, EXTERNAL})
+        metadata = {**metadata, external_bytes_fact(place.generation): external_bytes}
+    return Recipe(_describe(place, schema, generation, metadata, required), dictionary)
 
 
-def _describe(place: Target, schema: Schema, generation: Generation, metadata: Metadata) -> Description:
+def _describe(
+    place: Target, schema: Schema, generation: Generation, metadata: Metadata, required: Sequence[str]
+) -> Description:
     base = place.base
     if base is None:
-        return describe(schema, place.version, generation, metadata)
+        return describe(schema, place.version, generation, metadata, required=required)
     for name, fact in metadata.items():
         # As JSON: in Python 1 and True are equal.
         if canonical_json(base.metadata.get(name, fact)) != canonical_json(fact):
@@ -84,4 +94,4 @@ def _describe(place: Target, schema: Schema, generation: Generation, metadata: M
                 f"({base.metadata[name]!r:.80}), so that its samples would mean something else",
                 dataset=place.root,
             )
-    return describe(schema, place.version, generation, {**base.metadata, **metadata}, base.generations)
+    return describe(schema, place.version, generation, {**base.metadata, **metadata}, base.generations, required)

@@ -10,6 +10,7 @@ from typing import Any
 from shardload.codecs import Codec
 from shardload.errors import PackError
 from shardload.format import layout
+from shardload.format.external import ExternalFile
 from shardload.format.keys import key_digest
 from shardload.format.record import record_layout
 from shardload.format.rows import VALIDITY, row_layout
@@ -37,6 +38,10 @@ class EncodedSample:
     """Bits of the nullable fields: 1 if there is a value."""
     key: bytes = b""
     """Digest of the sample's key, if the schema has a key."""
+    file: ExternalFile | None = None
+    """The existing file that fields of its record lie in; `plain` holds their places then."""
+    outside: Sequence[bytes] = ()
+    """What lies there, in the order of the places."""
 
 
 class SampleEncoder:

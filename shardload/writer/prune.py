@@ -56,7 +56,7 @@ def prune(
         manifests = _manifests(storage)
         if storage.list(WORK) and not unfinished:
             raise PackError(
-                f"{storage.root} holds an unfinished pack: finish it with `shardload pack --continue`, or remove it with "
+                f"{storage.root} holds an unfinished pack: finish it with the same command and --continue, or remove it with "
                 "--unfinished",
                 dataset=storage.root,
             )

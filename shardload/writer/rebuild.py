@@ -77,7 +77,7 @@ def rebuild_index(
     with locked(storage):
         if set(storage.list(WORK)) - {_REBUILT}:
             raise PackError(
-                f"{storage.root} holds an unfinished pack: finish it with `shardload pack --continue`, or remove it with "
+                f"{storage.root} holds an unfinished pack: finish it with the same command and --continue, or remove it with "
                 "`shardload prune --unfinished`",
                 dataset=storage.root,
             )
@@ -138,7 +138,7 @@ def _read_shard(storage: LocalStorage, identity: Identity, newest: Description) 
     dictionary = newest.generation(identity[0]).dictionary
     if not 1 <= num_samples <= layout.MAX_SHARD_SAMPLES:
         raise FormatError(f"{place} is damaged: {num_samples} samples", dataset=file.dataset, shard=file.name)
-    expected = Expected(schema, num_samples, file.num_bytes, head_digest, num_items, dictionary)
+    expected = Expected(schema, num_samples, file.num_bytes, head_digest, num_items, dictionary, newest.external)
     head = decode_head(tail, expected, place)
     check_header(file.read(0, layout.HEADER_BYTES), head, schema, identity, place)
     _check_description(_describe(storage, identity), newest, identity[0], place)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+import msgspec
+
 from shardload.errors import PackError
 from shardload.format.manifest import Manifest
 from shardload.format.table import ShardEntry
@@ -32,6 +34,10 @@ class ResumableTarget(Target):
         """
         with named(self.root):
             committed = self._take_version(version, generation)
+            if committed is not None and self.base is not None:
+                # What is added to is that which was there before the commit, which may be the current version already.
+                before = [one for one in committed.generations if one.generation < generation]
+                self.current = msgspec.structs.replace(committed, generations=before)
             for name in self.storage.list(WORK):
                 if f"{WORK}/{name}" not in (JOB, UNSHUFFLED) and name not in JOURNAL_NAMES:
                     self.storage.operations.unlink(self.storage.path(f"{WORK}/{name}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +23,12 @@ from shardload.format.table import ShardEntry
 from shardload.storage import FileWriter, LocalStorage
 from shardload.writer.columns import Column, SumStarts
 from shardload.writer.encode import EncodedSample, RecordPacker, row_columns, row_struct
+from shardload.writer.external import ExternalFiles, numbered
 from shardload.writer.keys import DuplicateKeyError
 from shardload.writer.recipe import Recipe
 
 _FRAMED = layout.RECORD_FLAG_FRAME << layout.OFFSET_BITS
+_EXTERNAL = layout.RECORD_FLAG_EXTERNAL << layout.OFFSET_BITS
 _BLOCK_SHARE = 1 + 4 / layout.BLOCK_BYTES
 """Bytes that a byte of a stream takes with its part of a block's checksum."""
 _JOINED_BYTES = 1 << 16
@@ -60,6 +62,7 @@ class ShardFile:
         self._places = _RowPlaces(recipe)
         self._lengths = bytearray()
         self._key_ids: dict[bytes, int] = {}
+        self._external = ExternalFiles()
         # Without records nothing comes before the first column: it need not be kept.
         fields = [*schema.wide_fields, *schema.stream_fields]
         first = None if schema.record_fields else writer
@@ -74,7 +77,7 @@ class ShardFile:
         self._bytes_a_sample = rows.dtype.itemsize + layout.DIGEST_BYTES / rows.rows_per_page
         self._bytes_a_sample += layout.KEY_ENTRY_BYTES if schema.key else 0
         # Padding and directory entries: at most so much for each section.
-        num_sections = 6 + len(fields) + len(schema.stream_fields)
+        num_sections = 7 + len(fields) + len(schema.stream_fields)
         self._bytes_a_shard = (layout.SECTION_ALIGNMENT + layout.DIRECTORY_ENTRY_BYTES) * num_sections
         self._bytes_a_shard += len(recipe.encoded) + len(recipe.dictionary)
         self._bytes_a_shard += layout.STATISTICS_ENTRY_BYTES * len(schema) + layout.FOOTER_BYTES
@@ -93,6 +96,8 @@ class ShardFile:
         """Counts in a sample that is to be added; tells whether the finished file does not exceed a limit then."""
         # A bound that costs nothing decides far from the limit; the exact size is worked out near it.
         bound = self._bound + self._bytes_a_sample
+        if sample.file is not None:
+            bound += self._external.num_bytes_with(sample.file) - self._external.num_bytes_with(None)
         if record_bytes:
             bound += record_bytes + layout.record_alignment(record_bytes)
         for value in sample.values:
@@ -107,17 +112,19 @@ class ShardFile:
         # What was added up for paddings is too much by now: from here on what they really take counts.
         column_bytes = sum(column.num_bytes for column in self._columns) + sum(map(len, sample.values))
         self._bound = stop + column_bytes * _BLOCK_SHARE + (self.num_samples + 1) * self._bytes_a_sample
-        self._bound += self._bytes_a_shard
+        external_bytes = self._external.num_bytes_with(sample.file)
+        self._bound += self._bytes_a_shard + external_bytes
         if self._bound <= limit_bytes:
             return True
         streams = zip(self._columns[self._num_wide :], sample.values[self._num_wide :], strict=True)
         items = (column.num_items + len(value) // column.field.num_bytes for column, value in streams)
-        return shard_bytes(self._schema, self._contents(self.num_samples + 1, stop, tuple(items))) <= limit_bytes
+        contents = self._contents(self.num_samples + 1, stop, tuple(items), external_bytes)
+        return shard_bytes(self._schema, contents) <= limit_bytes
 
-    def _contents(self, num_samples: int, heap_stop: int, num_items: tuple[int, ...]) -> Contents:
+    def _contents(self, num_samples: int, heap_stop: int, num_items: tuple[int, ...], external_bytes: int) -> Contents:
         recipe = self._recipe
         heap_bytes = heap_stop - layout.HEADER_BYTES
-        return Contents(num_samples, heap_bytes, num_items, len(recipe.dictionary), len(recipe.encoded))
+        return Contents(num_samples, heap_bytes, num_items, len(recipe.dictionary), len(recipe.encoded), external_bytes)
 
     def key_taken(self, sample: EncodedSample) -> int | None:
         """Returns the number in this shard of the sample that has the same key, if there is one."""
@@ -127,10 +134,12 @@ class ShardFile:
         """Adds a sample, whose record is given as it is stored after its checksum."""
         local_id, row, places = self.num_samples, sample.row, self._places
         if places.record is not None:
-            place, stored = self._add_record(record, local_id)
+            if sample.file is not None:
+                record = numbered(record, len(sample.header), self._external.number(sample.file))
+            place, stored = self._add_record(record, local_id, sample.outside)
             self._lengths += sample.header
             place_slot, stored_slot, raw_slot = places.record
-            row[place_slot] = place | (_FRAMED if framed else 0)
+            row[place_slot] = place | (_FRAMED if framed else 0) | (_EXTERNAL if sample.file is not None else 0)
             row[stored_slot], row[raw_slot] = stored, sample.raw_bytes
         if self._columns:
             self._add_values(sample, local_id)
@@ -139,12 +148,15 @@ class ShardFile:
             self._key_ids[sample.key] = local_id
         self.num_samples = local_id + 1
 
-    def _add_record(self, record: bytes, local_id: int) -> tuple[int, int]:
-        """Writes a record; returns its place and its bytes."""
+    def _add_record(self, record: bytes, local_id: int, outside: Sequence[bytes]) -> tuple[int, int]:
+        """Writes a record, whose checksum goes on over what lies in a file; returns its place and its bytes."""
         stored, before = len(record) + 4, self._heap_stop
         alignment = layout.record_alignment(stored)
         place = -(-before // alignment) * alignment
-        checksum = block_sum(record, self._starts.at(local_id)).to_bytes(4, "little")
+        total = block_sum(record, self._starts.at(local_id))
+        for data in outside:
+            total = block_sum(data, total)
+        checksum = total.to_bytes(4, "little")
         if stored < _JOINED_BYTES:
             self._writer.write(b"".join((bytes(place - before), checksum, record)))
         else:
@@ -175,12 +187,15 @@ class ShardFile:
         contents: list[Iterable[bytes | bytearray]] = [[]] if self._schema.record_fields else []
         contents += [column.finish() for column in self._columns]
         num_items = tuple(column.num_items for column in self._columns[self._num_wide :])
-        planned = plan_sections(self._schema, self._contents(self.num_samples, self._heap_stop, num_items))
+        external = self._external.encode()
+        sizes = self._contents(self.num_samples, self._heap_stop, num_items, len(external))
+        planned = plan_sections(self._schema, sizes)
         contents += [[self._rows], [self._page_digests()]]
         contents += [[column.sums] for column in self._columns[self._num_wide :]]
         contents += [[recipe.dictionary]] if recipe.dictionary else []
         contents += [[encode_keys(list(self._key_ids))]] if self._schema.key else []
-        contents += [[encode_statistics(self._schema.fields, self._statistics())], [recipe.encoded]]
+        contents += [[encode_statistics(self._schema.fields, self._statistics())]]
+        contents += [[external], [recipe.encoded]] if external else [[recipe.encoded]]
         sections = []
         for section, parts in zip(planned, contents, strict=True):
             # The first section may be in the file already.

@@ -18,7 +18,7 @@ from shardload.writer.failures import NOTHING, named
 from shardload.writer.failures import write_error as write_error
 from shardload.writer.keys import check_keys
 from shardload.writer.lock import DirectoryLock
-from shardload.writer.versions import find_versions, read_current, read_entries
+from shardload.writer.versions import find_versions, own_names, read_current, read_entries
 from shardload.writer.work import JOB as JOB
 from shardload.writer.work import JOURNAL_NAMES as JOURNAL_NAMES
 from shardload.writer.work import WORK as WORK
@@ -33,7 +33,8 @@ Mode = Literal["create", "replace", "append"]
 _SHARD = re.compile(r"[0-9]{4,}-[0-9]{6,}-[0-9]{5,}\.shard")
 _TABLE = re.compile(r"[0-9a-f]{64}")
 _UNKNOWN = "it cannot be told whether it was published: open tells once the storage can be read"
-_OWN_NAMES = {MANIFEST_NAME, "manifests", "tables", "shards", WORK, REJECTS_NAME, PACKED_NAME}
+OWN_NAMES = {MANIFEST_NAME, "manifests", "tables", "shards", WORK, REJECTS_NAME, PACKED_NAME}
+"""What a dataset may consist of, by its name in the directory."""
 
 
 class Target:
@@ -45,7 +46,12 @@ class Target:
     """
 
     def __init__(
-        self, root: str, mode: Mode = "create", operations: Operations = OPERATIONS, resume: bool = False
+        self,
+        root: str,
+        mode: Mode = "create",
+        operations: Operations = OPERATIONS,
+        resume: bool = False,
+        others: bool = False,
     ) -> None:
         """Claims a directory.
 
@@ -54,6 +60,7 @@ class Target:
             mode: whether what is there may be replaced by a new version or added to.
             operations: the file operations.
             resume: leave all as it is for now: the caller looks at what is there and calls `take_up` or `prepare`.
+            others: whether other files may be there, which stay as they are.
 
         Raises:
             PackError: something is there that the mode does not allow, or another writer is at work.
@@ -66,7 +73,7 @@ class Target:
         """What is there when it is claimed."""
         self.beside = {REJECTS_NAME: "", PACKED_NAME: ""}
         """Files that a commit puts beside the manifest: name -> prepared file; an empty one means there is none."""
-        self._locked = False
+        self._locked, self._others = False, others
         self._table = ""
         self._unfinished = ""
         with named(self.root):
@@ -228,7 +235,7 @@ class Target:
         """
         try:
             with named(self.root):
-                self._refuse(set(self.storage.list("")), resume=True)
+                self._refuse(own_names(self.storage, OWN_NAMES, self._others), resume=True)
         except BaseException:
             self._lock.release()
             raise
@@ -300,12 +307,7 @@ class Target:
         """Refuses a place that may not be written to, before anything there is changed."""
         storage = self.storage
         with named(self.root):
-            there = set(storage.list(""))
-            if foreign := sorted(there - _OWN_NAMES):
-                raise PackError(
-                    f"{self.root} is not empty and holds {foreign[0]!r}, which is no part of a dataset: choose another target",
-                    dataset=self.root,
-                )
+            there = own_names(storage, OWN_NAMES, self._others)
             if not resume:
                 self._refuse(there)
             found = find_versions(self.storage, self._locked)

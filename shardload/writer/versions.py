@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
-from shardload.errors import FormatError, PackError, UnsupportedVersionError
+from shardload.errors import FormatError, PackError, ShardloadError, UnsupportedVersionError
 from shardload.format import layout
 from shardload.format.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from shardload.format.table import ShardEntry, decode_table, table_bytes, table_name
@@ -23,6 +24,36 @@ class FoundVersions:
     """Name of a manifest that was cut off while it was made, or nothing."""
     tables: frozenset[str]
     """SHA-256 of the shard tables that published versions name."""
+
+
+def own_names(storage: LocalStorage, own: set[str], others: bool) -> set[str]:
+    """Returns the names in a target's directory that are a dataset's.
+
+    Args:
+        storage: files of the target.
+        own: names that a dataset may have.
+        others: whether others may be there. They also may beside a dataset whose records lie in them, as far as is known.
+
+    Raises:
+        PackError: others are there, and may not.
+    """
+    there = set(storage.list(""))
+    foreign = sorted(there - own)
+    if foreign and not others and not _lies_in_others(storage):
+        raise PackError(
+            f"{storage.root} is not empty and holds {foreign[0]!r}, which is no part of a dataset: choose another target",
+            dataset=storage.root,
+        )
+    return there & own
+
+
+def _lies_in_others(storage: LocalStorage) -> bool:
+    """Tells whether a version is there whose records may lie in existing files."""
+    for name in [MANIFEST_NAME, *(f"manifests/{name}" for name in storage.list("manifests") if name.isdecimal())]:
+        with contextlib.suppress(OSError, ShardloadError):
+            if read_manifest(storage, name).external:
+                return True
+    return False
 
 
 def find_versions(storage: LocalStorage, locked: bool) -> FoundVersions:

@@ -21,11 +21,11 @@ def read_dataset(path):
         generation, unit, part = struct.unpack_from("<III", table, at)
         data = (Path(path) / "shards" / f"{generation:04}-{unit:06}-{part:05}.shard").read_bytes()
         later = {entry["name"]: None for entry in schema[fields_of[generation] :]}
-        samples += [sample | later for sample in read_shard(data, schema[: fields_of[generation]])]
+        samples += [sample | later for sample in read_shard(data, schema[: fields_of[generation]], Path(path))]
     return samples
 
 
-def read_shard(data, schema):
+def read_shard(data, schema, folder):
     num_sections = struct.unpack_from("<I", data, len(data) - 116)[0]
     directory = struct.iter_unpack("<IIQQ40x", data[len(data) - 128 - 64 * num_sections : -128])
     sections = {(kind, number): data[start : start + size] for kind, number, start, size in directory}
@@ -47,8 +47,9 @@ def read_shard(data, schema):
     columns.sort(key=lambda column: -np.dtype(column[1]).itemsize)
     columns += [("padding", "u1", (-np.dtype(columns).itemsize % np.dtype(columns[0][1]).itemsize,))]
     dictionary = zstandard.ZstdCompressionDict(sections[6, NO_FIELD]) if (6, NO_FIELD) in sections else None
+    files = [(folder / file["name"]).read_bytes() for file in json.loads(sections.get((9, NO_FIELD), b"[]"))]
     for i, row in enumerate(np.frombuffer(sections[3, NO_FIELD], columns)):
-        stored = read_record(data, row, record, schema, dictionary) if record else {}
+        stored = read_record(data, row, record, schema, dictionary, files) if record else {}
         stored |= {n: sections[2, n][i * sizes[n] : (i + 1) * sizes[n]] for n in wide}
         for n in stream:
             start, stop = int(row[f"start {n}"]), int(row[f"start {n}"]) + int(row[f"count {n}"])
@@ -59,14 +60,21 @@ def read_shard(data, schema):
         yield {entry["name"]: None if n in missing else values[n] for n, entry in enumerate(schema)}
 
 
-def read_record(data, row, record, schema, dictionary):
-    start, framed = int(row["place"]) & 2**48 - 1, int(row["place"]) >> 48 & 1
+def read_record(data, row, record, schema, dictionary, files):
+    start, framed, external = int(row["place"]) & 2**48 - 1, int(row["place"]) >> 48 & 1, int(row["place"]) >> 49 & 1
     lengths = dict(zip(record, struct.unpack_from(f"<{len(record)}I", data, start + 4), strict=True))
     body = data[start + 4 + 4 * len(record) : start + int(row["stored"])]
     plain, packed = ([n for n in record if schema[n]["codec"] == codec] for codec in ("none", "zstd"))
     if framed:
         end = sum(lengths[n] for n in plain)
         body = body[:end] + zstandard.ZstdDecompressor(dict_data=dictionary).decompress(body[end:])
+    if external:
+        number, *places = struct.unpack_from(f"<I{len(record)}Q", body)
+        outside = {n: place for n, place in zip(record, places) if place != 2**64 - 1}
+        here, body = body[4 + 8 * len(record) :], b""
+        for n in plain + packed:
+            start, source = (outside[n], files[number]) if n in outside else (0, here)
+            body, here = body + source[start : start + lengths[n]], here if n in outside else here[lengths[n] :]
     ends = np.cumsum([lengths[n] for n in plain + packed])
     return {n: body[end - lengths[n] : end] for n, end in zip(plain + packed, ends, strict=True)}
 

@@ -116,7 +116,7 @@ def read_dataset(path):
         data = (path / "shards" / "{:04}-{:06}-{:05}.shard".format(*entry[:3])).read_bytes()
         check(len(data) <= generation["shard_size"] or entry[3] == 1, "the size of a shard")
         check(entry[1] < generation["num_units"], "the number of a unit")
-        values, last, digests = read_shard(data, entry, manifest, generation, fields[: generation["num_fields"]])
+        values, last, digests = read_shard(data, entry, manifest, generation, fields[: generation["num_fields"]], path)
         later = {field.name: None for field in fields[generation["num_fields"] :]}
         samples += [sample | later for sample in values]
         check(keys.isdisjoint(digests), "a key that stands in two shards")
@@ -131,7 +131,7 @@ def read_dataset(path):
 
 def check_description(one):
     """Checks what manifest and description have in common, and returns the fields."""
-    check((one["format"], one["draft"], one["required"]) == ("shardload", 2, []), "the draft")
+    check((one["format"], one["draft"]) == ("shardload", 2) and one["required"] in ([], ["external"]), "the draft")
     generations, fields = one["generations"], [Field(n, entry) for n, entry in enumerate(one["schema"])]
     check(1 <= len(fields) <= 1024 and len({field.name for field in fields}) == len(fields), "the schema")
     check(type(one["version"]) is int and one["version"] >= 1, "the version")
@@ -176,7 +176,7 @@ def read_table(table, manifest, fields):
     return entries
 
 
-def read_shard(data, entry, manifest, generation, fields):
+def read_shard(data, entry, manifest, generation, fields, folder):
     """The samples of a shard, whether it is the last part of its unit, and the digests of its keys."""
     place, num_samples, size, head_digest, file_digest = entry[:3], *entry[3:7]
     items = dict(zip((f.number for f in fields if f.streamed), entry[7:], strict=False))
@@ -198,7 +198,10 @@ def read_shard(data, entry, manifest, generation, fields):
     check(b"".join(map(sha256, pages)) == sections[4, NONE], "a page's digest")
     check_sums(sections, place)
     rows = np.frombuffer(sections[3, NONE], columns)
-    values = read_values(data, rows, sections, fields, generation, place)
+    files = read_files(sections[9, NONE], folder) if (9, NONE) in sections else []
+    check(not files or (manifest["required"] and any(f.in_record for f in fields)), "what is required")
+    values, named = read_values(data, rows, sections, fields, generation, place, files)
+    check(named == list(range(len(files))), "the order of external files")
     missing = read_validity(rows, values, fields)
     facts = [statistics(field, values[field.number], missing[field.number]) for field in fields]
     check(sections[8, NONE] == b"".join(facts), "the statistics")
@@ -234,7 +237,8 @@ def read_sections(data, directory, fields, generation, key, num_samples, items, 
     expected += [(10, number, 4, 4 * -(-length // 4096)) for number, _, length in streams]
     expected += [(6, NONE, 0, None)] * bool(generation["dictionary"])
     expected += [(7, f.number, 20, 20 * num_samples) for f in fields if f.name == key]
-    expected += [(8, NONE, 64, 64 * len(fields)), (11, NONE, 0, None)]
+    external = 9 in (struct.unpack_from("<I", data, at)[0] for at in range(directory, len(data) - 128, 64))
+    expected += [(8, NONE, 64, 64 * len(fields)), *[(9, NONE, 0, None)] * external, (11, NONE, 0, None)]
     sections, end = {}, 4096
     check(len(expected) * 64 == len(data) - 128 - directory, "the number of sections")
     for want, at in zip(expected, range(directory, len(data) - 128, 64), strict=True):
@@ -242,7 +246,7 @@ def read_sections(data, directory, fields, generation, key, num_samples, items, 
         section = sections[kind, number] = data[offset : offset + length]
         check((kind, number, item, want[3] if want[3] is None else length) == want, "the directory")
         check(offset == end + -end % (4096 if kind in (1, 2, 3, 5) else 64), "the place of a section")
-        check(digest == (sha256(section) if kind in (4, 6, 7, 8, 11) else NOTHING), "the digest of a section")
+        check(digest == (sha256(section) if kind in (4, 6, 7, 8, 9, 11) else NOTHING), "the digest of a section")
         check(not any(data[end:offset]) and len(section) == length, "the padding")
         end = offset + length
     check(directory == end + -end % 64 and not any(data[end:directory]), "the padding before the directory")
@@ -250,6 +254,20 @@ def read_sections(data, directory, fields, generation, key, num_samples, items, 
     check(not dictionary or sha256(dictionary).hex() == generation["dictionary"], "the dictionary")
     check(len(dictionary) <= 2**20 and len(sections[11, NONE]) <= 2**20, "the length of dictionary or description")
     return sections
+
+
+def read_files(section, folder):
+    """The content of the external files that a shard names."""
+    named, files = json.loads(section), []
+    check(section == canonical(named) and len({one["name"] for one in named}) == len(named) > 0, "the external files")
+    for one in named:
+        check(sorted(one) == ["name", "num_bytes", "sha256"], "an external file")
+        scheme = re.match("[A-Za-z][A-Za-z0-9+.-]*:", one["name"])
+        check(not scheme and one["name"] not in (".", "..") and len(one["name"].encode()) in range(1, 256), "a name")
+        check(not re.search(r"[/\\\x00-\x1f\x7f-\x9f]", one["name"]), "a name")
+        files.append((folder / one["name"]).read_bytes())
+        check((len(files[-1]), sha256(files[-1]).hex()) == (one["num_bytes"], one["sha256"]), "an external file")
+    return files
 
 
 def check_sums(sections, place):
@@ -260,8 +278,9 @@ def check_sums(sections, place):
             check(sums == sections[10, number], "a sum of a stream's block")
 
 
-def read_values(data, rows, sections, fields, generation, place):
-    """The bytes of every value by the number of the field, checked against all sums of rows and records."""
+def read_values(data, rows, sections, fields, generation, place, files):
+    """The bytes of every value by the number of the field, checked against all sums of rows and records; the files named."""
+    named, taken = [], []
     values = {field.number: [] for field in fields}
     check(not rows["padding"].any(), "the padding of a row")
     for field in fields:
@@ -284,26 +303,45 @@ def read_values(data, rows, sections, fields, generation, place):
     recorded = [field for field in fields if field.in_record]
     end = 4096
     for i, row in enumerate(rows if recorded else []):
-        end, found = read_record(data, end, row, recorded, (place, i), sections, generation)
+        end, found, (number, spans) = read_record(data, end, row, recorded, (place, i), sections, generation, files)
+        named += [number] if spans and number not in named else []
+        taken += [(number, *span) for span in spans]
         for field in recorded:
             values[field.number].append(found[field.number])
     check(not recorded or end == 4096 + len(sections[1, NONE]), "the length of the heap")
-    return values
+    taken.sort()
+    check(all(a[0] < b[0] or a[2] <= b[1] for a, b in itertools.pairwise(taken)), "the ranges of external files")
+    return values, named
 
 
-def read_record(data, end, row, recorded, identity, sections, generation):
+def read_record(data, end, row, recorded, identity, sections, generation, files):
     start, flags, stored = int(row["place"]) & 2**48 - 1, int(row["place"]) >> 48, int(row["stored"])
-    check(start == end + -end % (64 if stored >= 1024 else 16) and flags < 2, "the place of a record")
+    check(start == end + -end % (64 if stored >= 1024 else 16) and flags < 3, "the place of a record")
     check(not any(data[end:start]), "the padding before a record")
     record, head = data[start : start + stored], 4 + 4 * len(recorded)
-    check(
-        struct.unpack_from("<I", record)[0] == checksum((*identity[0], NONE, identity[1]), record[4:]), "a record's sum"
-    )
+    number, places = None, []
+    if flags == 2:
+        number, *places = struct.unpack_from(f"<I{len(recorded)}Q", record, head)
     lengths = {f.number: n for f, n in zip(recorded, struct.unpack_from(f"<{len(recorded)}I", record, 4), strict=True)}
     packed = [f.number for f in recorded if f.codec == "zstd"]
     order = [f.number for f in recorded if f.codec == "none"] + packed
+    outside = {f.number: at for f, at in zip(recorded, places, strict=False) if at != 2**64 - 1}
+    spans = sorted((at, at + lengths[n]) for n, at in outside.items())
+    check(
+        flags != 2 or (spans and number < len(files) and all(a < b <= len(files[number]) for a, b in spans)), "a range"
+    )
+    elsewhere = b"".join(files[number][a:b] for a, b in spans)
+    total = checksum((*identity[0], NONE, identity[1]), record[4:] + elsewhere)
+    check(struct.unpack_from("<I", record)[0] == total, "a record's sum")
     plain, body = sum(lengths[n] for n in order if n not in packed), record[head:]
-    if flags:
+    if flags == 2:
+        rest, body = body[4 + 8 * len(recorded) :], b""
+        for n in order:
+            at = outside.get(n, 0)
+            body += files[number][at : at + lengths[n]] if n in outside else rest[: lengths[n]]
+            rest = rest if n in outside else rest[lengths[n] :]
+        check(not rest, "the length of an external record")
+    if flags == 1:
         frame = zstandard.get_frame_parameters(body[plain:])
         check(generation["codec"] != "none", "a frame of a generation that is not compressed")
         check(frame.content_size == sum(lengths[n] for n in packed) and not frame.has_checksum, "a frame")
@@ -313,7 +351,8 @@ def read_record(data, end, row, recorded, identity, sections, generation):
         body = body[:plain] + decompressor.decompress(body[plain:], allow_extra_data=False)
     check(head + len(body) == row["raw"] == head + sum(lengths.values()), "the length of a record")
     ends = np.cumsum([0, *[lengths[n] for n in order]]).tolist()
-    return start + stored, {n: body[a:b] for n, (a, b) in zip(order, itertools.pairwise(ends), strict=True)}
+    found = {n: body[a:b] for n, (a, b) in zip(order, itertools.pairwise(ends), strict=True)}
+    return start + stored, found, (number, spans)
 
 
 def read_validity(rows, values, fields):

@@ -8,7 +8,7 @@ from google_crc32c import value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardload.format.checksum import block_sum, data_sums, identity_sum, identity_sums, rows_match
+from shardload.format.checksum import block_sum, data_sums, identity_sum, identity_sums, joined_sums, rows_match
 
 NUMBERS = st.integers(0, (1 << 32) - 1)
 IDENTITIES = st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)
@@ -82,6 +82,14 @@ def test_whole_buffers(count: int, size: int, seed: int) -> None:
     wrong = sums.copy()
     wrong[row] ^= np.uint32(1 << int(rng.integers(32)))
     assert not rows_match(rows, wrong)
+
+
+@given(st.integers(1, 600), st.integers(1, 40), st.integers(1, 3), st.integers(0, 99))
+def test_sums_of_rows_are_joined(count: int, size: int, num_buffers: int, seed: int) -> None:
+    """Of several buffers at once, however many rows a buffer has."""
+    rows = random_rows(num_buffers * count, size, seed)
+    joined = joined_sums(plain_sums(rows).reshape(num_buffers, count), size)
+    assert joined.tolist() == [block_sum(whole.reshape(-1), 0) for whole in rows.reshape(num_buffers, count, size)]
 
 
 def test_every_flipped_bit() -> None:

@@ -152,7 +152,8 @@ def test_a_path_in_each_text(path: tuple[str | int, ...]) -> None:
         lambda m: m | {"draft": 1},
         lambda m: m | {"draft": 3},
         lambda m: {"format": "shardload", "draft": 3, "new": [1.5]},
-        lambda m: m | {"required": ["external"]},
+        lambda m: m | {"required": ["encryption"]},
+        lambda m: m | {"required": ["external", "encryption"]},
         lambda m: m | {"required": ["../"]},
         lambda m: m | {"schema": [{"codec": "lz4", "name": "id", "type": "str"}], "generations": [_generation(1)]},
     ],
@@ -413,8 +414,12 @@ def test_descriptions_that_are_refused() -> None:
             decode_description(wrong, "here")
     with pytest.raises(UnsupportedVersionError, match="draft 3"):
         decode_description(data.replace(b'"draft":2', b'"draft":3'), "here")
-    with pytest.raises(UnsupportedVersionError, match="needs 'external'"):
-        decode_description(data.replace(b'"required":[]', b'"required":["external"]'), "here")
+    with pytest.raises(UnsupportedVersionError, match="needs 'encryption'"):
+        decode_description(data.replace(b'"required":[]', b'"required":["encryption","external"]'), "here")
+    external = data.replace(b'"required":[]', b'"required":["external"]')
+    assert decode_description(external, "here").external and not decode_description(data, "here").external
+    with pytest.raises(FormatError, match="twice"):
+        decode_description(data.replace(b'"required":[]', b'"required":["external","external"]'), "here")
 
 
 def test_the_longest_description() -> None:

@@ -257,11 +257,12 @@ def cases(draw: st.DrawFn) -> tuple[Schema, Contents]:
     items = tuple(draw(st.integers(0, 10**9)) for _ in schema.stream_fields)
     heap = draw(st.integers(0, 10**9)) if schema.record_fields else 0
     return schema, Contents(
-        draw(st.integers(1, 10**6)), heap, items, draw(st.integers(0, 1 << 20)), draw(st.integers(1, 1 << 20))
+        *(draw(st.integers(1, 10**6)), heap, items, draw(st.integers(0, 1 << 20)), draw(st.integers(1, 1 << 20))),
+        draw(st.integers(0, 1 << 20)) if heap else 0,
     )
 
 
-ORDER = [1, 2, 5, 3, 4, 10, 6, 7, 8, 11]
+ORDER = [1, 2, 5, 3, 4, 10, 6, 7, 8, 9, 11]
 
 
 @given(cases())
@@ -288,6 +289,11 @@ def test_sections_tile_the_file(case: tuple[Schema, Contents]) -> None:
     assert size == shard_bytes(schema, contents)
     dictionary = DICTIONARY if contents.dictionary_bytes else ""
     digest = hashlib.sha256(tail).digest()
-    expected = Expected(schema, contents.num_samples, size, digest, contents.num_items, dictionary)
+    external = contents.external_bytes > 0
+    assert (9 in kinds) == external
+    expected = Expected(schema, contents.num_samples, size, digest, contents.num_items, dictionary, external)
     assert decode_head(tail, expected, "s").sections == tuple(sections)
+    if external:
+        with pytest.raises(FormatError, match="names external files, which its dataset cannot have"):
+            decode_head(tail, replace(expected, external=False), "s")
     assert tail_bytes(tail, "s") == len(tail)

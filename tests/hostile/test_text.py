@@ -239,7 +239,7 @@ VERSIONS = {
     "draft 1": _set("draft", 1),
     "draft 3": _set("draft", 3),
     "draft 2^63": _set("draft", 1 << 63),
-    "external": _set("required", ["external"]),
+    "encryption": _set("required", ["encryption", "external"]),
     "an unknown feature": _set("required", ["encryption", "x" * 1000]),
     "codec lz4": lambda manifest: manifest["generations"][0].__setitem__("codec", "lz4:1"),
     "codec zstd of no level": lambda manifest: manifest["generations"][0].__setitem__("codec", "zstd"),

@@ -244,3 +244,16 @@ def test_forked_children_and_copies_read_for_themselves(content: Path) -> None:
         os._exit(0 if same and windows.dataset._process_access().process_id == os.getpid() else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert copy.read_batch(np.arange(40)).columns["doc_id"].values.sum() == want
+
+
+def test_items_travel_to_a_cuda_device_as_stored(content: Path) -> None:
+    """Where nobody sees them before they are widened there, and what is asked for is what comes of widening."""
+
+    def kinds(**options: Any) -> list[str]:
+        return [field.kind for field in make(windows_of(content), device="cuda", **options)._course.recipe.fields]
+
+    assert kinds() == ["uint16", "uint16"]
+    assert kinds(dtypes={"labels": torch.int32}) == ["uint16", "int64"]
+    for name in ("transform", "collate_fn", "batch_transform"):
+        assert kinds(**{name: lambda batch: batch}) == ["int64", "int64"]
+    assert [f.kind for f in make(windows_of(content), device="cpu")._course.recipe.fields] == ["int64", "int64"]

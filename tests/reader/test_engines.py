@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import shardload
 from shardload.errors import StorageError
-from shardload.reader import engine_choice
+from shardload.reader import engine_choice, engines
 from shardload.storage import MappedFiles, mapping
 
 NUM_SAMPLES = 300
@@ -106,6 +106,43 @@ def test_more_ranges_than_a_call_takes(content: Path) -> None:
     assert (batch.columns["wide"].values == ids[:, None]).all()
 
 
+def write_odd(path: Path) -> Path:
+    """Values of a size that no gather of aligned units takes."""
+    with shardload.ShardWriter(path, {"odd": "uint8[997]"}, shard_size="16KiB") as writer:
+        for i in range(90):
+            writer.write({"odd": np.full(997, i, np.uint8)})
+    return path
+
+
+def test_values_of_any_size_are_gathered_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But never many with the interpreter's lock held, or while a thread is computing, or what might have to be fetched."""
+    dataset = shardload.open(write_odd(tmp_path / "d"), engine="map", verify="off")
+    engine = dataset._process_access().engine
+    gathered: list[int] = []
+    real = MappedFiles.gather_anywhere
+    monkeypatch.setattr(
+        MappedFiles, "gather_anywhere", lambda self, *read: gathered.append(read[1]) or real(self, *read)
+    )
+    ids = np.random.default_rng(0).permutation(90)
+
+    def read_all() -> int:
+        gathered.clear()
+        assert (dataset.read_batch(ids).columns["odd"].values == ids[:, None]).all()
+        return len(gathered)
+
+    read_all()
+    engine._asked = float("inf")
+    assert read_all() == 1 and gathered == [997]
+    monkeypatch.setattr(engines, "_MAX_HELD_BYTES", 90 * 997 - 1)
+    assert read_all() == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(MappedFiles, "gather_anywhere", lambda *read: pytest.fail("with the lock held"))
+    engine._busy = True
+    read_all()
+    engine._busy, engine._mapped.residency[-1] = False, 0.5
+    read_all()
+
+
 CUT = """
 import sys
 import numpy as np
@@ -153,17 +190,17 @@ import sys
 import numpy as np
 import shardload
 from shardload.storage import MappedFiles
-path, field, where = sys.argv[1:4]
-calls, real = [], MappedFiles.views
-MappedFiles.views = lambda self, *ranges: calls.append(len(ranges[0])) or real(self, *ranges)
+path, field, where, way = sys.argv[1:5]
+calls, real = [], getattr(MappedFiles, way)
+setattr(MappedFiles, way, lambda self, *ranges: calls.append(len(ranges[0])) or real(self, *ranges))
 dataset = shardload.open(path, engine="map", verify="once", fields=[field])
 ids = np.arange(len(dataset))
-whole = [one[field] for one in dataset.__getitems__(ids)]
+whole = [np.asarray(one[field]).tolist() for one in dataset.__getitems__(ids)]
 # Tells the engine that the shards are in memory; the samples have been checked by now.
 dataset._process_access()._fits = False
 dataset.will_need(ids)
 calls.clear()
-assert [one[field] for one in dataset.__getitems__(ids)] == whole and calls == [len(ids)]
+assert [np.asarray(one[field]).tolist() for one in dataset.__getitems__(ids)] == whole and calls == [len(ids)]
 entry = dataset.table[0]
 with open(f"{path}/{entry.name}", "r+b") as file:
     file.truncate(entry.num_bytes // 2 + int(where))
@@ -176,17 +213,19 @@ except shardload.StorageError as error:
 
 
 @pytest.mark.parametrize("where", [0, 100])
-@pytest.mark.parametrize("kind", ["images", "names"])
+@pytest.mark.parametrize("kind", ["images", "names", "numbers"])
 def test_a_file_cut_after_it_was_seen_in_memory_is_an_error(
     tmp_path: Path, kind: str, where: int, program: Callable[..., str]
 ) -> None:
     """Values are then sliced out of the mapped file: none may come as zeros, and no signal may come."""
-    path = tmp_path / "d"
+    path, numbers = tmp_path / "d", kind == "numbers"
     rng = np.random.default_rng(2)
-    with shardload.ShardWriter(path, {"value": "bytes"}) as writer:
+    with shardload.ShardWriter(path, {"value": "uint8[1999]" if numbers else "bytes"}) as writer:
         for _ in range(60):
-            writer.write({"value": rng.bytes(40_000 if kind == "images" else 700)})
-    assert program(IN_MEMORY, path, "value", where) == "named [60, 60]\n"
+            data = rng.bytes(1999 if numbers else 40_000 if kind == "images" else 700)
+            writer.write({"value": np.frombuffer(data, np.uint8) if numbers else data})
+    way = "gather_anywhere" if numbers else "views"
+    assert program(IN_MEMORY, path, "value", where, way) == "named [60, 60]\n"
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,90 @@ def test_windows_are_those_of_numpy(content: Content, data: st.DataObject) -> No
         check(content, windows, data.draw(st.lists(ids, min_size=1, max_size=3)))
 
 
+SOME_IDS = st.one_of(
+    st.lists(st.integers(0, NUM_SAMPLES - 1), max_size=12),
+    st.lists(st.integers(0, NUM_SAMPLES - 1), max_size=12).map(sorted),
+    st.builds(range, st.integers(0, 80), st.integers(80, NUM_SAMPLES), st.integers(1, 3)),
+    st.permutations(range(NUM_SAMPLES)),
+)
+
+
+def of_view(content: Content, name: str, ids: Any) -> Content:
+    """What a view has, as if it were all."""
+    pieces = [content.items[name][content.owners[name] == i] for i in ids]
+    owners = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+    empty = content.items[name][:0]
+    return Content(content.path, {name: np.concatenate([empty, *pieces])}, {name: owners})
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_windows_of_a_view_are_those_of_its_samples_end_to_end(content: Content, data: st.DataObject) -> None:
+    """In any order, also where samples come twice."""
+    name = data.draw(st.sampled_from(["tokens", "tokens", *content.items]))
+    ids = data.draw(SOME_IDS)
+    mine = of_view(content, name, ids)
+    length, shift = data.draw(st.integers(1, 300)), data.draw(st.sampled_from([0, 1, 3]))
+    stride, phase = data.draw(st.sampled_from([None, 7])), data.draw(st.sampled_from(["fixed", "epoch"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(access_module, "INDEX_BUDGET_BYTES", data.draw(st.sampled_from([0, 1 << 20])))
+        patch.setattr(windows_module, "_CHUNK_BYTES", data.draw(st.sampled_from([1, 1 << 20])))
+        options = data.draw(
+            st.fixed_dictionaries({"engine": ENGINES, "verify": st.sampled_from(["always", "once", "off"])})
+        )
+        dataset = shardload.open(content.path, **options)
+        view = dataset.select(ids) if ids != range(NUM_SAMPLES) else dataset.select([*ids])
+        windows = shardload.TokenWindows(view, name, length, stride, shift, documents=True, phase=phase)
+        assert windows.num_items == len(mine.items[name])
+        if windows.num_items < length + shift:
+            assert len(windows) == 0
+            return
+        some = st.lists(st.integers(0, windows.num_ids - 1), max_size=9).map(lambda ids: np.array(ids, dtype=np.int64))
+        windows.will_need(np.arange(len(windows))[:5])
+        check(mine, pickle.loads(pickle.dumps(windows)), data.draw(st.lists(some, min_size=1, max_size=3)))
+        check(mine, windows.bare(), [np.arange(min(4, len(windows)))])
+
+
+def test_views_of_documents_share_no_item(content: Content) -> None:
+    """What a split is for: with views of windows a document would be on both sides."""
+    dataset = shardload.open(content.path)
+    sides = [shardload.TokenWindows(view, "tokens", 40, documents=["doc_id"]) for view in dataset.split(0.3, seed=1)]
+    owners = [
+        set(view.view.selection[np.unique(view.read_batch(np.arange(len(view))).columns["doc_id"].values)].tolist())
+        for view in sides
+    ]
+    assert not owners[0] & owners[1] and min(map(len, owners)) > 20
+    assert len({one.fingerprint for one in sides} | {shardload.TokenWindows(dataset, "tokens", 40).fingerprint}) == 3
+    # All of a dataset is no view of it, and none of it has no windows.
+    whole = shardload.TokenWindows(dataset[:], "tokens", 40)
+    assert whole.fingerprint == shardload.TokenWindows(dataset, "tokens", 40).fingerprint
+    none = shardload.TokenWindows(dataset[:0], "tokens", 40)
+    assert len(none) == none.num_items == 0 and none.fingerprint != whole.fingerprint
+    with pytest.raises(IndexError, match="has 0 items in all"):
+        none[0]
+
+
+def test_neighbours_in_a_document_of_a_view_are_read_one_by_one(
+    content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows_module, "_CHUNK_BYTES", 1)
+    windows = shardload.TokenWindows(
+        shardload.open(content.path).select([71, 3]), "tokens", 100, shift=0, documents=True
+    )
+    check(of_view(content, "tokens", [71, 3]), windows, [np.arange(20)])
+
+
+def test_damage_in_a_view_names_window_and_sample(content: Content, tmp_path: Path) -> None:
+    place, first, _ = flip(content, tmp_path / "d", 1)
+    sample = int(content.owners["tokens"][first])
+    windows = shardload.TokenWindows(
+        shardload.open(tmp_path / "d", verify="once").select([3, sample]), "tokens", 9_000, 1
+    )
+    message = rf"{place}: the items of field 'tokens' in window 7 do not have their checksum \(sample {sample}\)"
+    with pytest.raises(shardload.ChecksumError, match=message):
+        windows[7]
+
+
 ENGINES = st.sampled_from(["map", "pread"])
 
 
@@ -165,6 +249,34 @@ def test_integers_come_as_int64_and_others_as_stored(content: Content, name: str
     before = batch["input_ids"].clone()
     batch["labels"].zero_()
     assert torch.equal(batch["input_ids"], before)
+
+
+@pytest.mark.parametrize("name", ["tokens", "small", "late", "long", "frames"])
+def test_items_come_as_stored_to_who_asks_for_them_so(content: Content, name: str) -> None:
+    """As for a device that widens them: alone, of a view, or of several that are joined."""
+    windows = shardload.TokenWindows(shardload.open(content.path), name, 5, 3)
+    wide = windows.stored_kinds.keys()
+    assert (windows.stored_kinds == dict.fromkeys(["input_ids", "labels"], windows.field.kind)) == (
+        name in "tokens small late"
+    )
+    ids = np.arange(len(windows))[::-1]
+    for source, own in (
+        (windows, ids),
+        (windows.select(ids), ids[::-1]),
+        (shardload.concat([windows.select([]), windows, windows.select([1])]), ids),
+    ):
+        assert source.stored_kinds == windows.stored_kinds
+        fields = [replace(f, kind=source.stored_kinds.get(f.name, f.kind)) for f in windows.field_list]
+        lent = np.empty((len(own), *fields[1].shape), fields[1].dtype)
+        (read,) = source.read_batches([own], [{"labels": lent}], fields)
+        assert read.columns["labels"].values is lent and read.columns["labels"].field.kind == windows.field.kind
+        want = windows.read_batch(ids).columns
+        for key in ("input_ids", "labels"):
+            assert read.columns[key].values.dtype == windows.field.dtype
+            np.testing.assert_array_equal(read.columns[key].values, want[key].values)
+    other = shardload.TokenWindows(shardload.open(content.path), "small", 5)
+    joined = shardload.concat([windows, other]) if wide else None
+    assert joined is None or joined.stored_kinds == (windows.stored_kinds if name == "small" else {})
 
 
 def test_indices(content: Content) -> None:
@@ -230,10 +342,20 @@ def test_wrong_arguments(content: Content, options: dict[str, Any], message: str
         shardload.TokenWindows(shardload.open(content.path), **{"field": "tokens", "length": 64} | options)
 
 
+def fixed_windows(content: Content) -> shardload.TokenWindows:
+    return shardload.TokenWindows(shardload.open(content.path), "tokens", 64)
+
+
 def test_what_windows_are_not_cut_from(content: Content, tmp_path: Path) -> None:
     dataset = shardload.open(content.path)
-    with pytest.raises(TypeError, match="not of a View: take a view of its windows"):
-        shardload.TokenWindows(dataset[3:9], "tokens", 64)  # type: ignore[arg-type]
+    joined = shardload.concat([dataset, dataset])
+    for other, kind in (
+        (joined, "Concat"),
+        (joined[3:9], "view of a Concat"),
+        (fixed_windows(content), "TokenWindows"),
+    ):
+        with pytest.raises(TypeError, match=f"not of a {kind}: make windows of each, and join them"):
+            shardload.TokenWindows(other, "tokens", 64)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has a transform, which is for its samples"):
         shardload.TokenWindows(shardload.open(content.path, transform=dict), "tokens", 64)
     schema = {"tokens": {"type": "uint16[*]", "compression": "zstd"}}
@@ -284,9 +406,26 @@ def test_a_window_costs_its_blocks_however_long_the_sample(
         assert sum(read) == (4098 if verify == "off" else 2 * (layout.BLOCK_BYTES + 4))
 
 
+@pytest.mark.parametrize("verify", ["always", "once", "off"])
+@pytest.mark.parametrize("engine", ["map", "pread"])
+def test_damage_that_comes_later_is_found_by_who_always_looks(
+    content: Content, tmp_path: Path, engine: Any, verify: Any
+) -> None:
+    shutil.copytree(content.path, tmp_path / "d")
+    windows = shardload.TokenWindows(shardload.open(tmp_path / "d", engine=engine, verify=verify), "tokens", 300)
+    for _ in range(2):
+        check(content, windows, [np.arange(len(windows))])
+    place, first, _ = flip(content, tmp_path / "d", 1)
+    if verify != "always":
+        windows[first // 300]
+        return
+    with pytest.raises(shardload.ChecksumError, match=place):
+        windows[first // 300]
+
+
 def flip(content: Content, path: Path, block: int) -> tuple[str, int, int]:
-    """Makes a copy of the dataset with a bit flipped; returns shard and block as messages have them, and the block's first item."""
-    shutil.copytree(content.path, path)
+    """Flips a bit of a copy of the dataset, made if need be; returns shard and block as in messages, and the block's first item."""
+    shutil.copytree(content.path, path, dirs_exist_ok=True)
     dataset = shardload.open(path)
     counts = dataset.table.entries["num_items"][:, 0]
     # The largest has one sample, the next one several in one block.
@@ -341,6 +480,31 @@ def test_a_damaged_block_is_named_with_window_and_sample(
     shardload.TokenWindows(shardload.open(tmp_path / "d", verify="off"), "tokens", 300)[first // 300]
 
 
+def test_what_was_right_is_looked_at_once(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = shardload.TokenWindows(shardload.open(content.path, engine="map", verify="once"), "tokens", 700, 350)
+    engine, read = windows.dataset._process_access().engine, []
+    real = engine.read
+    monkeypatch.setattr(engine, "read", lambda ranges, targets: (read.append(ranges), real(ranges, targets)))
+    for order in (np.arange(len(windows)), np.random.default_rng(0).permutation(len(windows))):
+        read.clear()
+        check(content, windows, [order[:9], order[9:]])
+        blocks = sum(int((ranges.lengths == 4).sum()) for ranges in read)
+        assert blocks == (0 if order[0] else len({b for r in read for b in block_numbers(windows, r)}))
+
+
+def block_numbers(windows: shardload.TokenWindows, ranges: Any) -> set[tuple[int, int]]:
+    """Returns the blocks that ranges of a stream lie in, as (shard, number)."""
+    starts = windows.dataset._process_access()._facts.streams(0).starts
+    found = set()
+    for shard_id, start, length in zip(
+        ranges.shard_ids.tolist(), ranges.starts.tolist(), ranges.lengths.tolist(), strict=True
+    ):
+        low = start - int(starts[shard_id])
+        if length > 4:
+            found |= {(shard_id, b) for b in range(low // layout.BLOCK_BYTES, -(-(low + length) // layout.BLOCK_BYTES))}
+    return found
+
+
 @pytest.mark.parametrize(
     "span_of",
     [
@@ -361,8 +525,17 @@ def test_rows_that_contradict_each_other(
     dataset = write(tmp_path / "d", monkeypatch, span_of)
     monkeypatch.setattr(access_module, "INDEX_BUDGET_BYTES", budget)
     plain = shardload.TokenWindows(dataset, "t", 64)
-    # Items alone need no rows.
+    # Items alone need no rows, but for those of views.
     assert [plain[window]["input_ids"][0] for window in range(len(plain))] == [at // 100 for at in range(0, 1936, 64)]
+    view = shardload.TokenWindows(dataset.select(np.arange(19)), "t", 64)
+    some = np.arange(min(29, len(view)))
+    if span_of((500, 100)) == (500, 99):
+        # A gap that no sample has: without it the items are what the rows say.
+        values = view.read_batch(some).columns["input_ids"].values
+        assert values.reshape(-1)[::99].tolist() == list(range(19))
+    else:
+        with pytest.raises(shardload.FormatError, match=r"00000.shard is damaged: .*, which cannot be \(sample \d+\)"):
+            view.read_batch(some)
     windows = shardload.TokenWindows(dataset, "t", 64, documents=True)
     with pytest.raises(
         shardload.FormatError, match=r"00000.shard is damaged: the items of field 't' do not follow each other"
@@ -395,7 +568,7 @@ def test_hints_are_given_once_where_the_dataset_stays_in_memory(
         windows.will_need(ids[:20])
         windows.read_batch(ids)
     once = sum(hinted)
-    assert hinted[0] == 20 * 101 * 2 and hinted[2:] == [0, 0]
+    assert hinted[0] == 20 * 101 * 2 and len(hinted) == 2
     access._fits = False
     windows.will_need(ids)
     assert once < hinted[-1] == len(ids) * 101 * 2

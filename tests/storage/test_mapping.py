@@ -1,11 +1,15 @@
-"""What is announced of mapped files: all pages of the ranges and no others, in few pieces that the kernel takes whole."""
+"""What is announced of mapped files: all pages of the ranges and no others, in few pieces that the kernel takes whole; gathers."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardload.storage import MappedFiles, mapping
 from shardload.storage.mapping import _MAX_AHEAD_BYTES, _PAGE_BYTES, _ahead
 
 
@@ -42,3 +46,38 @@ def test_what_follows_is_announced_as_one():
     assert len(found[0]) == -(-1001 * 4096 // _MAX_AHEAD_BYTES)
     apart = _ahead(starts * 8, np.full(1000, 4096))
     assert len(apart[0]) == 1000
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[MappedFiles, list[bytes]]:
+    """Three mapped files, the last one of whole pages, and what is in them."""
+    folder, contents = tmp_path_factory.mktemp("mapped"), []
+    mapped = MappedFiles(np.array([9_001, 1, 20_480]))
+    for number, size in enumerate((9_001, 1, 20_480)):
+        contents.append(np.random.default_rng(number).bytes(size))
+        path: Path = folder / str(number)
+        path.write_bytes(contents[-1])
+        with open(path, "rb") as file:
+            mapped.map(number, file.fileno())
+    return mapped, contents
+
+
+@given(data=st.data())
+def test_ranges_of_one_size_are_gathered_wherever_they_start(files, data):
+    """Also those that overlap, and up to the last byte; into one array or several."""
+    mapped, contents = files
+    size = data.draw(st.one_of(st.integers(1, 20), st.integers(1, 9_001)))
+    number = st.sampled_from([i for i, content in enumerate(contents) if len(content) >= size])
+    place = number.flatmap(
+        lambda i: st.tuples(
+            st.just(i), st.one_of(st.integers(0, len(contents[i]) - size), st.just(len(contents[i]) - size))
+        )
+    )
+    parts = data.draw(st.lists(st.lists(place, max_size=6), min_size=1, max_size=3))
+    places = [one for part in parts for one in part]
+    starts = np.array([mapped.addresses[i] + at for i, at in places], dtype=np.int64)
+    targets = [np.zeros(len(part) * size, dtype=np.uint8) for part in parts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mapping, "_PIECE_BYTES", data.draw(st.sampled_from([1, 3 * size, 1 << 17])))
+        assert mapped.gather_anywhere(starts, size, targets)
+    assert b"".join(map(bytes, targets)) == b"".join(contents[i][at : at + size] for i, at in places)

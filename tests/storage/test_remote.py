@@ -18,7 +18,15 @@ from storage_contract import DATA, FILES, StorageContract
 
 import shardload
 from shardload.errors import FormatError, ShardloadError, StorageError
-from shardload.storage import AnswerError, LocalStorage, RemoteStorage, Storage, storage_of
+from shardload.storage import (
+    AnswerError,
+    LocalStorage,
+    RemoteStorage,
+    RetryingStorage,
+    RetryPolicy,
+    Storage,
+    storage_of,
+)
 from shardload.storage.answers import seconds_of
 from shardload.storage.ranges import Limits
 from shardload.storage.secrets import is_url, redact, secrets_of, shown
@@ -72,7 +80,7 @@ class TestHttp(StorageContract):
 
 
 def test_a_range_is_one_request_of_the_first_tag(server: RangeServer) -> None:
-    file = storage_of(server.url).open("shards/one", len(DATA))
+    file = RemoteStorage(server.url).open("shards/one", len(DATA))
     assert not server.requests
     file.read(10, 20)
     file.read(30, 50)
@@ -145,14 +153,14 @@ WRONG = {
     "404": (_of_status(404), "missing"),
     "410": (_of_status(410), "missing"),
     "412": (_of_status(412), "changed"),
-    "416": (_of_status(416), "wrong"),
-    "300": (_of_status(300), "wrong"),
+    "416": (_of_status(416), "changed"),
+    "300": (_of_status(300), "refused"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_answers(server: RangeServer, case: str) -> None:
-    file = storage_of(server.url).open("shards/one", len(DATA))
+    file = RemoteStorage(server.url).open("shards/one", len(DATA))
     file.read(0, 1)
     change, kind = WRONG[case]
     server.change = change
@@ -173,7 +181,7 @@ def test_wrong_answers(server: RangeServer, case: str) -> None:
 def test_a_file_cut_or_replaced_since_it_was_opened(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(DATA[:100])
     with RangeServer(tmp_path) as server:
-        file = storage_of(server.url).open("file", 100)
+        file = RemoteStorage(server.url).open("file", 100)
         assert file.read(0, 50) == DATA[:50]
         (tmp_path / "file").write_bytes(DATA[100:200])
         with pytest.raises(AnswerError, match="changed since it was opened") as caught:
@@ -181,15 +189,15 @@ def test_a_file_cut_or_replaced_since_it_was_opened(tmp_path: Path) -> None:
         assert caught.value.kind == "changed"
         (tmp_path / "file").write_bytes(DATA[:40])
         with pytest.raises(FormatError, match="has 40 bytes instead of 100"):
-            storage_of(server.url).open("file", 100).read(50, 60)
+            RemoteStorage(server.url).open("file", 100).read(50, 60)
 
 
 def test_nobody_answers(directory: Path) -> None:
     with RangeServer(directory) as server:
         pass
     with pytest.raises(AnswerError, match=r"manifest\.json cannot be read") as caught:
-        storage_of(server.url).read_small("manifest.json", 100)
-    assert caught.value.kind == "transient"
+        RemoteStorage(server.url).read_small("manifest.json", 100)
+    assert caught.value.kind == "unreachable"
 
 
 def test_no_byte_in_time(server: RangeServer) -> None:
@@ -198,9 +206,9 @@ def test_no_byte_in_time(server: RangeServer) -> None:
         server.delay_seconds = 0.3
         with pytest.raises(AnswerError, match="in time") as caught:
             storage.read_small("manifest.json", 100)
-        assert caught.value.kind == "transient"
+        assert caught.value.kind == "stalled"
         with pytest.raises(AnswerError, match="in time"):
-            storage_of(server.url).open("shards/one", len(DATA)).read_into(memoryview(bytearray(9)), 0, 0.05)
+            RemoteStorage(server.url).open("shards/one", len(DATA)).read_into(memoryview(bytearray(9)), 0, 0.05)
     finally:
         server.delay_seconds = 0.0
 
@@ -216,7 +224,7 @@ SECRETS = ["alice77", "pass%word77", "signature77", "header77", "token77"]
 def test_secrets_are_shown_nowhere(directory: Path, server: RangeServer) -> None:
     url = server.url.replace("//", "//alice77:pass%25word77@") + "/?sig=signature77&x=1"
     options = {"headers": {"X-Key": "header77"}, "client_kwargs": {"headers": {"Y": "token77"}}}
-    storage = storage_of(url, options)
+    storage = RemoteStorage(url, options)
     assert storage.read_small("manifest.json", 99) == FILES["manifest.json"]
     request = server.requests[-1]
     assert request.query == "sig=signature77&x=1" and request.headers["x-key"] == "header77"
@@ -263,7 +271,9 @@ def test_local_or_remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert isinstance(storage, LocalStorage) and storage.root == str(tmp_path / "data")
     with pytest.raises(ValueError, match="storage_options are for URLs"):
         storage_of("data", {"key": "x"})
-    assert isinstance(storage_of("s3://bucket/data"), RemoteStorage)
+    far = storage_of("s3://bucket/data", {"key": "k", "shardload": {"retries": 2}})
+    assert isinstance(far, RetryingStorage) and isinstance(far.inner, RemoteStorage)
+    assert far.inner.options == {"key": "k"} and far.policy == RetryPolicy(max_retries=2)
     for write in (lambda url: shardload.ShardWriter(url, {"a": "int64"}).__enter__(), prune, rebuild_index):
         with pytest.raises(ValueError, match="s3://bucket/data is a URL: datasets are written to a directory"):
             write("s3://me:secret@bucket/data")

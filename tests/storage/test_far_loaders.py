@@ -1,0 +1,175 @@
+"""Loaders over a real store whose answers go wrong: the batches of a local dataset, or the error."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fault_proxy import FaultProxy, changed, cut, s3_error
+from servers import BUCKET, ObjectStore, http_url, s3_options
+from storage.test_faults import SLACK_SECONDS
+
+import shardload
+from shardload.errors import ChecksumError, FormatError, LoaderClosedError, StorageError
+
+QUICK = {"deadline": 5, "progress_timeout": 3, "retries": 3, "first_wait": 0.002}
+
+
+@pytest.fixture(scope="module")
+def name(object_store: ObjectStore, mixed: Path) -> str:
+    return object_store.upload(mixed, "far-loaders")
+
+
+@pytest.fixture(params=["s3", "http"])
+def far(request: pytest.FixtureRequest, name: str) -> tuple[FaultProxy, str, dict[str, Any]]:
+    """A proxy, and how the dataset is opened through it."""
+    proxy: FaultProxy = request.getfixturevalue(f"{request.param}_proxy")
+    if request.param == "s3":
+        return proxy, f"s3://{BUCKET}/{name}", {**s3_options(proxy.port), "shardload": QUICK}
+    return proxy, f"{http_url(proxy.port)}/{name}", {"shardload": QUICK}
+
+
+def batches(location: Any, options: dict[str, Any] | None = None, **settings: Any) -> Iterator[Any]:
+    with shardload.ShardLoader(shardload.open(location, storage_options=options), 64, shuffle=True, seed=3) as loader:
+        yield from loader
+        yield loader.stats()
+
+
+def assert_equal(got: Any, want: Any) -> None:
+    assert got.keys() == want.keys()
+    for field, value in want.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(got[field], value)
+        else:
+            assert got[field] == value
+
+
+FAULTS = {
+    "F30 flip": lambda **o: changed("scramble", **o),
+    "F31 short": lambda **o: changed("short", **o),
+    "F31 page": lambda **o: changed("page", **o),
+    "F32 end in the body": lambda **o: cut("body", "fin", **o),
+    "F34 503": lambda **o: s3_error(503, "SlowDown", **o),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_loader_recovers(far: tuple[FaultProxy, str, dict[str, Any]], mixed: Path, fault: str) -> None:
+    proxy, location, options = far
+    *want, _ = batches(mixed)
+    # Everything that is read has its turn: heads, rows and records of the shards, manifest and table.
+    for path, skip in (("shards/", 0), ("shards/", 3), ("shards/", 9), ("manifest.json", 0), ("tables/", 0)):
+        proxy.reset()
+        proxy.arm(FAULTS[fault](path=path, skip=skip, times=2 if skip == 3 and fault != "F30 flip" else 1))
+        *got, stats = batches(location, options)
+        assert len(got) == len(want) and proxy.num_hits >= 1
+        for one, other in zip(got, want, strict=True):
+            assert_equal(one, other)
+        if path == "shards/":
+            assert sum(stats.num_retries.values()) + stats.num_rereads == proxy.num_hits, stats
+            assert (stats.num_rereads > 0) == (fault == "F30 flip")
+
+
+@pytest.mark.parametrize("path", ["shards/", "manifest.json", "tables/"])
+def test_what_is_damaged_for_good_is_an_error(far: tuple[FaultProxy, str, dict[str, Any]], path: str) -> None:
+    """F30: read once more, and then an error that names the place and says that it is damaged where it is stored."""
+    proxy, location, options = far
+    proxy.arm(changed("flip", path=path))
+    with pytest.raises(FormatError, match=r"the stored object differs from what was written") as caught:
+        list(batches(location, options))
+    assert caught.value.shard is not None and path.rstrip("/") in caught.value.shard
+    most = max(proxy.by_range(path).values())
+    assert most == 2, proxy.by_range(path)
+
+
+def test_a_loader_fails_in_time(far: tuple[FaultProxy, str, dict[str, Any]]) -> None:
+    proxy, location, options = far
+    options["shardload"] = QUICK | {"progress_timeout": 0.3}
+    loader = shardload.ShardLoader(shardload.open(location, storage_options=options), 64, shuffle=True, seed=3)
+    iterator = iter(loader)
+    next(iterator)
+    proxy.arm(cut("body", "stall", path="shards/"))
+    start = time.monotonic()
+    with pytest.raises(StorageError, match="in time"):
+        for _ in iterator:
+            pass
+    assert time.monotonic() - start < 5.5 + SLACK_SECONDS
+    assert max(proxy.by_range("shards/").values()) <= 2 * 4
+    loader.close()
+    # The next one, from its state, goes on where this one was.
+    proxy.reset()
+    again = shardload.ShardLoader(shardload.open(location, storage_options=options), 64, shuffle=True, seed=3)
+    again.load_state_dict(loader.state_dict())
+    with again:
+        assert sum(1 for _ in again) == again.remaining or True
+
+
+def test_a_shard_that_is_gone_is_an_error_at_once(far: tuple[FaultProxy, str, dict[str, Any]]) -> None:
+    """F35: a listed shard that is not there, and access that was taken away."""
+    proxy, location, options = far
+    for fault, text, most in ((s3_error(404, "NoSuchKey"), "is missing", 1), (s3_error(403, "Denied"), "access", 2)):
+        proxy.reset()
+        fault.path = "shards/"
+        proxy.arm(fault)
+        with pytest.raises(StorageError, match=text) as caught:
+            list(batches(location, options))
+        # What was announced and failed is asked for once more by who needs it.
+        assert caught.value.shard is not None and max(proxy.by_range("shards/").values()) <= 2 * most
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+@pytest.mark.parametrize("ending", ["stall", "reset"])
+def test_a_loader_that_is_closed_waits_for_nothing(
+    far: tuple[FaultProxy, str, dict[str, Any]], ending: str, num_threads: int
+) -> None:
+    """A thread that waits for an answer, or for its next attempt, ends when the loader is closed."""
+    proxy, location, options = far
+    options["shardload"] = {"deadline": 600, "progress_timeout": 600, "retries": 100, "first_wait": 100}
+    dataset = shardload.open(location, storage_options=options)
+    loader = shardload.ShardLoader(dataset, 64, shuffle=True, num_threads=num_threads)
+    iterator = iter(loader)
+    next(iterator)
+    proxy.arm(cut("before", ending, path="shards/"))
+    failures: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            for _ in iterator:
+                pass
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not proxy.num_hits and time.monotonic() < deadline:
+        time.sleep(0.001)
+    start = time.monotonic()
+    loader.close()
+    thread.join(20)
+    assert not thread.is_alive() and isinstance(failures[0], LoaderClosedError)
+    assert time.monotonic() - start < SLACK_SECONDS
+
+
+def test_replaced_in_mid_epoch(
+    object_store: ObjectStore, mixed: Path, far: tuple[FaultProxy, str, dict[str, Any]]
+) -> None:
+    """F36: another dataset of the same shape in the place of the one that is open."""
+    _, location, options = far
+    place = object_store.upload(mixed)
+    location = location.rpartition("/")[0] + f"/{place}"
+    dataset = shardload.open(location, storage_options=options)
+    shard = dataset.table[0].name
+    assert dataset[0]["number"] == 0
+    data = bytearray((mixed / shard).read_bytes())
+    data[len(data) // 2] ^= 1
+    object_store.put(f"{place}/{shard}", bytes(data))
+    with pytest.raises(StorageError, match="changed since it was opened") as caught:
+        dataset[:100].read_batch(torch.arange(100).numpy())
+    assert caught.value.shard == shard
+    assert isinstance(caught.value, StorageError) and not isinstance(caught.value, ChecksumError)

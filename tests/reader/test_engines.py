@@ -55,7 +55,7 @@ def read(dataset: shardload.ShardDataset, ids: list[int]) -> list[dict[str, Any]
     return [{name: np.asarray(value).tolist() for name, value in s.items()} for s in dataset.__getitems__(ids)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     ids=st.lists(st.integers(0, NUM_SAMPLES - 1), max_size=40),
     verify=st.sampled_from(["always", "once", "off"]),

@@ -215,6 +215,7 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._thread.start()
+        self._tasks: set[asyncio.Task[Any] | None] = set()
         self._server: asyncio.Server = self._call(asyncio.start_server(self._client, "127.0.0.1", 0))
         self.port: int = self._server.sockets[0].getsockname()[1]
 
@@ -222,9 +223,17 @@ class FaultProxy:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._server.close()
+        # Connections are made and closed by calls and tasks that the loop has yet to come to; here it runs on for them.
+        for _ in range(5):
+            self._loop.run_until_complete(asyncio.sleep(0.002))
+            tasks = [task for task in self._tasks if task is not None]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                self._loop.run_until_complete(asyncio.wait(tasks, timeout=5))
         self._loop.close()
 
     def arm(self, *faults: Fault) -> None:
@@ -253,23 +262,17 @@ class FaultProxy:
     def _call(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
-    async def _end(self) -> None:
-        self._server.close()
-        # Connections are made and closed by calls and tasks that the loop has yet to come to.
-        for _ in range(5):
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0)
-
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # The loop itself holds on to no task, and one that waits for a server whose client has left would be collected.
+        task = asyncio.current_task()
+        self._tasks.add(task)
         try:
             # A client that goes away, or an end of the proxy, is no failure of a test.
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 while await self._serve_one(reader, writer):
                     pass
         finally:
+            self._tasks.discard(task)
             writer.transport.abort()
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

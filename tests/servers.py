@@ -88,7 +88,7 @@ class ObjectStore:
             Path(f"/tmp/seaweedfs-{name}-grpc-{port + _GRPC}.sock").unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Starts the server, again on the same ports and data, and waits until it is ready.
+        """Starts the server, again on the same ports and data, and waits until it is ready. It ends with the calling thread.
 
         Raises:
             RuntimeError: it ended, or is not ready in time; with the end of its log.

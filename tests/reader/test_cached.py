@@ -212,9 +212,9 @@ def test_views_and_joined_sources_are_told_of_and_counted(root: Path, server: Ra
         server.requests.clear()
         assert sum(len(batch["tokens"]) for batch in loader) == 992
         second = loader.stats()
-    # Samples that the first epoch has dropped are fetched once more at most.
-    assert second.num_cache_hits - first.num_cache_hits >= 970
-    assert second.num_cache_misses - first.num_cache_misses <= 20
+    # Fetched are only the 18 samples that the first epoch has dropped; heads and rows of shards count as well.
+    assert second.num_cache_hits - first.num_cache_hits >= 940
+    assert second.num_cache_misses - first.num_cache_misses <= 50
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class ChecksumError(FormatError):
 
 
 class UnsupportedVersionError(FormatError):
-    """The data was written by a version, draft or feature that this version does not read."""
+    """The data was written in a version of the format, or with a feature, that this version does not read."""
 
 
 class StorageError(ShardloadError, OSError):

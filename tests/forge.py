@@ -199,7 +199,7 @@ class Forge:
     edit_entries: Edit = keep
     """Changes the structured array of the table in place, or returns another."""
     edit_table: Edit = keep
-    """Changes the list of the table header's values in place: magic, draft, entry size, entries, zero."""
+    """Changes the list of the table header's values in place: magic, format number, entry size, entries, zero."""
     edit_manifest: Edit = keep
     """Changes the inner manifest, a dict, in place."""
     edit_text: Edit = keep
@@ -239,7 +239,7 @@ class Forge:
         """Writes table and manifest anew, over the shards as they are."""
         changed = self.edit_entries(self.entries)
         entries = self.entries if changed is None else changed
-        header = [layout.TABLE_MAGIC, layout.DRAFT, entries.dtype.itemsize, len(entries), 0]
+        header = [layout.TABLE_MAGIC, layout.FORMAT_NUMBER, entries.dtype.itemsize, len(entries), 0]
         self.edit_table(header)
         table = _TABLE_HEADER.pack(*header) + entries.tobytes()
         digest = hashlib.sha256(table).hexdigest()

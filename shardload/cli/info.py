@@ -12,6 +12,7 @@ import numpy as np
 
 from shardload.cli.storage import storage_option
 from shardload.cli.text import bars, counted, echo, echo_facts, echo_json, line_width, printable
+from shardload.format import layout
 from shardload.quantities import format_bytes
 
 SIZED_SAMPLES = 5_000_000
@@ -40,7 +41,7 @@ def info(dataset: str, storage_options: dict[str, Any], sizes: bool | None, as_j
         "dataset": opened.location,
         "fingerprint": opened.fingerprint,
         "version": manifest.version,
-        "draft": manifest.draft,
+        "format_version": layout.FORMAT_VERSION,
         "num_samples": manifest.num_samples,
         "num_shards": manifest.num_shards,
         "num_bytes": manifest.num_bytes,
@@ -110,7 +111,7 @@ def _echo(facts: dict[str, Any]) -> None:
             ("shard size", f"at most {format_bytes(facts['shard_size'])}"),
             ("compression", f"{facts['compression']}{' with a dictionary' if facts['dictionary'] else ''}{ratio}"),
             ("key", printable(facts["key"])),
-            ("version", f"{facts['version']} (format draft {facts['draft']})"),
+            ("version", f"{facts['version']} (format version {facts['format_version']})"),
             ("generations", f"{len(facts['generations']):,}" if len(facts["generations"]) > 1 else ""),
             ("fingerprint", facts["fingerprint"]),
             ("written by", ", ".join(f"{name} {version}" for name, version in writer.items())),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import struct
 
-DRAFT = 2
 FORMAT_NAME = "shardload"
+FORMAT_VERSION = 1
+FORMAT_NUMBER = 2
+"""What stands for version 1 in the field `draft` of every file: it is the second draft, frozen as it was."""
 
 HEADER_BYTES = 4096
 FOOTER_BYTES = 128
@@ -30,9 +32,9 @@ TABLE_MAGIC = b"SHRDTABL"
 CHECKSUM_CRC32C = 1
 
 HEADER = struct.Struct("<8sIIIIIIII32s")
-"""Magic, draft, required flags, optional flags, generation, unit, part, checksum, zero, schema digest."""
+"""Magic, format number, required flags, optional flags, generation, unit, part, checksum, zero, schema digest."""
 FOOTER = struct.Struct("<8sIIQQ32sI52s8s")
-"""Magic, draft, directory entries, samples, bytes of the file, header digest, flags, zeros, magic."""
+"""Magic, format number, directory entries, samples, bytes of the file, header digest, flags, zeros, magic."""
 DIRECTORY_ENTRY = struct.Struct("<IIQQQ32s")
 """Kind, field, offset, length, bytes an item, digest."""
 IDENTITY = struct.Struct("<IIIII")
@@ -90,6 +92,16 @@ DIGESTED_SECTIONS = {
     SECTION_DESCRIPTION,
 }
 """Kinds of sections whose SHA-256 stands in the directory."""
+
+
+def unread(number: int) -> str:
+    """Returns words for a format number that is not `FORMAT_NUMBER`, and for what to do."""
+    if number < FORMAT_NUMBER:
+        return f"written in draft {number}, before the format was version {FORMAT_VERSION}: write the dataset anew"
+    return (
+        f"written in a later version of the format (its number is {number}, that of version {FORMAT_VERSION} is "
+        f"{FORMAT_NUMBER}): update shardload"
+    )
 
 
 def align(offset: int, alignment: int) -> int:

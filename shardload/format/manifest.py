@@ -86,7 +86,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     metadata: Metadata
     schema: list[FieldEntry]
     version: int
-    draft: int = layout.DRAFT
+    draft: int = layout.FORMAT_NUMBER
+    """The number of the format: the name is from before it was frozen."""
     format: str = layout.FORMAT_NAME
     required: list[str] = []
 
@@ -215,7 +216,7 @@ def decode_description(data: bytes, place: str) -> Description:
     """Returns the description in `data`, the content of a shard's section.
 
     Raises:
-        UnsupportedVersionError: another draft, or a required feature this version does not have.
+        UnsupportedVersionError: another version of the format, or a required feature this version does not have.
         FormatError: anything else that the format does not allow.
     """
     try:
@@ -265,7 +266,7 @@ def decode_manifest(data: bytes, place: str) -> Manifest:
         place: name of the file for error messages.
 
     Raises:
-        UnsupportedVersionError: another draft, or a required feature this version does not have.
+        UnsupportedVersionError: another version of the format, or a required feature this version does not have.
         ChecksumError: the content does not have the fingerprint written beside it.
         FormatError: anything else that the format does not allow.
     """
@@ -293,12 +294,12 @@ def decode_manifest(data: bytes, place: str) -> Manifest:
 def _check_version(probe: _Probe, place: str) -> None:
     if probe.format != layout.FORMAT_NAME:
         raise FormatError(f"{place}: the format is {probe.format[:40]!r}, not {layout.FORMAT_NAME!r}")
-    if probe.draft != layout.DRAFT:
-        raise UnsupportedVersionError(
-            f"{place}: written in draft {probe.draft} of the format; this version reads draft {layout.DRAFT}"
-        )
+    if probe.draft != layout.FORMAT_NUMBER:
+        raise UnsupportedVersionError(f"{place}: {layout.unread(probe.draft)}")
     if lacking := [name for name in probe.required if name != EXTERNAL]:
-        raise UnsupportedVersionError(f"{place}: needs {', '.join(map(repr, lacking))[:200]}, which this version lacks")
+        raise UnsupportedVersionError(
+            f"{place}: needs {', '.join(map(repr, lacking))[:200]}, which this version lacks: update shardload"
+        )
 
 
 def _check_counts(manifest: Manifest) -> None:

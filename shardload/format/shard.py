@@ -100,7 +100,7 @@ def shard_bytes(schema: Schema, contents: Contents) -> int:
 
 def encode_header(schema: Schema, generation: int, unit: int, part: int) -> bytes:
     """Returns a shard's header: 4,096 bytes."""
-    numbers = (layout.DRAFT, 0, 0, generation, unit, part, layout.CHECKSUM_CRC32C, 0)
+    numbers = (layout.FORMAT_NUMBER, 0, 0, generation, unit, part, layout.CHECKSUM_CRC32C, 0)
     return layout.HEADER.pack(layout.HEADER_MAGIC, *numbers, schema.digest).ljust(layout.HEADER_BYTES, b"\0")
 
 
@@ -112,7 +112,7 @@ def encode_tail(sections: Sequence[Section], num_samples: int, header: bytes, la
     start = layout.align(sections[-1].stop, layout.SMALL_SECTION_ALIGNMENT)
     footer = layout.FOOTER.pack(
         layout.FOOTER_MAGIC,
-        layout.DRAFT,
+        layout.FORMAT_NUMBER,
         len(sections),
         num_samples,
         start + len(directory) + layout.FOOTER_BYTES,
@@ -147,13 +147,11 @@ def tail_bytes(end: bytes, place: str) -> int:
     """
     if len(end) < layout.FOOTER_BYTES:
         raise FormatError(f"{place}: {len(end)} bytes are no shard")
-    magic, draft, num_sections, *_, magic_again = layout.FOOTER.unpack_from(end, len(end) - layout.FOOTER_BYTES)
+    magic, number, num_sections, *_, magic_again = layout.FOOTER.unpack_from(end, len(end) - layout.FOOTER_BYTES)
     if magic != layout.FOOTER_MAGIC or magic_again != layout.FOOTER_MAGIC:
         raise FormatError(f"{place}: the footer is damaged or this is no shard of shardload")
-    if draft != layout.DRAFT:
-        raise UnsupportedVersionError(
-            f"{place}: written in draft {draft} of the format; this version reads draft {layout.DRAFT}"
-        )
+    if number != layout.FORMAT_NUMBER:
+        raise UnsupportedVersionError(f"{place}: {layout.unread(number)}")
     if num_sections > 4 * layout.MAX_FIELDS:
         raise FormatError(f"{place}: {num_sections} sections are more than a shard can have")
     return int(layout.FOOTER_BYTES + layout.DIRECTORY_ENTRY_BYTES * num_sections)
@@ -255,15 +253,17 @@ def check_header(header: bytes, head: ShardHead, schema: Schema, identity: tuple
     """Checks a shard's first 4,096 bytes: version first, then that they are the header this shard was written with.
 
     Raises:
-        UnsupportedVersionError: another draft, or a required flag this version does not know.
+        UnsupportedVersionError: another version of the format, or a required flag this version does not know.
         ChecksumError: the header has changed.
     """
-    magic, draft, required, *_ = layout.HEADER.unpack_from(header)
+    magic, number, required, *_ = layout.HEADER.unpack_from(header)
     if magic != layout.HEADER_MAGIC:
         raise FormatError(f"{place}: the file does not start like a shard of shardload", start=0, stop=8)
-    if draft != layout.DRAFT or required:
+    if number != layout.FORMAT_NUMBER:
+        raise UnsupportedVersionError(f"{place}: {layout.unread(number)}")
+    if required:
         raise UnsupportedVersionError(
-            f"{place}: draft {draft} with required flags {required:#x}; this version reads draft {layout.DRAFT} without"
+            f"{place}: needs what this version lacks: its required flags are {required:#x}; update shardload"
         )
     expected = encode_header(schema, *identity)
     expected = expected[:16] + header[16:20] + expected[20:]  # optional flags: what is unknown is passed over

@@ -82,7 +82,9 @@ class ShardTable:
 
     def encode(self) -> bytes:
         """Returns the bytes of the table's file; its name is their SHA-256."""
-        header = _HEADER.pack(layout.TABLE_MAGIC, layout.DRAFT, self.entries.dtype.itemsize, len(self.entries), 0)
+        header = _HEADER.pack(
+            layout.TABLE_MAGIC, layout.FORMAT_NUMBER, self.entries.dtype.itemsize, len(self.entries), 0
+        )
         return header + self.entries.tobytes()
 
 
@@ -125,8 +127,9 @@ def decode_table(data: bytes, manifest: Manifest, place: str) -> ShardTable:
     if len(data) != table_bytes(manifest):
         raise FormatError(f"{place}: {len(data)} bytes are no table of {manifest.num_shards} shards")
     dtype = _entry_dtype(len(manifest.parsed_schema.stream_fields))
-    if _HEADER.unpack_from(data) != (layout.TABLE_MAGIC, layout.DRAFT, dtype.itemsize, manifest.num_shards, 0):
-        raise FormatError(f"{place}: not a shard table of draft {layout.DRAFT}")
+    header = (layout.TABLE_MAGIC, layout.FORMAT_NUMBER, dtype.itemsize, manifest.num_shards, 0)
+    if _HEADER.unpack_from(data) != header:
+        raise FormatError(f"{place}: not a shard table of version {layout.FORMAT_VERSION} of the format")
     table = ShardTable(np.frombuffer(data, dtype=dtype, offset=_HEADER.size))
     _check(table.entries, manifest, place)
     return table

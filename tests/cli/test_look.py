@@ -67,7 +67,7 @@ def test_info_tells_what_the_dataset_is(dataset: Path, capsys) -> None:
     for expected in (
         rf"stored .* in {len(opened.table)} shards",
         r"compression +zstd:3, ratio \d\.\d\d over the samples",
-        r"version +1 \(format draft \d+\)",
+        r"version +1 \(format version 1\)\n",
         rf"fingerprint +{opened.fingerprint}",
         r"written by +numpy .*, shardload .*, zstd ",
         r"metadata +classes: 2",

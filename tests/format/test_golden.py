@@ -20,6 +20,7 @@ import numpy as np
 import plain_reader
 import pytest
 import strict_reader
+from forge import Forge, canonical
 from golden import GOLDEN
 from range_server import RangeServer
 
@@ -209,6 +210,66 @@ def test_the_writer_of_today_makes_the_same_bytes(name: str, tmp_path: Path, mon
     assert facts == facts_of(name)
     assert now.keys() == then.keys()
     assert [file for file in now if now[file] != then[file]] == []
+
+
+@pytest.mark.parametrize("name", ["generations", "nullable"])
+def test_what_a_later_version_may_add_is_passed_over(root: Path, tmp_path: Path, name: str) -> None:
+    """Optional flags, facts and files that nobody knows yet: section 12 of the page."""
+    facts, want = facts_of(name), expected(name)
+    forged = Forge.copy(root / name, tmp_path / name)
+    fact = {"later": ["things", 1, True]}
+    forged.manifest["metadata"] |= fact
+    newest = forged.manifest["generations"][-1]["generation"]
+    for shard in forged.shards:
+        shard.header[16:20] = struct.pack("<I", 0x80000003)
+        if shard.identity[0] == newest:
+            section = shard.section(11)
+            described = json.loads(section.data)
+            section.data = bytearray(canonical(described | {"metadata": described["metadata"] | fact}))
+    path = forged.save()
+    (path / "later.bin").write_bytes(b"what a fact tells of")
+    (path / "later").mkdir()
+    assert verify_dataset(str(path), samples=True) == []
+    with RangeServer(tmp_path) as server:
+        for dataset in (shardload.open(path, verify="always"), shardload.open(f"{server.url}/{name}")):
+            check(list(dataset.__getitems__(range(len(want)))), want, facts["types"])
+            assert dataset.metadata == facts["metadata"] | fact
+    for reader in (plain_reader, strict_reader):
+        check(reader.read_dataset(path), want, facts["types"])
+
+
+def test_what_must_be_understood_is_refused_by_its_name(root: Path, tmp_path: Path) -> None:
+    """Whatever else is different under the name of a feature."""
+    path = tmp_path / "set"
+    shutil.copytree(root / "empty", path)
+    for manifest in (
+        {"format": "shardload", "draft": 2, "required": ["shears"]},
+        {
+            "format": "shardload",
+            "draft": 2,
+            "required": ["external", "shears"],
+            "schema": {"new": [1.5]},
+            "table": None,
+        },
+    ):
+        (path / "manifest.json").write_text(json.dumps({"manifest": manifest, "more": 1}))
+        with pytest.raises(shardload.UnsupportedVersionError, match="needs 'shears', which this version lacks: update"):
+            shardload.open(path)
+        with pytest.raises(shardload.UnsupportedVersionError, match="'shears'"):
+            shardload.ShardWriter(path, append=True).write({})
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(1, "draft 1, before"), (3, "later version of the format"), (0, "draft 0")]
+)
+def test_another_number_is_refused(root: Path, tmp_path: Path, number: int, words: str) -> None:
+    path = tmp_path / "set"
+    shutil.copytree(root / "empty", path)
+    text = (path / "manifest.json").read_text()
+    assert text.count('"draft":2') == 1
+    (path / "manifest.json").write_text(text.replace('"draft":2', f'"draft":{number}'))
+    with pytest.raises(shardload.UnsupportedVersionError, match=words):
+        shardload.open(path)
 
 
 def test_every_kind_and_feature_is_there(root: Path) -> None:

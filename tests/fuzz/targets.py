@@ -401,7 +401,7 @@ def run_dataset_repaired(data: bytes) -> None:
     copy = _copy()
     try:
         shard = Shard.parse(data.ljust(8192, b"\0"), expected().schema, (1, 0, 0))
-        shard.footer[:3] = layout.FOOTER_MAGIC, layout.DRAFT, 0
+        shard.footer[:3] = layout.FOOTER_MAGIC, layout.FORMAT_NUMBER, 0
         copy.shards[0] = shard
         copy.save()
     except (struct.error, StopIteration, ValueError, IndexError, OverflowError, BufferError, MemoryError):

@@ -11,6 +11,7 @@ import click
 
 from shardload import packing
 from shardload.cli.progress import PackDisplay, duration
+from shardload.cli.storage import storage_option
 from shardload.cli.text import counted, echo, echo_facts, echo_json
 from shardload.codecs import make_codec
 from shardload.errors import FormatError
@@ -143,6 +144,12 @@ def size_option(context: click.Context, parameter: click.Parameter, value: str) 
 @click.option(
     "--max-rejects", type=click.IntRange(min=0), metavar="N", help="Most that may be set aside.  [default: any]"
 )
+@storage_option
+@click.option(
+    "--staging",
+    metavar="DIR",
+    help="For a TARGET that is a URL: directory for what is not uploaded yet.  [default: in the user's cache directory]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) -> int:
     """Pack SOURCE into the dataset TARGET.
@@ -156,8 +163,9 @@ def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) ->
     streams of token ids, one sample a text; then single text files are a SOURCE too, and text files may be .gz or
     .zst. Hidden files are left out unless a GLOB writes their dot; links to directories are not followed.
 
-    TARGET appears whole, or not at all. What was packed before an error, a signal or a crash stays: the same command with
-    --continue goes on and ends with the same bytes.
+    TARGET is a directory, or an s3:// URL, where shards are uploaded as they are finished. It appears whole, or not at
+    all. What was packed before an error, a signal or a crash stays: the same command with --continue goes on and ends
+    with the same bytes.
     """
     if options["replace"] and options["append"]:
         raise click.UsageError("--append and --replace exclude each other")

@@ -21,7 +21,7 @@ def storage_option(command: Command) -> Command:
         multiple=True,
         metavar="KEY=VALUE",
         callback=_parsed,
-        help="For a DATASET that is a URL: an option of fsspec for it, such as endpoint_url=http://host:9000. May be repeated; "
+        help="For a URL: an option of fsspec for it, such as endpoint_url=http://host:9000. May be repeated; "
         "a VALUE may be true, false, or JSON in braces. Keys and secrets are better left to the environment.",
     )(command)
 

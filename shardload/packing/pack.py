@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shardload.codecs.dictionary import DictionaryMode
@@ -27,8 +28,9 @@ from shardload.packing.progress import Report
 from shardload.packing.session import Session
 from shardload.packing.shuffle import shuffle as shuffle_source
 from shardload.packing.unit import OnError
-from shardload.storage import OPERATIONS, Operations
+from shardload.storage import OPERATIONS, Operations, is_far
 from shardload.writer.describe import Types, schema_for
+from shardload.writer.far import staging_place, target_at
 from shardload.writer.target import Mode, Target
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
 
@@ -97,6 +99,8 @@ def pack(
     resume: bool = False,
     on_error: OnError = "raise",
     max_rejects: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    staging: Path | None = None,
     progress: Report | None = None,
     operations: Operations = OPERATIONS,
 ) -> PackSummary:
@@ -111,7 +115,8 @@ def pack(
             folder of them; or a folder by `save_to_disk` of Hugging Face's datasets or of MosaicML's MDS, or
             `hf:NAME@SPLIT` of the hub. With a tokenizer also single texts. Links to files are followed, links to
             directories are not.
-        target: directory of the dataset; created if it is not there.
+        target: directory of the dataset; created if it is not there. Or an s3:// URL: there each shard is uploaded when it is
+            finished, so that the disk holds about one a worker.
         schema: field name -> type, or type and compression as for `ShardWriter`: for a folder in place of inferred ones,
             for all others the whole schema. An append may name new nullable fields.
         compression: `none` or `zstd:<level>`, for fields of bytes, str, json and lists.
@@ -138,6 +143,9 @@ def pack(
         on_error: `raise` to end at the first thing that is no sample or does not fit the schema; `reject` to set such
             aside in `rejects.jsonl` and go on. A pack that was ended by one may be continued with `reject`.
         max_rejects: most that may be set aside; None for no limit.
+        storage_options: for a target that is a URL, as of `open`.
+        staging: for a target that is a URL: directory on the disk for what is not uploaded yet, and for what `resume` needs
+            to know; None for one in the user's cache directory, by the URL.
         progress: called in this thread at the start, then about ten times a second, and at the end.
         operations: the file operations at the target; tests replace them. They are pickled for the workers.
 
@@ -158,9 +166,10 @@ def pack(
         paths, listed(include), listed(exclude), settings, *tokens, shuffle, resume, on_error, max_rejects, progress
     )
     root = os.fspath(target)
-    check_places(paths, root)
+    check_places(paths, staging_place(root, storage_options, staging) if is_far(root) else root)
+    claim = partial(target_at, options=storage_options, staging=staging)
     mode: Mode = "append" if append else "replace" if replace else "create"
-    return in_session(root, mode, operations, resume, lambda session: _pack_into(session, call))
+    return in_session(root, mode, operations, resume, lambda session: _pack_into(session, call), claim=claim)
 
 
 def _pack_into(session: Session, call: Call) -> PackSummary:

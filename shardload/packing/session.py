@@ -53,12 +53,12 @@ class Session:
         self, options: Mapping[str, Any], plan: SourcePlan
     ) -> tuple[Manifest, list[ShardEntry], int] | None:
         """Returns manifest, shards and number of rejects of what is there, if the same pack made it, or None."""
-        packed, current = read_packed(self.place.storage), self.place.current
+        packed, current = read_packed(self.place.public), self.place.current
         if self._continued or packed is None or current is None or packed.version != current.version:
             return None
         if packed.job != make_record(options, plan).digest:
             return None
-        entries = read_entries(self.place.storage, current, packed.generation)
+        entries = read_entries(self.place.public, current, packed.generation)
         self.place.leave_finished()
         return current, entries, packed.num_rejects
 
@@ -83,7 +83,7 @@ class Session:
         before = read_record(place.storage)
         check_same(place.storage, before, record, units)
         self._committed = place.take_up(before.version, before.generation)
-        journal = Journal(place.storage, place.generation, resume=True)
+        journal = Journal(place.storage, place.generation, resume=True, intact=place.intact)
         if self._committed is None:
             place.keep_only(journal.entries)
         return journal
@@ -125,9 +125,10 @@ class Session:
         rows: Iterable[tuple[int, str, str]] = journal.rejects()
         if self.set_aside is not None:
             num_rejects, rows = self.set_aside.number, self.set_aside.rows()
+        keep = place.public if place.mode == "append" else None
         packed = PackedRecord(place.generation, self._digest, num_rejects, place.version)
         with named(place.root):
-            rejects = prepare_rejects(place.storage, rows, place.generation, source, place.mode == "append")
+            rejects = prepare_rejects(place.storage, rows, place.generation, source, keep)
             place.storage.write(f"{WORK}/packed", packed.encode())
         place.beside |= {REJECTS_NAME: rejects, PACKED_NAME: f"{WORK}/packed"}
         with signals_held(), named(place.root):

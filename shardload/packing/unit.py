@@ -40,6 +40,8 @@ class Job:
     hint: str = ""
     """Added to the error of a sample that does not fit the schema."""
     on_error: OnError = "raise"
+    deliver: Callable[[ShardEntry], None] | None = None
+    """What is done with each finished shard before it counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class _UnitPack:
         self._writer = UnitWriter(
             *(job.storage, job.recipe, task.unit.number),
             first_part=task.first_part,
-            on_part=lambda entry: self._step(entry=entry),
+            on_part=self._take_part,
         )
         self._num_items = 0
         self._num_samples = task.count.num_samples
@@ -176,6 +178,11 @@ class _UnitPack:
             self._step()
         else:
             self._tell(self._count())
+
+    def _take_part(self, entry: ShardEntry) -> None:
+        if self._job.deliver is not None:
+            self._job.deliver(entry)
+        self._step(entry=entry)
 
     def _step(self, entry: ShardEntry | None = None, finished: bool = False) -> None:
         rejects, self._rejects = tuple(self._rejects), []

@@ -2,13 +2,15 @@
 
 from shardload.storage.answers import AnswerError, UnavailableError
 from shardload.storage.base import Storage, StoredFile
-from shardload.storage.choose import local_path, storage_of
+from shardload.storage.choose import is_far, local_path, storage_of, upload_storage_of
 from shardload.storage.local import FileReader, FileWriter, LocalStorage
 from shardload.storage.mapping import MappedFiles
 from shardload.storage.operations import OPERATIONS, Operations
 from shardload.storage.remote import RemoteFile, RemoteStorage
 from shardload.storage.retrying import RetryingStorage
 from shardload.storage.schedule import RetryPolicy
+from shardload.storage.secrets import shown
+from shardload.storage.uploading import UploadStorage
 
 __all__ = [
     "OPERATIONS",
@@ -25,6 +27,10 @@ __all__ = [
     "Storage",
     "StoredFile",
     "UnavailableError",
+    "UploadStorage",
+    "is_far",
     "local_path",
+    "shown",
     "storage_of",
+    "upload_storage_of",
 ]

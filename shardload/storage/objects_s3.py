@@ -106,6 +106,9 @@ class S3Objects(S3Ranges):
                 return RefusalError("transient", f"the store answered {code}")
             if code == "NoSuchBucket":
                 return RefusalError("refused", "there is no such bucket")
+            failure = super().explain(error)
+            told = failure.kind == "refused" and code and not code.isdecimal()
+            return RefusalError("refused", f"{failure.reason}: {code}") if told else failure
         return super().explain(error)
 
     def _unless_there(self, method: str, name: str, seconds: float, asked: dict[str, Any], only_new: bool) -> bool:

@@ -31,9 +31,10 @@ from shardload.storage import (
     upload_storage_of,
 )
 from shardload.writer.failures import NOTHING, named
+from shardload.writer.maintenance import locked
 from shardload.writer.resume import ResumableTarget
 from shardload.writer.target import Mode
-from shardload.writer.work import WORK
+from shardload.writer.work import WORK, remove_work
 
 CLAIM = f"{WORK}/claim"
 _NUM_LOOKS = 16
@@ -285,6 +286,8 @@ class FarTarget(ResumableTarget):
             elif self.public.exists(name):
                 self.uploads.remove([name])
         self.uploads.put(MANIFEST_NAME, encoded)
+        # Such as one whose beginning was not answered.
+        self.uploads.abort(self.uploads.open_uploads())
         self._remove_work()
         self._drop_claim()
         self._tidy()
@@ -305,6 +308,27 @@ class FarTarget(ResumableTarget):
         for path in (self.storage.path("shards"), self.storage.path(WORK), self.storage.root, self._place):
             with contextlib.suppress(OSError):
                 self.storage.operations.rmdir(path)
+
+
+def clear_staging(url: str, options: Mapping[str, Any] | None, staging: str | os.PathLike[str] | None) -> None:
+    """Removes what an unfinished pack to a URL left on this disk, if it did.
+
+    Raises:
+        PackError: it is at work.
+    """
+    place = staging_place(url, options, staging)
+    storage = LocalStorage(os.path.join(place, "data"))
+    if not os.path.isdir(storage.root):
+        return
+    with locked(storage):
+        remove_work(storage)
+        names = [f"shards/{name}" for name in storage.list("shards") if _SHARD.fullmatch(name)]
+        for name in [*names, "../write-id"]:
+            with contextlib.suppress(FileNotFoundError):
+                storage.operations.unlink(storage.path(name))
+        for path in (storage.path("shards"), storage.root, place):
+            with contextlib.suppress(OSError):
+                storage.operations.rmdir(path)
 
 
 def target_at(

@@ -18,6 +18,7 @@ from shardload.errors import FormatError
 from shardload.format.schema import FieldType, parse_schema
 from shardload.importers.strict_json import unique_names
 from shardload.quantities import format_bytes, parse_bytes
+from shardload.storage import is_far
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
 
 _MAX_SCHEMA_BYTES = 1 << 20
@@ -187,7 +188,8 @@ def _echo(summary: packing.PackSummary) -> None:
     seconds = max(summary.seconds, 1e-9)
     packed = summary.num_workers > 0
     speed = f"{summary.num_samples / seconds:,.0f} samples/s, {summary.source_bytes / seconds / 1e6:,.1f} MB/s"
-    state = "packed and on disk" if packed else "complete before: nothing was left to do"
+    place = "in the store" if is_far(summary.target) else "on disk"
+    state = f"packed and {place}" if packed else "complete before: nothing was left to do"
     echo(f"{summary.target}: {counted(summary.num_samples, 'sample')} {state}")
     echo_facts(
         (

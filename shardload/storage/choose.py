@@ -50,7 +50,7 @@ def local_path(location: str | os.PathLike[str]) -> str:
     path = _without_scheme(os.fspath(location))
     if is_url(path):
         raise ValueError(
-            f"{shown(path)} is a URL: datasets are written to a directory; upload it from there, manifest.json last"
+            f"{shown(path)} is a URL: only pack and ShardWriter write to such; use a directory and upload it, manifest.json last"
         )
     return os.path.abspath(path)
 

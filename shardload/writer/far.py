@@ -23,6 +23,7 @@ from shardload.format.schema import canonical_json
 from shardload.format.table import ShardEntry
 from shardload.storage import (
     OPERATIONS,
+    AnswerError,
     LocalStorage,
     Operations,
     Storage,
@@ -140,7 +141,7 @@ class FarTarget(ResumableTarget):
         committed = super().take_up(version, generation)
         with named(self.root):
             self._take_claim()
-            self.uploads.abort(self.uploads.open_uploads())
+            self._abort_open()
         return committed
 
     def commit(self, description: Description, entries: Sequence[ShardEntry]) -> Manifest:
@@ -193,9 +194,18 @@ class FarTarget(ResumableTarget):
                     "`shardload prune --unfinished`",
                     dataset=self.root,
                 )
-            self.uploads.abort(self.uploads.open_uploads())
+            self._abort_open()
             self.uploads.remove(left)
         super()._prepare()
+
+    def _abort_open(self) -> None:
+        """Gives up what was half uploaded, by this writer or one that was cut off here: the claim is held."""
+        try:
+            self.uploads.abort(self.uploads.open_uploads())
+        except AnswerError as error:
+            # To list these is a right of its own, which who may write need not have; they are in nobody's way.
+            if error.kind not in ("access", "refused"):
+                raise
 
     def _take_claim(self) -> bool:
         """Claims the place; tells whether it was claimed before, by a writer that was cut off and is continued or replaced here.
@@ -287,7 +297,7 @@ class FarTarget(ResumableTarget):
                 self.uploads.remove([name])
         self.uploads.put(MANIFEST_NAME, encoded)
         # Such as one whose beginning was not answered.
-        self.uploads.abort(self.uploads.open_uploads())
+        self._abort_open()
         self._remove_work()
         self._drop_claim()
         self._tidy()
@@ -297,7 +307,7 @@ class FarTarget(ResumableTarget):
             # What stays is named by the claim, which stays too: the next writer here, or `prune`, removes it.
             with contextlib.suppress(OSError, ShardloadError):
                 if str(self.version) not in self.public.list("manifests"):
-                    self.uploads.abort(self.uploads.open_uploads())
+                    self._abort_open()
                     self.uploads.remove(self._left_over())
                 self._drop_claim()
         super()._clean_up()

@@ -12,7 +12,9 @@ from shardload.errors import PackError
 from shardload.format.record import record_layout
 from shardload.format.table import ShardEntry
 from shardload.importers import Reject, Sample, Unit, UnitReader
+from shardload.packing.outbox import Outbox
 from shardload.packing.progress import NO_COUNT, REPORT_SECONDS, Count
+from shardload.packing.step import Step as Step
 from shardload.storage import LocalStorage
 from shardload.writer.encode import SampleEncoder
 from shardload.writer.external import leave_outside
@@ -56,23 +58,6 @@ class Task:
     """What was packed of it before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a unit has come to: all up to here is on the device, or set aside."""
-
-    unit: int
-    num_items: int
-    """Items of what its reader yields, from the first one on."""
-    count: Count
-    """What was packed, from the first part on."""
-    rejects: tuple[tuple[str, str], ...] = ()
-    """Place and reason of what was set aside since the step before."""
-    entry: ShardEntry | None = None
-    """The shard that was finished with this step, if one was."""
-    finished: bool = False
-    """Whether this is the last step of the unit."""
-
-
 def pack_unit(job: Job, task: Task, tell: Callable[[Step | Count], None]) -> None:
     """Packs a unit, or what is left of one.
 
@@ -86,13 +71,32 @@ def pack_unit(job: Job, task: Task, tell: Callable[[Step | Count], None]) -> Non
             finished stay.
     """
     try:
-        _UnitPack(job, task, tell).run()
+        if job.deliver is None:
+            _UnitPack(job, task, tell).run()
+        else:
+            _pack_and_deliver(job, task, tell, job.deliver)
     except PackError:
         raise
     except OSError as error:
         raise write_error(job.storage.root, error) from error
     except MemoryError:
         raise PackError(f"{task.unit}: there is not enough memory for its samples") from None
+
+
+def _pack_and_deliver(
+    job: Job, task: Task, tell: Callable[[Step | Count], None], deliver: Callable[[ShardEntry], None]
+) -> None:
+    outbox = Outbox(deliver, tell)
+    try:
+        try:
+            _UnitPack(job, task, outbox).run()
+        except Exception:
+            # What was finished before stays, as on a disk. Of two failures the first shard's counts.
+            outbox.finish()
+            raise
+        outbox.finish()
+    finally:
+        outbox.close()
 
 
 class _UnitPack:
@@ -106,7 +110,7 @@ class _UnitPack:
         self._writer = UnitWriter(
             *(job.storage, job.recipe, task.unit.number),
             first_part=task.first_part,
-            on_part=self._take_part,
+            on_part=lambda entry: self._step(entry=entry),
         )
         self._num_items = 0
         self._num_samples = task.count.num_samples
@@ -178,11 +182,6 @@ class _UnitPack:
             self._step()
         else:
             self._tell(self._count())
-
-    def _take_part(self, entry: ShardEntry) -> None:
-        if self._job.deliver is not None:
-            self._job.deliver(entry)
-        self._step(entry=entry)
 
     def _step(self, entry: ShardEntry | None = None, finished: bool = False) -> None:
         rejects, self._rejects = tuple(self._rejects), []

@@ -10,6 +10,7 @@ from shardload.storage.remote import RemoteFile, RemoteStorage
 from shardload.storage.retrying import RetryingStorage
 from shardload.storage.schedule import RetryPolicy
 from shardload.storage.secrets import shown
+from shardload.storage.stopping import Stop, heed
 from shardload.storage.uploading import UploadStorage
 
 __all__ = [
@@ -24,10 +25,12 @@ __all__ = [
     "RemoteStorage",
     "RetryPolicy",
     "RetryingStorage",
+    "Stop",
     "Storage",
     "StoredFile",
     "UnavailableError",
     "UploadStorage",
+    "heed",
     "is_far",
     "local_path",
     "shown",

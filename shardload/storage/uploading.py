@@ -16,7 +16,7 @@ from shardload.storage.remote import RemoteStorage
 from shardload.storage.retrying import Result, RetryingStorage
 from shardload.storage.schedule import RetryPolicy
 from shardload.storage.secrets import shown
-from shardload.storage.stopping import Stop, heed
+from shardload.storage.stopping import Stop, current_stop, heed
 
 if TYPE_CHECKING:
     from shardload.storage.objects_s3 import ObjectFacts, OpenUpload, S3Objects
@@ -164,7 +164,8 @@ class UploadStorage(RetryingStorage):
 
         pool = ThreadPoolExecutor(NUM_THREADS, "shardload-upload", initializer=heed, initargs=(stop,))
         try:
-            return list(pool.map(put, range(1, -(-file.num_bytes // part_bytes) + 1)))
+            with current_stop().calling(stop.set):
+                return list(pool.map(put, range(1, -(-file.num_bytes // part_bytes) + 1)))
         finally:
             # Of parts that are still on their way nobody waits for the answer: one has failed, or a signal came.
             stop.set()

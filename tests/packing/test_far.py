@@ -293,7 +293,7 @@ def test_a_pack_that_is_killed_goes_on_to_the_same_bytes(
 
         s3_proxy.arm(fault_proxy.Fault("kill", method=None, change=kill, skip=at, times=1))
         _, errors = process.communicate(timeout=60)
-        assert process.returncode in (-signal.SIGKILL, 0), errors
+        assert process.returncode in (-signal.SIGKILL, 0), (at, errors.decode())
         assert process.returncode or number is None
         s3_proxy.reset()
         kept = b"".join(path.read_bytes() for path in staging.rglob("*") if path.is_file())

@@ -92,13 +92,13 @@ def far_files(storage: UploadStorage) -> dict[str, bytes]:
     return {name: storage.read_small(name, 1 << 30) for name in sorted(names)}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_bytes_are_those_of_a_pack_to_a_disk(
     place: Place, source: Path, local: dict[str, bytes], staging: Path, workers: int
 ) -> None:
     summary = place.pack(source, workers=workers)
     assert place.files() == local
-    assert (summary.target, summary.num_workers) == (place.url, workers)
+    assert (summary.target, summary.num_workers) == (place.url, min(workers, summary.num_units))
     assert not list(staging.rglob("*")) and not place.direct.open_uploads()
     dataset = shardload.open(place.url, storage_options=place.options)
     assert dataset.fingerprint == summary.fingerprint and dataset[299]["number"] == 299
@@ -127,7 +127,13 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("name", LOST)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in {"busy", "table", "claim", "current"} else ())
+        for name in LOST
+    ],
+)
 def test_lost_answers_are_no_matter(
     proxied: Place,
     s3_proxy: FaultProxy,

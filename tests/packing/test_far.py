@@ -152,7 +152,7 @@ def test_lost_answers_are_no_matter(
 def test_a_store_that_is_gone_leaves_what_is_needed_to_go_on(
     proxied: Place, s3_proxy: FaultProxy, source: Path, local: dict[str, bytes], staging: Path
 ) -> None:
-    proxied.options["shardload"] = {"deadline": 0.3, "first_wait": 0.01}
+    proxied.options["shardload"] = {"deadline": 10, "first_wait": 0.01, "retries": 1}
     s3_proxy.arm(fault_proxy.status(500, path="shards/", method="PUT", times=None, skip=4))
     with pytest.raises(PackError, match=r"shards/0001-.* cannot be written: .*; gave up after .*--continue") as caught:
         proxied.pack(source)

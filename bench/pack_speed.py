@@ -1,6 +1,6 @@
 """Packing speed against a plain sequential write and other writers; memory; dictionaries (P23, P24, P26 of the design).
 
-Run: python -m bench.pack_speed [--cases raw,peers,memory,dictionary] [--peers-python PATH] [--long] [--repeats N]
+Run: python -m bench.pack_speed [--cases raw,peers,memory,dictionary,map] [--peers-python PATH] [--long] [--repeats N]
      [--scale 1.0] [--directory DIR] [--json]
 
   raw         ShardWriter without compression / os.write of the same bytes in pieces of 1 MiB with a SHA-256, or a CRC32C,
@@ -9,6 +9,8 @@ Run: python -m bench.pack_speed [--cases raw,peers,memory,dictionary] [--peers-p
               imported by --peers-python (make an environment for bench/peers.txt); one that is missing is named, not dropped.
   memory      peak memory of packing 10^4 to 10^6 small samples, 10^7 with --long, each in a fresh process.
   dictionary  text of 1 KB, held out: zstd with a trained dictionary / without, bytes and microseconds (dictionary_speed.py).
+  map         `pack` of JSON Lines with a map that keeps a core busy: the time with one worker / with two, taking turns; of a source
+              of 16 units, and of one that cannot be cut (pack_map.py). Two cores that nothing else uses are needed.
 
 Workloads: tokens int32[1024]; text, the sources of Python's standard library cut at line ends after 1,000 characters, four
 times over; jpeg, random bytes behind a JPEG's first three, log-normal, mean 110 KB. Each arm is one process on one core, all
@@ -39,7 +41,7 @@ from typing import Any
 import numpy as np
 
 import shardload
-from bench import dictionary_speed
+from bench import dictionary_speed, pack_map
 from bench.pack_arms import CEILINGS, PEERS, TOKENS, num_bytes
 from bench.workloads import source_text
 
@@ -222,7 +224,14 @@ def dictionary(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"case": "dictionary"} | row for row in dictionary_speed.measure(samples, options.repeats, MAX_SPREAD)]
 
 
-CASES = {"raw": raw, "peers": peers, "memory": memory, "dictionary": dictionary}
+def with_map(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Parallel efficiency of a CPU-bound map."""
+    with tempfile.TemporaryDirectory(dir=options.directory) as folder:
+        rows = pack_map.measure(Path(folder), options.repeats, options.scale)
+    return [row | {"claim": row["spread"] <= MAX_SPREAD} for row in rows]
+
+
+CASES = {"raw": raw, "peers": peers, "memory": memory, "dictionary": dictionary, "map": with_map}
 
 
 def line(row: dict[str, Any]) -> str:

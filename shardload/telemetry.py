@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,17 @@ class LoaderStats:
     """How samples are read: `map`, many ranges of mapped files a call, `pread`, or `ranges` of a store; empty before the first
     batch."""
 
+    num_cache_hits: int = 0
+    """Blocks of 4 KiB of shards that this process read from the cache (`cache_dir`)."""
+    num_cache_misses: int = 0
+    """Blocks that had to be fetched."""
+    num_cache_evicted: int = 0
+    """Blocks that gave way to others, by this process."""
+    num_cache_damaged: int = 0
+    """Blocks of the cache found damaged, and fetched again."""
+    cache_bytes: int = 0
+    """Bytes that the cache takes on its disk now, by all processes that use it."""
+
     @property
     def fill(self) -> float:
         """Part of the places for items that hold one, 0 to 1; the rest is padding. 0 where samples are not put together."""
@@ -132,3 +143,24 @@ class CheckpointStats:
     def writer_gb_per_second(self) -> float:
         """10^9 bytes a second that this rank wrote, while it did."""
         return self.num_bytes / 1e9 / self.write_seconds if self.write_seconds else 0.0
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """What a process has done with its cache. A block is 4 KiB of a file."""
+
+    num_hits: int = 0
+    """Blocks read that were there."""
+    num_misses: int = 0
+    """Blocks read that were not."""
+    num_evicted: int = 0
+    """Blocks that this process put others in the place of."""
+    num_damaged: int = 0
+    """Blocks found to be other than they were written, and dropped: they were fetched again."""
+    num_failures: int = 0
+    """1 after the file system of the cache has failed: it is not used any more."""
+    held_bytes: int = 0
+    """Bytes that the cache takes on its disk, by whichever process."""
+
+    def __add__(self, other: CacheStats) -> CacheStats:
+        return CacheStats(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))

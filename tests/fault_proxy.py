@@ -198,6 +198,23 @@ CHANGES: dict[str, Callable[[Answer], Answer]] = {
 """Answers that are wrong in themselves. All but the last have other bytes than the right ones."""
 
 
+class _Connection(asyncio.StreamReaderProtocol):
+    """As that of asyncio's servers; tells which connections there are."""
+
+    def __init__(self, transports: set[Any], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._all = transports
+
+    def connection_made(self, transport: Any) -> None:
+        self._mine = transport
+        self._all.add(transport)
+        super().connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._all.discard(self._mine)
+        super().connection_lost(error)
+
+
 class FaultProxy:
     """Stands between clients and a server. Hosts in requests stay as they are, so signatures stay right.
 
@@ -215,16 +232,29 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._thread.start()
-        self._server: asyncio.Server = self._call(asyncio.start_server(self._client, "127.0.0.1", 0))
+        self._transports: set[Any] = set()
+        self._tasks: set[asyncio.Task[Any] | None] = set()
+        self._server: asyncio.Server = self._call(self._listen())
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._server.close()
+        # Connections are made and closed by calls and tasks that the loop has yet to come to; here it runs on for them.
+        for _ in range(5):
+            self._loop.run_until_complete(asyncio.sleep(0.002))
+            tasks = [task for task in self._tasks if task is not None]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                self._loop.run_until_complete(asyncio.wait(tasks, timeout=5))
+            for transport in list(self._transports):
+                transport.abort()
+        self._loop.run_until_complete(asyncio.sleep(0.002))
         self._loop.close()
 
     def arm(self, *faults: Fault) -> None:
@@ -253,23 +283,24 @@ class FaultProxy:
     def _call(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
-    async def _end(self) -> None:
-        self._server.close()
-        # Connections are made and closed by calls and tasks that the loop has yet to come to.
-        for _ in range(5):
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0)
+    async def _listen(self) -> asyncio.Server:
+        def protocol() -> asyncio.StreamReaderProtocol:
+            reader = asyncio.StreamReader(limit=_MAX_BYTES, loop=self._loop)
+            return _Connection(self._transports, reader, self._client, loop=self._loop)
+
+        return await self._loop.create_server(protocol, "127.0.0.1", 0)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # The loop itself holds on to no task, and one that waits for a server whose client has left would be collected.
+        task = asyncio.current_task()
+        self._tasks.add(task)
         try:
             # A client that goes away, or an end of the proxy, is no failure of a test.
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 while await self._serve_one(reader, writer):
                     pass
         finally:
+            self._tasks.discard(task)
             writer.transport.abort()
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

@@ -88,7 +88,7 @@ class ObjectStore:
             Path(f"/tmp/seaweedfs-{name}-grpc-{port + _GRPC}.sock").unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Starts the server, again on the same ports and data, and waits until it is ready.
+        """Starts the server, again on the same ports and data, and waits until it is ready. It ends with the calling thread.
 
         Raises:
             RuntimeError: it ended, or is not ready in time; with the end of its log.
@@ -128,7 +128,12 @@ class ObjectStore:
 
     def freeze(self) -> None:
         """Stops the server in the midst of whatever it does; its connections stay open."""
-        self._process.send_signal(signal.SIGSTOP)
+        # Its threads stop one after another, and now and then one is seen to run once more.
+        num_seen = 0
+        while num_seen < 5:
+            self._process.send_signal(signal.SIGSTOP)
+            num_seen = num_seen + 1 if self._stopped() else 0
+            time.sleep(0.002)
 
     def thaw(self) -> None:
         """Lets a frozen server go on."""
@@ -184,6 +189,10 @@ class ObjectStore:
         if answer.status >= 300:
             raise OSError(f"{method} {name}: {answer.status} {answer.reason}")
         return content
+
+    def _stopped(self) -> bool:
+        stats = [path.read_text() for path in Path(f"/proc/{self._process.pid}/task").glob("*/stat")]
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_SECONDS

@@ -48,7 +48,8 @@ def head(dataset: str, storage_options: dict[str, Any], count: int, as_json: boo
 def _echo_json(opened: ShardDataset, shown: range) -> None:
     fields = opened.schema.fields
     samples = [
-        {field.name: _fact(field, sample[field.name]) for field in fields} for sample in map(opened.__getitem__, shown)
+        {field.name: value_fact(field, sample[field.name]) for field in fields}
+        for sample in map(opened.__getitem__, shown)
     ]
     try:
         echo_json({"dataset": opened.location, "num_samples": len(opened), "samples": samples})
@@ -64,20 +65,21 @@ def _echo(opened: ShardDataset, shown: range) -> None:
         sample = opened[sample_id]
         echo(f"sample {sample_id}")
         for field in fields:
-            text = _text(field, sample[field.name], max(20, line_width() - names - 4))
+            text = value_text(field, sample[field.name], max(20, line_width() - names - 4))
             echo(f"  {cut(field.name, names):<{names}}  {text}")
     if len(opened) > len(shown):
         echo(f"... {len(opened) - len(shown):,} more")
 
 
-def _text(field: Field, value: Any, width: int) -> str:
+def value_text(field: Field, value: Any, width: int) -> str:
     """Returns a value for people, at most about `width` characters."""
     if value is None:
         return "null"
     if field.listed:
         one = replace(field, starred=False)
         return cut(
-            f"{len(value):,} of {field.kind}: {'; '.join(_text(one, v, width) for v in value[:_SHOWN_ITEMS])}", width
+            f"{len(value):,} of {field.kind}: {'; '.join(value_text(one, v, width) for v in value[:_SHOWN_ITEMS])}",
+            width,
         )
     if field.kind in MEDIA_TYPES:
         size = image_size(value)
@@ -98,13 +100,13 @@ def _text(field: Field, value: Any, width: int) -> str:
     return str(_item(value))
 
 
-def _fact(field: Field, value: Any) -> Any:
+def value_fact(field: Field, value: Any) -> Any:
     """Returns a value as JSON can hold it: text whole, bytes and arrays by size and start."""
     if value is None or field.kind in ("str", "json"):
         return value
     if field.listed:
         one = replace(field, starred=False)
-        return {"num_items": len(value), "first": [_fact(one, item) for item in value[:_SHOWN_ITEMS]]}
+        return {"num_items": len(value), "first": [value_fact(one, item) for item in value[:_SHOWN_ITEMS]]}
     if field.kind in MEDIA_TYPES:
         size = image_size(value)
         dimensions = {"width": size[0], "height": size[1]} if size else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,21 @@ from typing import Any
 import click
 
 from shardload import packing
-from shardload.cli.progress import PackDisplay, duration
+from shardload.cli.progress import PackDisplay
 from shardload.cli.storage import storage_option
-from shardload.cli.text import counted, echo, echo_facts, echo_json
+from shardload.cli.summary import echo_estimate, echo_summary, first_facts
+from shardload.cli.text import echo_json
 from shardload.codecs import make_codec
 from shardload.errors import FormatError
 from shardload.format.schema import FieldType, parse_schema
 from shardload.importers.strict_json import unique_names
-from shardload.quantities import format_bytes, parse_bytes
-from shardload.storage import is_far
+from shardload.preparation.named import named_step
+from shardload.quantities import parse_bytes
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
 
 _MAX_SCHEMA_BYTES = 1 << 20
+_STEP_OPTIONS = ("map", "filter", "step")
+_ORDER = "shardload.cli.pack.order"
 
 
 def types_option(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, FieldType] | None:
@@ -74,9 +76,35 @@ def size_option(context: click.Context, parameter: click.Parameter, value: str) 
         raise click.BadParameter(str(error)) from None
 
 
-@click.command()
+def _step(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns steps as texts that tell their kind."""
+    texts = values if parameter.name == "step" else tuple(f"{parameter.name}:{value}" for value in values)
+    for text in texts:
+        try:
+            named_step(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return texts
+
+
+def _fields(context: click.Context, parameter: click.Parameter, value: str | None) -> bool | list[str]:
+    """Returns names of fields, or whether all are meant."""
+    return value == "all" if value in (None, "all") else value.split(",")
+
+
+class _InOrder(click.Command):
+    """Notes in which order the steps stand on the command line, over all options that give one."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        _, _, order = self.make_parser(context).parse_args(args=list(arguments))
+        context.meta[_ORDER] = [parameter.name for parameter in order if parameter.name in _STEP_OPTIONS]
+        return super().parse_args(context, arguments)
+
+
+@click.command(cls=_InOrder)
 @click.argument("source", nargs=-1, required=True)
 @click.argument("target")
+@storage_option
 @click.option(
     "--schema", callback=types_option, metavar="JSON|FILE", help='Types by field, such as \'{"text": "bytes"}\'.'
 )
@@ -125,6 +153,40 @@ def size_option(context: click.Context, parameter: click.Parameter, value: str) 
 @click.option("--text-key", metavar="KEY", help="Field of the text.  [default: text, in tars txt]")
 @click.option("--token-field", metavar="FIELD", help="Field of the tokens.  [default: tokens]")
 @click.option(
+    "--map",
+    multiple=True,
+    callback=_step,
+    metavar="MODULE:FUNCTION",
+    help="Function that each sample goes through: a dict in; a dict, None to drop it or a list to split it out; repeatable.",
+)
+@click.option(
+    "--filter",
+    multiple=True,
+    callback=_step,
+    metavar="MODULE:FUNCTION",
+    help="Function that tells whether a sample stays; repeatable. All steps are done in the order given.",
+)
+@click.option(
+    "--step",
+    multiple=True,
+    callback=_step,
+    metavar="NAME:FIELD[,...]",
+    help="nfc:FIELD; length:FIELD,min=N,max=N,unit=characters|bytes|tokens; or "
+    "image:FIELD,format=jpeg|png,quality=N,shorter=N,longer=N; repeatable.",
+)
+@click.option(
+    "--map-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Most time for a sample in all functions.  [default: any]",
+)
+@click.option(
+    "--dedup",
+    callback=_fields,
+    metavar="FIELDS|all",
+    help="Leave out samples whose content in these fields, divided by commas, an earlier one has; takes room as --shuffle.",
+)
+@click.option(
     "--shuffle",
     type=click.IntRange(0, (1 << 63) - 1),
     metavar="SEED",
@@ -145,12 +207,13 @@ def size_option(context: click.Context, parameter: click.Parameter, value: str) 
 @click.option(
     "--max-rejects", type=click.IntRange(min=0), metavar="N", help="Most that may be set aside.  [default: any]"
 )
-@storage_option
 @click.option(
     "--staging",
     metavar="DIR",
     help="For a TARGET that is a URL: directory for what is not uploaded yet.  [default: in the user's cache directory]",
 )
+@click.option("--log-json", metavar="FILE", help="Add events to a file, a JSON object a line.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; show the schema, the first samples and an estimate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) -> int:
     """Pack SOURCE into the dataset TARGET.
@@ -160,7 +223,8 @@ def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) ->
     .zst; or Megatron pairs (.idx with .bin), one sample a document; or Parquet or Arrow files (.parquet, .arrow,
     .feather, .ipc, a folder by save_to_disk of Hugging Face's datasets; needs shardload[parquet]) or CSV or TSV files
     with a header, one sample a row. Of these one, several or a folder of them; or a folder of MosaicML's MDS; or
-    hf:NAME@SPLIT, a dataset of the Hugging Face hub (needs shardload[datasets]). With --tokenizer the texts become
+    hf:NAME@SPLIT, a dataset of the Hugging Face hub (needs shardload[datasets]); or URLs of these, such as
+    s3://bucket/raw/ (needs shardload[s3]) or https://host/data.jsonl.gz (shardload[http]). With --tokenizer the texts become
     streams of token ids, one sample a text; then single text files are a SOURCE too, and text files may be .gz or
     .zst. Hidden files are left out unless a GLOB writes their dot; links to directories are not followed.
 
@@ -175,32 +239,19 @@ def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) ->
     for name in ("append_token", "prepend_token", "text_key"):
         if options[name] is not None and options["tokenizer"] is None:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --tokenizer")
+    given = {name: list(options.pop(name)) for name in _STEP_OPTIONS}
+    options["steps"] = [given[name].pop(0) for name in click.get_current_context().meta[_ORDER]]
+    if options["map_timeout"] is not None and not any(
+        text.startswith(("map:", "filter:")) for text in options["steps"]
+    ):
+        raise click.UsageError("--map-timeout goes with --map or --filter")
     with PackDisplay() as display:
         summary = packing.pack(source, target, progress=display, **options)
     if as_json:
-        echo_json(dataclasses.asdict(summary) | {"ratio": summary.ratio})
+        samples = {"first_samples": first_facts(summary)} if summary.dry_run else {}
+        echo_json(summary.facts() | samples)
+    elif summary.dry_run:
+        echo_estimate(summary)
     else:
-        _echo(summary)
+        echo_summary(summary)
     return 0
-
-
-def _echo(summary: packing.PackSummary) -> None:
-    seconds = max(summary.seconds, 1e-9)
-    packed = summary.num_workers > 0
-    speed = f"{summary.num_samples / seconds:,.0f} samples/s, {summary.source_bytes / seconds / 1e6:,.1f} MB/s"
-    place = "in the store" if is_far(summary.target) else "on disk"
-    state = f"packed and {place}" if packed else "complete before: nothing was left to do"
-    echo(f"{summary.target}: {counted(summary.num_samples, 'sample')} {state}")
-    echo_facts(
-        (
-            ("source", f"{format_bytes(summary.source_bytes)} in {counted(summary.num_units, 'unit')}"),
-            ("stored", f"{format_bytes(summary.stored_bytes)} in {counted(summary.num_shards, 'shard')}"),
-            ("ratio", f"{summary.ratio:.2f}"),
-            ("tokens", ", ".join(filter(None, (f"{summary.num_tokens:,}" * bool(summary.num_tokens), summary.note)))),
-            ("time", f"{duration(summary.seconds)} with {counted(summary.num_workers, 'worker')}: {speed}" * packed),
-            ("rejected", f"{summary.num_rejects:,}, told in rejects.jsonl" if summary.num_rejects else ""),
-            ("left out", ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())),
-            ("version", str(summary.version)),
-            ("fingerprint", summary.fingerprint),
-        )
-    )

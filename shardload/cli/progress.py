@@ -14,6 +14,7 @@ from rich.progress import Progress as RichProgress
 
 from shardload.cli.text import counted, printable
 from shardload.packing import Progress
+from shardload.packing.progress import stage_rates
 from shardload.quantities import format_bytes
 
 PLAIN_SECONDS = 5.0
@@ -80,12 +81,19 @@ def facts(progress: Progress) -> str:
         f"{progress.samples_per_second:,.0f} samples/s",
         f"{progress.bytes_per_second / 1e6:,.1f} MB/s",
     ]
+    if progress.done.num_dropped:
+        parts.append(
+            f"{progress.done.num_dropped:,} {'duplicates' if progress.stage == 'deduplicating' else 'dropped'}"
+        )
     if progress.done.num_rejects:
         parts.append(f"{progress.done.num_rejects:,} rejected")
     if progress.done.stored_bytes and progress.stage != "indexing":
         parts.append(f"ratio {progress.ratio:.2f}")
     if progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left")
+    if rates := stage_rates(progress.fresh):
+        # Of one worker: the lowest is what holds up the others. Last, as a narrow terminal cuts it off.
+        parts.append(f"{', '.join(f'{stage} {rate / 1e6:,.3g}' for stage, rate in rates.items())} MB/s")
     return ", ".join(parts)
 
 

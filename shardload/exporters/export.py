@@ -16,6 +16,7 @@ from shardload.exporters.parquet import ParquetFiles
 from shardload.exporters.progress import Clock, Report
 from shardload.exporters.tar import TarFiles, key_field
 from shardload.exporters.target import Target, exporting
+from shardload.format.external import EXTERNAL_BYTES
 from shardload.format.schema import Field
 from shardload.order.epoch import InOrder
 from shardload.quantities import parse_bytes
@@ -117,7 +118,7 @@ def export(
     name = key_field(chosen, key, source.location) if to == "webdataset" else ""
     _check_place(source.location, path)
     place = Target(path, _SUFFIXES[to], single, operations)
-    facts: Any = dict(source.metadata)
+    facts: Any = {name: fact for name, fact in source.metadata.items() if not name.startswith(EXTERNAL_BYTES)}
     with exporting(place, operations), contextlib.ExitStack() as stack:
         files: Files
         if to == "webdataset":

@@ -49,9 +49,13 @@ class ExternalPlaces:
     """Which fields lie in the file."""
 
 
+EXTERNAL_BYTES = "external_bytes_"
+"""How the metadata facts start that are about where a dataset's own bytes lie."""
+
+
 def external_bytes_fact(generation: int) -> str:
     """Returns the name of the metadata fact that tells the length of a generation's external files."""
-    return f"external_bytes_{generation}"
+    return f"{EXTERNAL_BYTES}{generation}"
 
 
 def name_fault(name: str) -> str:

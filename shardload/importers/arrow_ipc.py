@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shardload.importers.arrow_messages import DICTIONARY, RECORDS, MessageDamage, read_messages
 from shardload.importers.arrow_types import is_media, pyarrow
+from shardload.importers.files import Opened, read_at
 
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _SLICE_ROWS = 1024
@@ -17,7 +17,7 @@ _SLICE_ROWS = 1024
 class ArrowTable:
     """An open Arrow file or stream."""
 
-    def __init__(self, opened: io.FileIO) -> None:
+    def __init__(self, opened: Opened) -> None:
         """Finds its messages.
 
         Args:
@@ -27,8 +27,8 @@ class ArrowTable:
             MessageDamage: it is not sound.
             pyarrow.ArrowException: its schema is not sound.
         """
-        self._descriptor = opened.fileno()
-        self._messages = read_messages(opened, os.fstat(self._descriptor).st_size)
+        self._opened = opened
+        self._messages = read_messages(opened, opened.seek(0, io.SEEK_END))
         self._records = [message for message in self._messages if message.kind == RECORDS]
         self.schema = self._stream([self._messages[0]], None).schema
         self.num_rows = sum(message.num_rows for message in self._records)
@@ -78,7 +78,7 @@ class ArrowTable:
 
     def _stream(self, messages: Sequence[Any], columns: Sequence[int] | None) -> Any:
         module = pyarrow("it")
-        source = io.BufferedReader(_Spliced(self._descriptor, [(one.start, one.stop) for one in messages]))
+        source = io.BufferedReader(_Spliced(self._opened, [(one.start, one.stop) for one in messages]))
         options = module.ipc.IpcReadOptions(
             use_threads=False, included_fields=None if columns is None else list(columns)
         )
@@ -88,8 +88,8 @@ class ArrowTable:
 class _Spliced(io.RawIOBase):
     """Ranges of a file one after the other, and the mark of the end of a stream."""
 
-    def __init__(self, descriptor: int, ranges: Sequence[tuple[int, int]]) -> None:
-        self._descriptor = descriptor
+    def __init__(self, opened: Opened, ranges: Sequence[tuple[int, int]]) -> None:
+        self._opened = opened
         self._ranges = list(reversed(ranges))
         self._end = memoryview(_END)
 
@@ -105,7 +105,9 @@ class _Spliced(io.RawIOBase):
             view[:count], self._end = self._end[:count], self._end[count:]
             return count
         start, stop = self._ranges.pop()
-        count = os.preadv(self._descriptor, [view[: stop - start]], start)
+        data = read_at(self._opened, min(len(view), stop - start), start)
+        count = len(data)
+        view[:count] = data
         if not count:
             raise MessageDamage("it was cut short while it was being read")
         if start + count < stop:

@@ -7,10 +7,10 @@ https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interproces
 
 from __future__ import annotations
 
-import io
-import os
 import struct
 from dataclasses import dataclass
+
+from shardload.importers.files import Opened, read_at
 
 MAGIC = b"ARROW1"
 SCHEMA, DICTIONARY, RECORDS = 1, 2, 3
@@ -36,7 +36,7 @@ class Message:
     """Nulls of each column and of those within it, depth first."""
 
 
-def read_messages(opened: io.FileIO, num_bytes: int) -> list[Message]:
+def read_messages(opened: Opened, num_bytes: int) -> list[Message]:
     """Returns all messages of a file.
 
     Args:
@@ -46,18 +46,17 @@ def read_messages(opened: io.FileIO, num_bytes: int) -> list[Message]:
     Raises:
         MessageDamage: it is not sound, or ends early.
     """
-    descriptor = opened.fileno()
-    head = os.pread(descriptor, 8, 0)
+    head = read_at(opened, 8, 0)
     if head[:4] == b"FEA1":
         raise MessageDamage(
             "it is a Feather file of version 1, which pyarrow.feather.read_table still reads: write it again"
         )
     at, end = (8, num_bytes - len(MAGIC)) if head[:6] == MAGIC else (0, num_bytes)
-    if at and (num_bytes < 16 or os.pread(descriptor, len(MAGIC), end) != MAGIC):
+    if at and (num_bytes < 16 or read_at(opened, len(MAGIC), end) != MAGIC):
         raise MessageDamage("it was cut short: the magic at its end is missing")
     messages: list[Message] = []
     while True:
-        prefix = os.pread(descriptor, 8, at)
+        prefix = read_at(opened, 8, at)
         if len(prefix) < 8:
             raise MessageDamage(f"it was cut short at byte {at}: the mark of its end is missing")
         mark, length = struct.unpack("<II", prefix)
@@ -68,7 +67,7 @@ def read_messages(opened: io.FileIO, num_bytes: int) -> list[Message]:
             break
         if length > min(_MAX_METADATA_BYTES, num_bytes):
             raise MessageDamage(f"the message at byte {at} says that it is longer than the file")
-        message = _parse(os.pread(descriptor, length, at + 8), at, length)
+        message = _parse(read_at(opened, length, at + 8), at, length)
         if message.stop > end:
             raise MessageDamage(f"it was cut short in the message at byte {at}")
         messages.append(message)

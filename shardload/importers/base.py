@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from shardload.errors import PackError
 from shardload.format.manifest import Metadata
 from shardload.writer.external import Outside
 
@@ -21,6 +23,8 @@ class SourceFile:
     """Time of the last change in nanoseconds: tells a file rewritten while it is packed, and goes nowhere else."""
     problem: str = ""
     """Why it cannot be packed, such as `is a FIFO`; its reader yields a reject in its place."""
+    tag: str = ""
+    """Of a file of a URL, in the place of a time: what changes with its content, or nothing where the store has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +84,23 @@ class Reject(NamedTuple):
         return f"{self.place}{self.joint}{self.reason}"
 
 
+class Outcome(NamedTuple):
+    """What became of one sample of a source on the way, where that is not one sample."""
+
+    items: tuple[Sample | Reject, ...]
+    """Several where it was split; none where it was dropped."""
+    num_bytes: int
+    """Bytes of the source it takes, if it was dropped; else those of `items` count."""
+
+
+Item = Sample | Reject | Outcome
+"""What a reader yields."""
+
+
 class UnitReader(Protocol):
     """Reads units. Small and picklable, so that it can be sent to any process."""
 
-    def read(self, unit: Unit) -> Generator[Sample | Reject, None, None]:
+    def read(self, unit: Unit) -> Generator[Item, None, None]:
         """Yields what a unit holds, in order: the same at every call, as long as the source does not change.
 
         What is no sample, but leaves the rest readable, is yielded as a `Reject`: whoever packs decides what follows.
@@ -92,6 +109,73 @@ class UnitReader(Protocol):
             PackError: what comes after cannot be read either, such as behind a cut compressed stream; names file and place.
         """
         ...
+
+
+@runtime_checkable
+class SkippingReader(UnitReader, Protocol):
+    """A reader that works on what another one reads, and need not do so for what is passed over."""
+
+    def read_from(self, unit: Unit, first: int) -> Generator[Item, None, None]:
+        """Yields what `read` would from item number `first` on; raises as of the function `read_from`."""
+        ...
+
+
+@runtime_checkable
+class PreparingReader(SkippingReader, Protocol):
+    """A reader that changes what another one reads, at some cost, and may hold processes for it."""
+
+    @property
+    def map_seconds(self) -> float:
+        """Time that the changes have taken in this process so far."""
+        ...
+
+    @property
+    def map_cpu_seconds(self) -> float:
+        """CPU time that they have taken in other processes."""
+        ...
+
+    def start(self) -> None:
+        """Starts the processes that it will need, if they are not there yet."""
+        ...
+
+    def release(self) -> None:
+        """Ends the processes that it holds; it takes others when it reads again."""
+        ...
+
+
+def preparing(reader: UnitReader | None) -> Iterator[PreparingReader]:
+    """Yields the readers that change what is read among those that stand one on top of another."""
+    while reader is not None:
+        if isinstance(reader, PreparingReader):
+            yield reader
+        reader = getattr(reader, "inner", None)
+
+
+def read_from(reader: UnitReader, unit: Unit, first: int) -> Generator[Item, None, None]:
+    """Yields what a unit holds from its item number `first` on.
+
+    Raises:
+        PackError: as of `UnitReader.read`, or there are fewer items.
+    """
+    if isinstance(reader, SkippingReader):
+        return reader.read_from(unit, first)
+    items = reader.read(unit)
+    num_passed = sum(1 for _ in itertools.islice(items, first))
+    if num_passed < first:
+        raise PackError(
+            f"{unit} had at least {first} samples before and has {num_passed} now: the source has changed; pack it again "
+            "from the start"
+        )
+    return items
+
+
+def flattened(items: Iterable[Item]) -> Iterator[Sample | Reject]:
+    """Yields samples and rejects, those of an outcome one by one."""
+    for item in items:
+        if isinstance(item, Outcome):
+            yield from item.items
+        else:
+            yield item
 
 
 @dataclass(frozen=True, slots=True)

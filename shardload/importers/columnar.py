@@ -11,7 +11,6 @@ A file is cut into ranges of bytes; a row group or record batch belongs to the o
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from shardload.importers.arrow_messages import MessageDamage
 from shardload.importers.arrow_types import UnsupportedTypeError, field_type, media_type, pyarrow
 from shardload.importers.arrow_values import BadValue, Convert, converter, parsed_json
 from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
-from shardload.importers.files import check_unchanged, open_file, unreadable
+from shardload.importers.files import Opened, Root, check_unchanged, open_file, unreadable
 from shardload.importers.hugging_face import array_type, class_names, features_of
 from shardload.importers.parquet import ParquetTable
 from shardload.importers.units import cut_units
@@ -59,7 +58,7 @@ class ColumnarSource:
     """Parquet or Arrow files, one after the other."""
 
     def __init__(
-        self, location: str, root: str, shown_root: str, files: Sequence[SourceFile], skipped: dict[str, int]
+        self, location: str, root: Root, shown_root: str, files: Sequence[SourceFile], skipped: dict[str, int]
     ) -> None:
         """Describes the source.
 
@@ -243,7 +242,7 @@ def choose_columns(name: str, table: Table, fields: Mapping[str, Field]) -> dict
 class ColumnarReader:
     """Reads units of Parquet or Arrow files."""
 
-    root: str
+    root: Root
     location: str
     types: Mapping[str, str]
     """Field name -> type."""
@@ -270,7 +269,7 @@ class ColumnarReader:
             check_unchanged(opened, file, name)
 
     @contextlib.contextmanager
-    def _guard(self, file: SourceFile, opened: io.FileIO) -> Generator[None, None, None]:
+    def _guard(self, file: SourceFile, opened: Opened) -> Generator[None, None, None]:
         name = self.name(file)
         try:
             yield

@@ -17,6 +17,7 @@ from shardload.errors import FormatError, PackError
 from shardload.format.schema import parse_field, parse_schema
 from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
 from shardload.importers.delimited_values import BadText, column_type, text_decoder
+from shardload.importers.files import Root
 from shardload.importers.lines import MAX_LINE_BYTES, PieceLines, too_long
 from shardload.importers.units import cut_units
 from shardload.quantities import format_bytes
@@ -34,7 +35,7 @@ class DelimitedSource:
     """CSV or TSV files, one after the other."""
 
     def __init__(
-        self, location: str, root: str, shown_root: str, files: Sequence[SourceFile], skipped: dict[str, int]
+        self, location: str, root: Root, shown_root: str, files: Sequence[SourceFile], skipped: dict[str, int]
     ) -> None:
         """Describes the source.
 
@@ -127,7 +128,7 @@ def _check(name: str, header: Sequence[str], types: Mapping[str, str]) -> None:
 class DelimitedReader:
     """Reads units of CSV or TSV files."""
 
-    root: str
+    root: Root
     location: str
     types: Mapping[str, str]
     """Field name -> type."""
@@ -198,7 +199,7 @@ class DelimitedReader:
 class _Rows:
     """The rows of a file, each with the place of its first line."""
 
-    def __init__(self, root: str, location: str, file: SourceFile) -> None:
+    def __init__(self, root: Root, location: str, file: SourceFile) -> None:
         self._lines = iter(PieceLines(root, location, Piece(file, 0, file.num_bytes)))
         tabs = ".tsv" in os.path.basename(file.path).lower()[-8:]
         self._parser = csv.reader(iter(self._line, None), delimiter="\t" if tabs else ",", strict=True)

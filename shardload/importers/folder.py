@@ -23,7 +23,7 @@ from shardload.errors import PackError
 from shardload.format import layout
 from shardload.format.schema import canonical_json, parse_field
 from shardload.importers.base import Reject, Sample, SourceFile, SourcePlan, Unit
-from shardload.importers.files import LostFileError
+from shardload.importers.files import LostFileError, Root
 from shardload.importers.units import cut_units
 from shardload.importers.whole import read_unpacked, read_whole
 
@@ -51,7 +51,7 @@ class FolderSource:
     def __init__(
         self,
         location: str,
-        root: str,
+        root: Root,
         shown_root: str,
         files: Sequence[SourceFile],
         skipped: dict[str, int],
@@ -157,7 +157,7 @@ class FolderSource:
 class FolderReader:
     """Reads units of a folder."""
 
-    root: str
+    root: Root
     location: str
     content: str
     """Field that takes the content of a file."""

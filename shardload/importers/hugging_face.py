@@ -8,6 +8,7 @@ from typing import Any
 
 from shardload.errors import PackError
 from shardload.format.schema import canonical_json
+from shardload.importers.files import Root, read_small
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _MAX_JSON_BYTES = 16 << 20
@@ -15,20 +16,24 @@ _MAX_JSON_BYTES = 16 << 20
 _MAX_CLASSES_BYTES = 900 << 10
 
 
-def saved_files(location: str) -> list[str]:
+def saved_files(root: Root, location: str) -> list[str]:
     """Returns the files of a dataset that `save_to_disk` wrote into a folder, in order; none if it is no such folder.
+
+    Args:
+        root: the folder.
+        location: what to call it in messages.
 
     Raises:
         PackError: it holds several splits, or names files that cannot be its own.
     """
-    splits = _read(os.path.join(location, _SPLITS)).get("splits")
+    splits = _read(root, _SPLITS).get("splits")
     if isinstance(splits, list) and splits:
         names = ", ".join(map(str, splits))
         raise PackError(
             f"{location} holds the splits {names:.200}: choose one, such as {os.path.join(location, str(splits[0]))}"
         )
     path = os.path.join(location, _STATE)
-    state = _read(path)
+    state = _read(root, _STATE)
     if "_data_files" not in state:
         return []
     if state.get("_indices_data_files") or state.get("_indices_files"):
@@ -80,11 +85,10 @@ def class_names(schema: Any) -> dict[str, list[str]]:
     }
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(root: Root, path: str) -> dict[str, Any]:
     """Returns the object in a small JSON file; an empty one if there is none."""
     try:
-        with open(path, "rb") as file:
-            found = json.loads(file.read(_MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(read_small(root, path, _MAX_JSON_BYTES) or b"{}")
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from shardload.errors import FormatError, PackError
 from shardload.format.schema import parse_schema
 from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
+from shardload.importers.files import Root
 from shardload.importers.inference import infer_types
 from shardload.importers.lines import PieceLines, compression, too_long
 from shardload.importers.strict_json import STRICT_JSON, RefusedJson
@@ -34,7 +35,7 @@ class JsonlSource:
     """JSON Lines files, one after the other."""
 
     def __init__(
-        self, location: str, root: str, shown_root: str, files: Sequence[SourceFile], skipped: dict[str, int]
+        self, location: str, root: Root, shown_root: str, files: Sequence[SourceFile], skipped: dict[str, int]
     ) -> None:
         """Describes the source.
 
@@ -98,7 +99,7 @@ class JsonlSource:
 class JsonlReader:
     """Reads units of JSON Lines files."""
 
-    root: str
+    root: Root
     location: str
 
     def name(self, file: SourceFile) -> str:

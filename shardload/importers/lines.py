@@ -12,7 +12,7 @@ from typing import Any
 from shardload.errors import PackError
 from shardload.importers.base import Piece
 from shardload.importers.compressed import DamageError, ZstdStream
-from shardload.importers.files import check_unchanged, open_file, unreadable
+from shardload.importers.files import Root, check_unchanged, open_file, unreadable
 from shardload.quantities import format_bytes
 
 MAX_LINE_BYTES = 256 << 20
@@ -37,7 +37,7 @@ class LinePlace:
 class PieceLines:
     """The lines that start in a piece of a file; the last may end behind it."""
 
-    def __init__(self, root: str, location: str, piece: Piece) -> None:
+    def __init__(self, root: Root, location: str, piece: Piece) -> None:
         self.name = os.path.join(location, piece.file.path)
         self._root = root
         self._piece = piece

@@ -23,7 +23,7 @@ from shardload.errors import FormatError, PackError
 from shardload.format.schema import parse_field, parse_schema
 from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
 from shardload.importers.compressed import DamageError, ZstdStream
-from shardload.importers.files import check_unchanged, examine_file, open_file, unreadable
+from shardload.importers.files import Root, check_unchanged, examine_file, is_there, open_file, read_small, unreadable
 from shardload.importers.mds_values import BadValue, array_encoding, decoder, encoding_type
 from shardload.importers.units import cut_units
 
@@ -56,33 +56,32 @@ class Columns:
     """Bytes of a value; 0 where they differ."""
 
 
-def is_mds(location: str) -> bool:
+def is_mds(root: Root) -> bool:
     """Tells whether a folder is a dataset of MosaicML's streaming, by its index."""
     try:
-        with open(os.path.join(location, INDEX), "rb") as file:
-            found = json.loads(file.read(_MAX_INDEX_BYTES))
+        found = json.loads(read_small(root, INDEX, _MAX_INDEX_BYTES) or b"{}")
         return bool(found["shards"][0]["format"] == "mds")
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return False
 
 
 class MdsSource:
     """A folder with an index and its shards."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, root: Root, location: str) -> None:
         """Reads the index.
 
         Args:
-            location: the folder.
+            root: the folder.
+            location: what the user called it.
 
         Raises:
             PackError: the index is not sound, its shards differ in their columns, or one is not there.
         """
         self.location = location
         self.skipped: dict[str, int] = {}
-        self._index = examine_file(location, INDEX)
+        self._index = examine_file(root, INDEX, location)
         name = os.path.join(location, INDEX)
-        root = os.path.abspath(location)
         with open_file(root, self._index, name) as opened:
             found = json.loads(opened.readall() or b"{}")
         shards: dict[str, Shard] = {}
@@ -90,7 +89,7 @@ class MdsSource:
         columns: Columns | None = None
         for number, entry in enumerate(found["shards"]):
             try:
-                path, shard, its_columns = _entry(location, entry)
+                path, shard, its_columns = _entry(root, entry)
             except (KeyError, TypeError, ValueError) as error:
                 text = f"it has no {error}" if isinstance(error, KeyError) else str(error)
                 raise PackError(f"{name}: its shard {number} cannot be read: {text}") from None
@@ -100,7 +99,7 @@ class MdsSource:
                 raise PackError(f"{name}: {path} is of other columns than {self._files[0].path}: pack them apart")
             columns = its_columns
             shards[path] = shard
-            self._files.append(examine_file(location, path))
+            self._files.append(examine_file(root, path, location))
         self._reader = MdsReader(root, location, shards, columns or Columns((), (), ()), {})
 
     def plan(self, types: Mapping[str, str] | None, unit_size: int | None) -> SourcePlan:
@@ -173,14 +172,14 @@ class MdsSource:
         return types
 
 
-def _entry(location: str, entry: Any) -> tuple[str, Shard, Columns]:
+def _entry(root: Root, entry: Any) -> tuple[str, Shard, Columns]:
     """Returns path, facts and columns of an entry of the index."""
     if entry["version"] != 2 or entry["format"] != "mds":
         raise ValueError(f"it is of format {entry['format']!r}, version {entry['version']!r}, not mds, version 2")
     raw, packed = entry["raw_data"], entry.get("zip_data")
     compression = str(entry.get("compression") or "").partition(":")[0]
     # A reader of streaming leaves decompressed shards beside, or in place of, the compressed ones.
-    unpacked = not packed or not os.path.lexists(os.path.join(location, packed["basename"]))
+    unpacked = not packed or not is_there(root, packed["basename"])
     path = (raw if unpacked else packed)["basename"]
     if not isinstance(path, str) or path != os.path.basename(path) or path in ("", ".", "..", INDEX):
         raise ValueError(f"it names the file {path!r}, which cannot be its own")
@@ -201,7 +200,7 @@ def _entry(location: str, entry: Any) -> tuple[str, Shard, Columns]:
 class MdsReader:
     """Reads units of shards."""
 
-    root: str
+    root: Root
     location: str
     shards: Mapping[str, Shard]
     """Facts by the path of the file."""

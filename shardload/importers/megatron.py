@@ -21,7 +21,7 @@ from shardload.errors import PackError
 from shardload.format import layout
 from shardload.format.schema import Field, parse_field
 from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
-from shardload.importers.files import check_unchanged, open_file, unreadable
+from shardload.importers.files import Root, check_unchanged, open_file, unreadable
 from shardload.importers.megatron_index import MegatronIndex, has_magic, open_index
 from shardload.importers.units import cut_units
 
@@ -39,19 +39,19 @@ class Pair:
     data: SourceFile
 
 
-def index_of(path: str) -> str:
+def index_of(path: str, root: Root = "") -> str:
     """Returns the path of the index of a pair that is named by either of its files, or by their prefix; else nothing."""
     stem, suffix = os.path.splitext(path)
     stems = [stem] if suffix in (INDEX_SUFFIX, DATA_SUFFIX) else []
-    if not os.path.lexists(path):
+    if isinstance(root, str) and not os.path.lexists(path):
         stems.append(path)
-    return next((one + INDEX_SUFFIX for one in stems if has_magic(one + INDEX_SUFFIX)), "")
+    return next((one + INDEX_SUFFIX for one in stems if has_magic(root, one + INDEX_SUFFIX)), "")
 
 
-def named_by_index(paths: Sequence[str]) -> list[str]:
+def named_by_index(paths: Sequence[str], root: Root = "") -> list[str]:
     """Returns paths with each Megatron pair once, by its index."""
     there = set(paths)
-    indexes = [index_of(path) for path in paths]
+    indexes = [index_of(path, root) for path in paths]
     # A shell's `name*` gives both files.
     doubled = [path != index and index in there for path, index in zip(paths, indexes, strict=True)]
     return [index or path for path, index, double in zip(paths, indexes, doubled, strict=True) if not double]
@@ -68,7 +68,7 @@ class MegatronSource:
     def __init__(
         self,
         location: str,
-        root: str,
+        root: Root,
         shown_root: str,
         pairs: Sequence[Pair],
         skipped: dict[str, int],
@@ -150,7 +150,7 @@ class MegatronSource:
 class MegatronReader:
     """Reads units of Megatron pairs."""
 
-    root: str
+    root: Root
     location: str
     indexes: Mapping[str, SourceFile]
     """Index of each `name.bin`, by its path."""

@@ -7,8 +7,6 @@ and the bounds (i64): document i is the sequences from bound i up to bound i + 1
 
 from __future__ import annotations
 
-import io
-import os
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from shardload.errors import PackError
 from shardload.importers.base import SourceFile
-from shardload.importers.files import unreadable
+from shardload.importers.files import Opened, Root, read_at, read_start, unreadable
 
 MAGIC = b"MMIDIDX\x00\x00"
 DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
@@ -34,26 +32,16 @@ _CHECKED_ENTRIES = 1 << 18
 Int64 = NDArray[np.int64]
 
 
-def has_magic(path: str) -> bool:
+def has_magic(root: Root, path: str) -> bool:
     """Tells whether a file starts as an index does."""
-    try:
-        # A FIFO would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        return os.read(descriptor, len(MAGIC)) == MAGIC
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
+    return read_start(root, path, len(MAGIC)) == MAGIC
 
 
 @dataclass(frozen=True, slots=True)
 class MegatronIndex:
     """An open index whose size is right for its counts."""
 
-    file: io.FileIO
+    file: Opened
     name: str
     """What it is called in messages."""
     data_bytes: int
@@ -141,7 +129,7 @@ class MegatronIndex:
         return PackError(f"{self.name} is no sound Megatron index: {detail}")
 
 
-def open_index(file: io.FileIO, facts: SourceFile, name: str, data_bytes: int) -> MegatronIndex:
+def open_index(file: Opened, facts: SourceFile, name: str, data_bytes: int) -> MegatronIndex:
     """Reads the header of an index; the file stays the caller's.
 
     Args:
@@ -180,11 +168,11 @@ def open_index(file: io.FileIO, facts: SourceFile, name: str, data_bytes: int) -
     return MegatronIndex(file, name, data_bytes, dtype, num_sequences, num_bounds - 1)
 
 
-def _read(file: io.FileIO, name: str, num_bytes: int, start: int) -> bytes:
+def _read(file: Opened, name: str, num_bytes: int, start: int) -> bytes:
     """Reads at a place, up to the end of the file."""
     parts: list[bytes] = []
     try:
-        while num_bytes and (part := os.pread(file.fileno(), num_bytes, start)):
+        while num_bytes and (part := read_at(file, num_bytes, start)):
             parts.append(part)
             start, num_bytes = start + len(part), num_bytes - len(part)
     except OSError as error:

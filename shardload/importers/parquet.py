@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shardload.importers.arrow_types import is_media, pyarrow, storage_type
+from shardload.importers.files import Opened
 
 _READ_BYTES = 1 << 18
 _BATCH_BYTES = 4 << 20
@@ -16,7 +16,7 @@ _BATCH_ROWS = 4096
 class ParquetTable:
     """An open Parquet file."""
 
-    def __init__(self, opened: io.FileIO) -> None:
+    def __init__(self, opened: Opened) -> None:
         """Reads the footer.
 
         Args:

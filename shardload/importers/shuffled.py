@@ -1,4 +1,4 @@
-"""A packed dataset as a source in another order: a keyed permutation of its samples, cut into units by position."""
+"""A packed dataset as a source in another order, or without duplicates: its samples, cut into units by position."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardload.errors import FormatError, PackError, StateMismatchError, StorageError
-from shardload.importers.base import Piece, Sample, SourceFile, SourcePlan, Unit
+from shardload.importers.base import Item, Outcome, Piece, Sample, SourceFile, SourcePlan, Unit
 from shardload.importers.units import default_unit_size
 from shardload.order import Permutation
 from shardload.reader import ShardDataset, open_dataset
@@ -31,13 +32,17 @@ class LostCopyError(PackError):
     """The dataset that is rewritten cannot be read any more, so that going on is of no use."""
 
 
-def plan_shuffled(location: str, seed: int, unit_size: int | None) -> SourcePlan:
+def plan_shuffled(
+    location: str, seed: int | None, unit_size: int | None, left_out: str = "", marks: str = ""
+) -> SourcePlan:
     """Returns a dataset as a source: position p gives sample `Permutation(num_samples, seed, 2^63 - 1)(p)`.
 
     Args:
         location: directory of the dataset.
-        seed: 0 to `MAX_SEED`.
+        seed: 0 to `MAX_SEED`; None for the order in which the samples are.
         unit_size: stored bytes of a unit; None for the default.
+        left_out: name of a field that the samples come without, or nothing.
+        marks: file of the samples that are dropped, a bit a sample as of `mark_duplicates`; nothing for none.
 
     Raises:
         LostCopyError: it cannot be read.
@@ -50,8 +55,9 @@ def plan_shuffled(location: str, seed: int, unit_size: int | None) -> SourcePlan
     file = SourceFile(location, num_bytes, 0)
     bounds = [num_bytes * number // num_units for number in range(num_units + 1)]
     units = [Unit(i, (Piece(file, bounds[i], bounds[i + 1]),)) for i in range(num_units)]
-    reader = ShuffledReader(location, dataset.fingerprint, seed, num_units)
-    return SourcePlan(reader, units, {field.name: field.type for field in dataset.schema.fields}, {})
+    reader = ShuffledReader(location, dataset.fingerprint, seed, num_units, left_out, marks)
+    types = {field.name: field.type for field in dataset.schema.fields if field.name != left_out}
+    return SourcePlan(reader, units, types, {})
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,12 @@ class ShuffledReader:
 
     location: str
     fingerprint: str
-    seed: int
+    seed: int | None
     num_units: int
+    left_out: str = ""
+    marks: str = ""
 
-    def read(self, unit: Unit) -> Generator[Sample, None, None]:
+    def read(self, unit: Unit) -> Generator[Item, None, None]:
         """Yields the samples of a unit's positions, read in bursts that are announced one ahead.
 
         Raises:
@@ -72,27 +80,51 @@ class ShuffledReader:
         with copy_named(self.location):
             dataset = self._dataset
             num_samples, num_bytes = len(dataset), dataset.manifest.num_bytes
-        order = Permutation(num_samples, seed=self.seed, epoch=_EPOCH)
+            fields = [field for field in dataset.field_list if field.name != self.left_out]
         first, stop = (num_samples * number // self.num_units for number in (unit.number, unit.number + 1))
         step = min(_READ_SAMPLES, max(1, _READ_BYTES * num_samples // num_bytes))
         bursts = [range(start, min(start + step, stop)) for start in range(first, stop, step)]
         for burst, ahead in zip(bursts, [*bursts[1:], range(0)], strict=True):
             if ahead:
-                dataset.will_need(order.sample_ids(np.arange(ahead.start, ahead.stop)))
+                dataset.will_need(self._kept(self._ids(ahead, num_samples)))
+            ids = self._ids(burst, num_samples)
+            kept = self._kept(ids)
             with copy_named(self.location):
-                batch = dataset.read_batch(order.sample_ids(np.arange(burst.start, burst.stop)))
-                samples = list(batch)
-            for position, sample in zip(burst, samples, strict=True):
+                samples = iter(dataset.read_batch(kept, None, fields)) if len(kept) else iter(())
+            stay = np.isin(ids, kept)
+            for position, sample_id, stays in zip(burst, ids.tolist(), stay.tolist(), strict=True):
                 # What a sample took of the source is not known any more: each counts alike, and all together as a whole.
                 taken = num_bytes * (position + 1) // num_samples - num_bytes * position // num_samples
-                yield Sample(sample, f"sample {batch.sample_ids[position - burst.start]} of {self.location}", taken)
+                if not stays:
+                    yield Outcome((), taken)
+                    continue
+                with copy_named(self.location):
+                    sample = next(samples)
+                yield Sample(sample, f"sample {sample_id} of {self.location}", taken)
+
+    def _ids(self, positions: range, num_samples: int) -> NDArray[np.int64]:
+        """Returns the samples at positions."""
+        numbers = np.arange(positions.start, positions.stop)
+        if self.seed is None:
+            return numbers
+        return Permutation(num_samples, seed=self.seed, epoch=_EPOCH).sample_ids(numbers)
+
+    def _kept(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self._marks is None:
+            return sample_ids
+        marked: NDArray[np.bool_] = (self._marks[sample_ids >> 3] >> (sample_ids & 7) & 1).astype(bool)
+        return sample_ids[~marked]
+
+    @cached_property
+    def _marks(self) -> NDArray[np.uint8] | None:
+        return np.memmap(self.marks, np.uint8, "r") if self.marks else None
 
     @cached_property
     def _dataset(self) -> ShardDataset:
         return open_dataset(self.location, fingerprint=self.fingerprint)
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "_dataset"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_dataset", "_marks")}
 
 
 @contextlib.contextmanager

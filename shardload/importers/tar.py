@@ -28,7 +28,7 @@ from shardload.errors import FormatError, PackError
 from shardload.format.note import KEY, MAX_NOTE_BYTES, NOTE_NAME, Note, decode_note
 from shardload.importers.base import Piece, Reject, Sample, SourceFile, SourcePlan, Unit
 from shardload.importers.compressed import DamageError, ZstdStream
-from shardload.importers.files import check_unchanged, open_file, unreadable
+from shardload.importers.files import Root, check_unchanged, open_file, unreadable
 from shardload.importers.tar_archive import Archive, TarDamage
 from shardload.importers.tar_samples import KEY_FIELD, RawSample, Wanted, raw_samples
 from shardload.importers.tar_types import TypeInference, has_content_type
@@ -52,7 +52,7 @@ class TarSource:
     """WebDataset tars, one after the other."""
 
     def __init__(
-        self, location: str, root: str, shown_root: str, files: Sequence[SourceFile], skipped: dict[str, int]
+        self, location: str, root: Root, shown_root: str, files: Sequence[SourceFile], skipped: dict[str, int]
     ) -> None:
         """Describes the source.
 
@@ -159,7 +159,7 @@ def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:
 class TarReader:
     """Reads units of tars."""
 
-    root: str
+    root: Root
     location: str
     types: Mapping[str, str]
     """Field name -> type."""

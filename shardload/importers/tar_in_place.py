@@ -41,8 +41,9 @@ class InPlaceReader:
             PackError: a tar cannot be read, is damaged or cut short, or has changed.
         """
         decoders = self.tars.decoders()
-        types = {name: text.strip().rstrip("?") for name, text in self.tars.types.items() if name in decoders}
-        stay = {name: kind for name, kind in types.items() if kind in _STAY}
+        names = self.tars.names
+        types = {extension: self.tars.types[names[extension]].strip().rstrip("?") for extension in decoders}
+        stay = {extension: kind for extension, kind in types.items() if kind in _STAY}
         for piece in unit.pieces:
             # The digest of the whole goes into every shard that names the tar, also one that is finished in its midst.
             file = self._described(piece.file)
@@ -52,7 +53,7 @@ class InPlaceReader:
                     continue
                 sample = self.tars.decoded(raw, decoders)
                 if isinstance(sample, Sample):
-                    spans = {name: _span(raw, name, kind) for name, kind in stay.items() if name in raw.members}
+                    spans = {names[one]: _span(raw, one, kind) for one, kind in stay.items() if one in raw.members}
                     sample = sample._replace(outside=Outside(file, spans))
                 yield sample
 
@@ -68,9 +69,9 @@ class InPlaceReader:
         return ExternalFile(file.path, file.num_bytes, digest.hexdigest())
 
 
-def _span(raw: RawSample, name: str, kind: str) -> tuple[int, bytes]:
+def _span(raw: RawSample, extension: str, kind: str) -> tuple[int, bytes]:
     """Returns where a value lies in its tar, and its bytes there."""
-    start, data = raw.starts[name], raw.members[name]
+    start, data = raw.starts[extension], raw.members[extension]
     # That of JSON is no part of the value; in a text it is a character like others.
     if kind == "json" and data.startswith(_BYTE_ORDER_MARK):
         return start + len(_BYTE_ORDER_MARK), data[len(_BYTE_ORDER_MARK) :]
@@ -177,4 +178,6 @@ class InPlaceTars:
         plan = tars.plan(types, unit_size)
         reader: Any = plan.reader
         options = {"in_place": True}
-        return SourcePlan(InPlaceReader(reader), plan.units, plan.types, {}, plan.hint, options=options, in_place=True)
+        return SourcePlan(
+            InPlaceReader(reader), plan.units, plan.types, plan.metadata, plan.hint, options=options, in_place=True
+        )

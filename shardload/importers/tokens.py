@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shardload.errors import PackError
 from shardload.format.manifest import Metadata
 from shardload.format.schema import Field, parse_field
-from shardload.importers.base import Reject, Sample, Source, SourcePlan, Unit, UnitReader
+from shardload.importers.base import Item, Outcome, Reject, Sample, Source, SourcePlan, Unit, UnitReader, read_from
 from shardload.importers.tokenizer import BYTES, TextError, Token, Tokenizer, open_tokenizer
 
 TOKEN_FIELD = "tokens"
@@ -207,11 +207,23 @@ class TokenReader:
     blank: bool = False
     """Whether the tokens are left out: for who needs the other fields only."""
 
-    def read(self, unit: Unit) -> Generator[Sample | Reject, None, None]:
+    def read(self, unit: Unit) -> Generator[Item, None, None]:
         """Yields a sample with tokens for each sample with a text, or why it is none."""
-        with contextlib.closing(self.inner.read(unit)) as items:
+        return self.read_from(unit, 0)
+
+    def read_from(self, unit: Unit, first: int) -> Generator[Item, None, None]:
+        """Yields the same from item number `first` on."""
+        with contextlib.closing(read_from(self.inner, unit, first)) as items:
             for item in items:
-                yield item if isinstance(item, Reject) else self._tokenized(item)
+                if isinstance(item, Sample):
+                    yield self._tokenized(item)
+                elif isinstance(item, Outcome):
+                    yield Outcome(tuple(map(self._outcome_part, item.items)), item.num_bytes)
+                else:
+                    yield item
+
+    def _outcome_part(self, item: Sample | Reject) -> Sample | Reject:
+        return item if isinstance(item, Reject) else self._tokenized(item)
 
     def _tokenized(self, sample: Sample) -> Sample | Reject:
         text = sample.values.get(self.text_field)

@@ -10,13 +10,13 @@ from typing import Any
 from shardload.format import layout
 from shardload.importers.base import SourceFile
 from shardload.importers.compressed import DamageError, ZstdStream
-from shardload.importers.files import LostFileError, check_unchanged, open_file, unreadable
+from shardload.importers.files import LostFileError, Root, check_unchanged, open_file, unreadable
 from shardload.importers.lines import compression
 
 _READ_BYTES = 1 << 20
 
 
-def read_whole(root: str, file: SourceFile, name: str) -> bytes:
+def read_whole(root: Root, file: SourceFile, name: str) -> bytes:
     """Returns the bytes of a file.
 
     Args:
@@ -36,6 +36,8 @@ def read_whole(root: str, file: SourceFile, name: str) -> bytes:
             while missing and (part := opened.read(missing)):
                 parts.append(part)
                 missing -= len(part)
+            if missing == 1:
+                check_unchanged(opened, file, name)
         except OSError as error:
             raise unreadable(name, error) from error
     if missing != 1:
@@ -46,7 +48,7 @@ def read_whole(root: str, file: SourceFile, name: str) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def read_unpacked(root: str, file: SourceFile, name: str) -> bytes:
+def read_unpacked(root: Root, file: SourceFile, name: str) -> bytes:
     """Returns the content of a file that is compressed if its suffix says so; arguments as of `read_whole`.
 
     Raises:

@@ -13,7 +13,7 @@ from shardload.format.table import ShardEntry
 from shardload.inference.journal import NAME, PartJournal, believed, read_parts
 from shardload.inference.pieces import Pieces
 from shardload.order.spans import Spans
-from shardload.writer.encode import EncodedSample, SampleEncoder
+from shardload.writer.batch import BatchEncoder, EncodedBatch
 from shardload.writer.failures import named, write_error
 from shardload.writer.recipe import Recipe
 from shardload.writer.shard import UnitWriter
@@ -30,7 +30,7 @@ class Output:
     """Parts of the output: written here, brought to the device in a thread, noted in this process's journal."""
 
     def __init__(self, place: SharedTarget, recipe: Recipe, pieces: Pieces) -> None:
-        self.encoder = SampleEncoder(recipe.schema)
+        self.encoder = BatchEncoder(recipe.schema)
         self._place = place
         self._recipe = recipe
         self._pieces = pieces
@@ -67,14 +67,13 @@ class Output:
         done = {piece: _num_samples(entries) for piece, entries in self._parts.items()}
         return self._pieces.left(num_replicas, rank, done, batch_size)
 
-    def write(self, samples: list[EncodedSample], first: int) -> None:
+    def write(self, samples: EncodedBatch, first: int) -> None:
         """Adds samples, which are of one piece and follow those before."""
         self._place.check_process()
         piece = first // self._pieces.piece_samples
         try:
             unit = self._unit if piece == self._piece and self._unit is not None else self._begin(piece)
-            for sample in samples:
-                unit.add(sample, f"piece {piece}")
+            unit.add_batch(samples)
             if first + len(samples) == piece * self._pieces.piece_samples + self._pieces.size(piece):
                 unit.finish()
                 self._unit = None

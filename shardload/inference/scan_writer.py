@@ -19,8 +19,8 @@ from shardload.loader.scan import Scan
 from shardload.order.cursor import RankBatch
 from shardload.order.spans import Spans
 from shardload.quantities import as_integer, parse_bytes
+from shardload.writer.batch import EncodedBatch
 from shardload.writer.describe import make_recipe
-from shardload.writer.encode import EncodedSample
 from shardload.writer.failures import named
 from shardload.writer.job import JobRecord, current_versions
 from shardload.writer.shared import SharedTarget
@@ -249,7 +249,7 @@ class ScanWriter:
             place.leave()
             raise
 
-    def _encoded(self, output: Output, results: Mapping[str, Any], due: RankBatch) -> list[EncodedSample]:
+    def _encoded(self, output: Output, results: Mapping[str, Any], due: RankBatch) -> EncodedBatch:
         """Returns the rows as they are stored; all of them, before any is written."""
         first, num_rows = int(due.positions[0]), len(due.positions)
         where = f"{self.target}: results of samples {first} to {first + num_rows}"
@@ -267,7 +267,7 @@ class ScanWriter:
                     f"{len(columns[name])}",
                     dataset=self.target,
                 )
-        return output.encoder.encode_rows(columns, first, num_rows)
+        return output.encoder.encode(columns, first, num_rows)
 
     def _check_written(self) -> None:
         if self._due is not None:

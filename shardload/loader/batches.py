@@ -29,6 +29,7 @@ from shardload.loader.stand_ins import READ_FAULTS, Fault, joined, made_whole, r
 from shardload.memory import BufferPool
 from shardload.order.cursor import RankBatch
 from shardload.order.epoch import WindowEnd
+from shardload.order.next_use import Forecast
 from shardload.order.rng import batch_rng
 from shardload.order.sample_ids import SampleIds
 from shardload.reader.batch import VALID, SampleBatch
@@ -114,6 +115,7 @@ class BatchMaker:
         epoch: int,
         after: Iterator[RankBatch],
         windows: tuple[WindowEnd, WindowEnd] | None = None,
+        forecast: Forecast | None = None,
     ) -> Generator[tuple[RankBatch, Any, tuple[Fault, ...]]]:
         """Yields the batches of an epoch as they are read and collated, with what they were asked for by, and faults.
 
@@ -122,9 +124,11 @@ class BatchMaker:
             epoch: the epoch.
             after: the batches of the next epoch, which are announced to the storage while this one ends.
             windows: where windows of the two epochs end, which are announced as a whole; None where there are none.
+            forecast: what tells a cache when samples are needed again; None if there is none.
         """
         # Closed here, not when it is collected: an error of ours keeps this frame, and with it threads that wait.
-        with contextlib.closing(self._samples(self._bursts(self._hints.batches(ids, after, windows)), epoch)) as read:
+        hinted = self._hints.batches(ids, after, windows, epoch, forecast)
+        with contextlib.closing(self._samples(self._bursts(hinted), epoch)) as read:
             for batch, samples in read:
                 made, faults = self._collated(batch, samples, epoch)
                 del samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shardload.loader.hints import forecast_of
 from shardload.loader.progress import Progress
 from shardload.loader.run import Entered
 from shardload.loader.state import Place
@@ -36,7 +37,9 @@ class EpochRun:
         batches = progress.batches(partition, self.rank, place)
         after = progress.batches(partition, self.rank, Place(place.epoch + 1))
         facts = place.epoch, progress.seed, progress.key.num_samples
-        return Entered(*facts, batches, after, progress.windows(place.epoch))
+        return Entered(
+            *facts, batches, after, progress.windows(place.epoch), forecast_of(progress, partition, self.rank)
+        )
 
     def deliver(self, cursor: int) -> None:
         """Notes that the training loop was given what ends at `cursor`."""

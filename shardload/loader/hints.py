@@ -10,11 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.loader.ahead import Ahead
-from shardload.order.cursor import RankBatch, by_window
+from shardload.loader.progress import Progress
+from shardload.order.cursor import Partition, RankBatch, by_window
 from shardload.order.epoch import WindowEnd
+from shardload.order.next_use import Forecast, Uses, ranks_near
 from shardload.reader.serve import Hint
 
 Int64 = NDArray[np.int64]
+
+_UNREAD_WINDOWS = 6
+"""Announcements whose samples may not all be read yet: bursts are on their way in several threads, and ranks are apart."""
 
 
 class Hints:
@@ -23,6 +28,7 @@ class Hints:
     def __init__(self, ahead: Ahead) -> None:
         self._ahead = ahead
         self._waiting: list[Hint] = []
+        self._told: Told | None = None
 
     def take(self) -> list[Hint]:
         """Returns what is to be announced now, once."""
@@ -30,7 +36,12 @@ class Hints:
         return waiting
 
     def batches(
-        self, ids: Iterator[RankBatch], after: Iterator[RankBatch], windows: tuple[WindowEnd, WindowEnd] | None
+        self,
+        ids: Iterator[RankBatch],
+        after: Iterator[RankBatch],
+        windows: tuple[WindowEnd, WindowEnd] | None,
+        epoch: int = 0,
+        forecast: Forecast | None = None,
     ) -> Iterator[RankBatch]:
         """Yields batches, those that follow being announced.
 
@@ -40,7 +51,10 @@ class Hints:
             ids: the batches.
             after: those of the next epoch, which are announced while this one ends.
             windows: where windows of the two epochs end, which are announced as a whole; None where there are none.
+            epoch: that of the batches.
+            forecast: what tells when samples are needed again; None if nobody asks for that.
         """
+        self._told = None if forecast is None else Told(forecast, epoch)
         size = self._ahead.hinted_batches
         if not size:
             yield from ids
@@ -52,17 +66,17 @@ class Hints:
         yield from itertools.islice(ids, 1)
         waiting: collections.deque[RankBatch] = collections.deque()
         window, begun = min(2, size), 0
-        (own, coming), rows_announced = _window(ids, after, window), False
+        (own, later), rows_announced = _window(ids, after, window), False
         while True:
             if len(waiting) <= (begun if self._ahead.early else window // 2):
                 waiting.extend(own)
                 begun = len(own)
-                if coming:
-                    self._waiting.append(Hint(False, coming, rows_announced))
+                if own or later:
+                    self._waiting.append(Hint(False, _ids(own, later), rows_announced, self._uses(own, later)))
                 window = min(2 * window, size)
-                own, coming = _window(ids, after, window)
-                if coming:
-                    self._waiting.append(Hint(True, coming, False))
+                own, later = _window(ids, after, window)
+                if own or later:
+                    self._waiting.append(Hint(True, _ids(own, later), False))
                     rows_announced = True
             if not waiting:
                 return
@@ -72,21 +86,65 @@ class Hints:
         """Yields the batches of windows; each window is announced as a whole while the one before it is read."""
         own: list[RankBatch] = []
         for window in windows:
-            self._announce(window, rows_announced=bool(own))
+            self._announce(window, [], rows_announced=bool(own))
             yield from own
             own = window
         for window in itertools.islice(after, 1):
-            self._announce(window, rows_announced=bool(own))
+            self._announce([], window, rows_announced=bool(own))
         yield from own
 
-    def _announce(self, batches: list[RankBatch], rows_announced: bool) -> None:
+    def _announce(self, own: list[RankBatch], later: list[RankBatch], rows_announced: bool) -> None:
         # Neighbours share the pages of row tables: who is told of a window reads few of them.
-        ids = [batch.sample_ids for batch in batches]
-        self._waiting += [Hint(True, ids, False), Hint(False, ids, rows_announced)]
+        ids = _ids(own, later)
+        self._waiting += [Hint(True, ids, False), Hint(False, ids, rows_announced, self._uses(own, later))]
+
+    def _uses(self, own: list[RankBatch], later: list[RankBatch]) -> Uses | None:
+        return None if self._told is None else self._told.uses(own, later)
 
 
-def _window(ids: Iterator[RankBatch], after: Iterator[RankBatch], size: int) -> tuple[list[RankBatch], list[Int64]]:
-    """Returns so many batches as far as there are, and the samples of them and of those after them that fill the window."""
+class Told:
+    """What a cache is told of samples that are announced."""
+
+    def __init__(self, forecast: Forecast, epoch: int, max_unread: int = _UNREAD_WINDOWS) -> None:
+        """Describes it.
+
+        Args:
+            forecast: when samples are needed again.
+            epoch: that of the batches.
+            max_unread: announcements whose samples may not be read yet.
+        """
+        self._forecast = forecast
+        self._epoch = epoch
+        self._firsts: collections.deque[int] = collections.deque(maxlen=max_unread)
+
+    def uses(self, own: list[RankBatch], later: list[RankBatch]) -> Uses:
+        """Returns when the samples of batches of the epoch, and of the next one, are read."""
+        size = self._forecast.num_positions
+        positions = [batch.positions + self._epoch * size for batch in own]
+        positions += [batch.positions + (self._epoch + 1) * size for batch in later]
+        whole = np.concatenate(positions)
+        self._firsts.append(int(whole[0]))
+        return Uses(self._forecast, self._firsts[0], np.concatenate(_ids(own, later)), whole)
+
+
+def forecast_of(progress: Progress, partition: Partition, rank: int) -> Forecast | None:
+    """Returns what tells when a rank's samples are needed again on its node; None where the order cannot be inverted."""
+    recorded, num_replicas = progress.recorded(partition), partition.num_replicas
+    begun = recorded.begun
+    if not begun.orders.invertible:
+        return None
+    # Where a rank does not have every so many-th position, each sample may come to any of them.
+    regular = type(partition) is Partition and partition.tail != "carry"
+    near = ranks_near(num_replicas) if regular else num_replicas
+    facts = begun.orders, begun.seed, begun.reseeds, recorded.recipe
+    return Forecast(*facts, rank, num_replicas, near, recorded.fingerprint)
+
+
+def _window(ids: Iterator[RankBatch], after: Iterator[RankBatch], size: int) -> tuple[list[RankBatch], list[RankBatch]]:
+    """Returns so many batches as far as there are, and those after them that fill the window."""
     own = list(itertools.islice(ids, size))
-    coming = own + list(itertools.islice(after, size - len(own)))
-    return own, [batch.sample_ids for batch in coming]
+    return own, list(itertools.islice(after, size - len(own)))
+
+
+def _ids(own: list[RankBatch], later: list[RankBatch]) -> list[Int64]:
+    return [batch.sample_ids for batch in (*own, *later)]

@@ -29,7 +29,7 @@ from shardload.loader.transfer import CudaTransfer, Pinning, cuda_device
 from shardload.memory import BufferPool
 from shardload.quantities import as_integer, parse_bytes
 from shardload.reader.checks import fits_in_memory
-from shardload.reader.far import is_far, retries_of, transfers_of
+from shardload.reader.far import cache_stats, is_cached, is_far, retries_of, transfers_of
 from shardload.reader.source import SampleSource
 from shardload.telemetry import LoaderStats
 
@@ -166,6 +166,10 @@ class Course:
         stats.num_requests, stats.num_rereads = fetched.num_requests, fetched.num_rereads
         stats.requested_bytes, stats.needed_bytes = fetched.requested_bytes, fetched.needed_bytes
         stats.num_retries = retries_of(self.dataset)
+        told = cache_stats(self.dataset)
+        stats.num_cache_hits, stats.num_cache_misses = told.num_hits, told.num_misses
+        stats.num_cache_evicted, stats.num_cache_damaged = told.num_evicted, told.num_damaged
+        stats.cache_bytes = told.held_bytes
         for pool in self.pools:
             stats.num_buffers_new += pool.num_new
             stats.num_buffers_reused += pool.num_reused
@@ -315,7 +319,8 @@ class Iteration:
             processes = ProcessPool(course.dataset, course.recipe, course.num_processes, course.prefetch_batches)
             batches = processes.batches(run.batches, seed, epoch)
         else:
-            batches = maker.batches(run.batches, epoch, run.after, run.windows)
+            forecast = run.forecast if is_cached(course.dataset) else None
+            batches = maker.batches(run.batches, epoch, run.after, run.windows, forecast)
         deliveries = course.on_their_way(maker.deliveries(batches, epoch))
         if course.prefetch_batches == 0:
             return deliveries.__next__

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from shardload.order.cursor import RankBatch
 from shardload.order.epoch import WindowEnd
+from shardload.order.next_use import Forecast
 
 
 class Entered(NamedTuple):
@@ -22,6 +23,8 @@ class Entered(NamedTuple):
     """The batches that are to come after it."""
     windows: tuple[WindowEnd, WindowEnd] | None = None
     """Where windows of both end, which are announced as a whole; None where there are none."""
+    forecast: Forecast | None = None
+    """When samples are needed again; None where nobody can tell."""
 
 
 class Run(Protocol):

@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 from shardload.errors import ShardloadError
 from shardload.loader.audit import Delivered, audit_ids
 from shardload.loader.draws import orders_of
+from shardload.loader.hints import Told, forecast_of
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import RankChoice, announce, one_of
 from shardload.order.cursor import Partition, RankBatch, Tail, by_window, rank_batches
@@ -22,6 +23,7 @@ from shardload.order.exclusion import Excludes, left_out
 from shardload.order.sample_ids import SampleIds, UseWatch
 from shardload.order.shuffle import Shuffle, check_shuffle
 from shardload.quantities import as_integer
+from shardload.reader.far import is_cached
 from shardload.reader.source import SampleSource
 
 if TYPE_CHECKING:
@@ -223,23 +225,36 @@ class ShardBatchSampler(BatchSampler):
 
     def _announced(self, batches: Iterator[RankBatch], epoch: int) -> Iterator[RankBatch]:
         """Yields the batches, each after the operating system was told of those that follow it."""
+        told = self._told(epoch)
         if self.read_ahead and (windows := self.sampler.progress.windows(epoch)):
-            yield from self._announced_by_window(by_window(batches, windows[0]))
+            yield from self._announced_by_window(by_window(batches, windows[0]), told)
             return
         waiting: collections.deque[RankBatch] = collections.deque()
         for batch in batches:
             if self.read_ahead:
-                self.sampler.dataset.will_need(batch.sample_ids)
+                self._announce([batch], told)
             waiting.append(batch)
             if len(waiting) > self.read_ahead:
                 yield waiting.popleft()
         yield from waiting
 
-    def _announced_by_window(self, windows: Iterator[list[RankBatch]]) -> Iterator[RankBatch]:
+    def _told(self, epoch: int) -> Told | None:
+        """Returns what tells a cache when samples are needed again; None if there is no cache, or nobody knows."""
+        sampler = self.sampler
+        if not self.read_ahead or not is_cached(sampler.dataset):
+            return None
+        forecast = forecast_of(sampler.progress, self.partition, sampler.rank)
+        return None if forecast is None else Told(forecast, epoch, self.read_ahead + 2)
+
+    def _announce(self, batches: list[RankBatch], told: Told | None) -> None:
+        uses = None if told is None else told.uses(batches, [])
+        self.sampler.dataset.will_need(np.concatenate([batch.sample_ids for batch in batches]), uses=uses)
+
+    def _announced_by_window(self, windows: Iterator[list[RankBatch]], told: Told | None) -> Iterator[RankBatch]:
         """Yields the batches of windows, each after the whole of its own window and the next one was announced."""
         waiting: list[RankBatch] = []
         for window in windows:
-            self.sampler.dataset.will_need(np.concatenate([batch.sample_ids for batch in window]))
+            self._announce(window, told)
             yield from waiting
             waiting = window
         yield from waiting

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shardload.codecs import make_codec
 from shardload.codecs.dictionary import DictionaryMode, check_dictionary
 from shardload.errors import PackError
 from shardload.format.schema import parse_schema
-from shardload.importers import MAX_SEED, Token, Tokenization
+from shardload.importers import MAX_SEED, Token, Tokenization, named_by_hub, named_by_index
+from shardload.packing.events import EventLog
 from shardload.packing.progress import Report
 from shardload.packing.unit import OnError
+from shardload.preparation import Function, Step, function_step
+from shardload.preparation.functions import FunctionStep
+from shardload.preparation.named import named_step
 from shardload.quantities import parse_bytes
+from shardload.storage.secrets import shown
+from shardload.storage.sources import is_far, local_path
 from shardload.writer.describe import Types
 
 
@@ -31,6 +38,26 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Preparation:
+    """What is done to the samples of the source."""
+
+    steps: tuple[Step, ...]
+    timeout_seconds: float | None = None
+    """Longest time for a sample in all steps; None for any."""
+
+    @property
+    def functions(self) -> bool:
+        """Whether functions of the user are among the steps, which run in processes of their own."""
+        return any(isinstance(step, FunctionStep) for step in self.steps)
+
+    def of_field(self, name: str, others: bool) -> Preparation:
+        """Returns the built-in steps on one field, or all others."""
+        steps = tuple(step for step in self.steps if (getattr(step, "field", None) == name) != others)
+        functions = any(isinstance(step, FunctionStep) for step in steps)
+        return Preparation(steps, self.timeout_seconds if functions else None)
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """What one call asks for."""
 
@@ -40,12 +67,18 @@ class Call:
     settings: Settings
     tokenization: Tokenization | None
     token_field: str
+    preparation: Preparation
     shuffle: int | None
     """Seed of the order that is written; None for that of the source."""
+    dedup: tuple[str, ...] | None
+    """Fields whose content tells whether a sample is a duplicate, none of them for all; None where duplicates stay."""
     resume: bool
     on_error: OnError
     max_rejects: int | None
     progress: Report | None
+    storage_options: Mapping[str, Any]
+    """Of fsspec, for URLs; they go nowhere but to the workers."""
+    log: EventLog | None = None
 
 
 def listed(patterns: Sequence[str] | str) -> list[str]:
@@ -73,6 +106,16 @@ def check_seed(shuffle: int | None) -> None:
         raise ValueError(f"shuffle must be a seed, an integer, not {shuffle!r}")
     if shuffle is not None and not 0 <= shuffle <= MAX_SEED:
         raise ValueError(f"shuffle must be 0 to {MAX_SEED}, not {shuffle}")
+
+
+def checked_dedup(dedup: bool | str | Sequence[str]) -> tuple[str, ...] | None:
+    """Returns the fields by which samples are told apart; none for all of them, None where duplicates stay."""
+    if isinstance(dedup, bool):
+        return () if dedup else None
+    names = tuple(dict.fromkeys(listed(dedup)))
+    if not names or not all(names):
+        raise ValueError(f"dedup must be True for all fields, or names of fields, not {dedup!r}")
+    return names
 
 
 def checked_settings(
@@ -129,10 +172,58 @@ def checked_tokenization(
     return Tokenization(os.fspath(tokenizer), append_token, prepend_token, text_key or "")
 
 
-def check_places(paths: Sequence[str], target: str) -> None:
-    """Refuses sources that are not there, and a source and a target inside of each other."""
-    there = os.path.realpath(target)
+def named_sources(given: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Returns the paths and URLs of sources: files of the hub by their paths, each Megatron pair by its index."""
+    paths = [local_path(os.fspath(path)) for path in given]
+    return paths if any(map(is_far, paths)) else named_by_index(named_by_hub(paths))
+
+
+def checked_preparation(
+    maps: Sequence[Function] | Function | None,
+    filters: Sequence[Function] | Function | None,
+    names: Sequence[str] | str,
+    timeout_seconds: float | None,
+) -> Preparation:
+    """Returns what is done to the samples: all maps, then all filters, then the steps that are named.
+
+    Raises:
+        ValueError: a function cannot be imported elsewhere, there is no such step, or the time is none.
+        ImportError: a step needs a package that is not installed.
+    """
+    steps: list[Step] = [function_step("map", one) for one in _functions(maps)]
+    steps += [function_step("filter", one) for one in _functions(filters)]
+    steps += [named_step(one) for one in listed(names)]
+    if timeout_seconds is not None and not timeout_seconds > 0:
+        raise ValueError(f"map_timeout must be above 0 seconds, not {timeout_seconds!r}")
+    preparation = Preparation(tuple(steps), timeout_seconds)
+    if timeout_seconds is not None and not preparation.functions:
+        raise ValueError("map_timeout goes with map or filter")
+    return preparation
+
+
+def _functions(given: Sequence[Function] | Function | None) -> Sequence[Function]:
+    if given is None:
+        return ()
+    return given if isinstance(given, list | tuple) else (given,)
+
+
+def check_places(paths: Sequence[str], target: str, staging: str = "") -> None:
+    """Refuses sources that are not there, and a source and a target inside of each other.
+
+    Args:
+        paths: the sources.
+        target: a directory, or a URL.
+        staging: the directory on the disk that is written to for a URL.
+    """
+    there = os.path.realpath(staging or target)
     for path in paths:
+        if is_far(path):
+            here, place = (f"{shown(location).rstrip('/')}/" for location in (path, target))
+            if staging and (here.startswith(place) or place.startswith(here)):
+                raise PackError(
+                    f"source and target lie inside of each other ({here} and {place}): choose another target"
+                )
+            continue
         if not os.path.lexists(path):
             raise PackError(f"{path} does not exist")
         here = os.path.realpath(path)

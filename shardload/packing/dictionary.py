@@ -7,7 +7,7 @@ import contextlib
 from shardload.codecs.dictionary import DictionaryMode
 from shardload.errors import PackError
 from shardload.format.schema import Schema
-from shardload.importers import Reject, SourcePlan
+from shardload.importers import Reject, SourcePlan, flattened
 from shardload.writer.encode import SampleEncoder
 from shardload.writer.first import FirstSamples
 
@@ -30,7 +30,7 @@ def train_on_source(plan: SourcePlan, schema: Schema, compression: str, mode: Di
         plan.untokenized if plan.untokenized is not None and tokens is not None and tokens.streamed else plan.reader
     )
     with contextlib.suppress(PackError), contextlib.closing(reader.read(plan.units[0])) as items:
-        for item in items:
+        for item in flattened(items):
             if isinstance(item, Reject):
                 continue
             with contextlib.suppress(PackError):

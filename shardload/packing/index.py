@@ -9,11 +9,12 @@ from shardload.errors import PackError
 from shardload.format.manifest import MANIFEST_NAME
 from shardload.format.schema import FieldType
 from shardload.importers import tars_in_place
-from shardload.packing.call import Call, check_policy, checked_settings, listed
-from shardload.packing.pack import PackSummary, Path, pack_source
+from shardload.packing.call import Call, Preparation, check_policy, checked_settings, listed
+from shardload.packing.pack import Path, pack_source
 from shardload.packing.passes import in_session
 from shardload.packing.progress import Report
 from shardload.packing.session import Session
+from shardload.packing.summary import PackSummary
 from shardload.packing.unit import OnError
 from shardload.reader import open_dataset
 from shardload.storage import OPERATIONS, Operations
@@ -84,7 +85,10 @@ def index(
             dataset=root,
         )
     patterns = listed(include), listed(exclude)
-    call = Call([root], *patterns, settings, None, "", None, resume, on_error, max_rejects, progress)
+    call = Call(
+        *([root], *patterns, settings, None, "", Preparation(()), None, None),
+        *(resume, on_error, max_rejects, progress, {}),
+    )
     mode: Mode = "append" if append else "replace" if replace else "create"
     return in_session(root, mode, operations, resume, lambda session: _index(session, call), others=True)
 

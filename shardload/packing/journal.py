@@ -24,6 +24,8 @@ from shardload.writer.target import WORK
 JOURNAL = f"{WORK}/journal"
 _BEFORE = f"{WORK}/journal.old"
 _REWRITTEN = f"{WORK}/journal.new"
+_COUNTED = ("num_samples", "source_bytes", "stored_bytes", "num_rejects", "num_dropped", "num_split")
+"""What is counted of a unit; times are not, as they are those of one call."""
 
 Intact = Callable[[Sequence[ShardEntry]], set[str]]
 """Returns the names of those shards that are there as they were finished."""
@@ -125,7 +127,7 @@ class Journal:
             if state is None or last is None:
                 tasks.append(Task(unit))
             elif not last.finished:
-                tasks.append(Task(unit, len(state.entries), last.num_items, last.count))
+                tasks.append(Task(unit, len(state.entries), last.num_items, last.count, last.num_outputs))
         return tasks
 
     def add(self, step: Step) -> None:
@@ -227,9 +229,10 @@ class Journal:
 def _encode(step: Step) -> bytes:
     entry, count = step.entry, step.count
     facts = {
-        "count": [count.num_samples, count.source_bytes, count.stored_bytes, count.num_rejects],
+        "count": [getattr(count, name) for name in _COUNTED],
         "finished": step.finished,
         "items": step.num_items,
+        "outputs": step.num_outputs,
         "rejects": step.rejects,
         "shard": None if entry is None else entry_facts(entry),
         "unit": step.unit,
@@ -250,4 +253,5 @@ def _decode(line: bytes) -> Step | None:
         rejects=tuple((place, reason) for place, reason in facts["rejects"]),
         entry=None if shard is None else entry_of(shard),
         finished=facts["finished"],
+        num_outputs=facts["outputs"],
     )

@@ -2,77 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from shardload.codecs.dictionary import DictionaryMode
 from shardload.errors import PackError
-from shardload.format.manifest import Manifest
-from shardload.format.schema import FieldType
-from shardload.format.table import ShardEntry
-from shardload.importers import Source, SourcePlan, Token, named_by_hub, named_by_index, open_source
+from shardload.format.schema import FieldType, Schema, extend_schema, parse_schema
+from shardload.importers import Source, SourcePlan, Token
 from shardload.packing.call import (
     Call,
     check_places,
     check_policy,
     check_seed,
+    checked_dedup,
+    checked_preparation,
     checked_settings,
     checked_tokenization,
     listed,
+    named_sources,
 )
+from shardload.packing.events import EventLog
 from shardload.packing.passes import Pass, Published, check_workers, in_session, run_pass
+from shardload.packing.prepared import open_prepared
+from shardload.packing.preview import base_schema, try_source
 from shardload.packing.progress import Report
 from shardload.packing.session import Session
 from shardload.packing.shuffle import shuffle as shuffle_source
+from shardload.packing.summary import PackSummary, estimated, summarized
 from shardload.packing.unit import OnError
-from shardload.storage import OPERATIONS, Operations, is_far
+from shardload.preparation import Function
+from shardload.storage import OPERATIONS, Operations, is_far, shown
 from shardload.writer.describe import Types, schema_for
 from shardload.writer.far import staging_place, target_at
-from shardload.writer.target import Mode, Target
+from shardload.writer.target import Mode
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
 
 DEFAULT_COMPRESSION = "zstd:3"
 
 Path = str | os.PathLike[str]
-
-
-@dataclass(frozen=True, slots=True)
-class PackSummary:
-    """What a pack has made."""
-
-    target: str
-    version: int
-    fingerprint: str
-    types: dict[str, str]
-    """Field name -> type."""
-    num_samples: int
-    """Samples packed; those that a dataset had before an append do not count."""
-    num_shards: int
-    num_units: int
-    num_workers: int
-    """Processes that packed; 0 where all was packed before."""
-    source_bytes: int
-    """Bytes of the source, as stored there."""
-    stored_bytes: int
-    """Bytes of the shards packed."""
-    seconds: float
-    """Time from the first unit to the commit; of a continued pack that of the last call."""
-    skipped: dict[str, int]
-    """What was left out of the source: reason -> number."""
-    num_rejects: int = 0
-    """What was no sample or did not fit the schema: the lines of `rejects.jsonl` for this pack."""
-    num_tokens: int = 0
-    """Tokens packed, where the source gives tokens and they are not compressed."""
-    note: str = ""
-    """How texts became tokens, if they did."""
-
-    @property
-    def ratio(self) -> float:
-        """Bytes of the source a byte stored."""
-        return self.source_bytes / self.stored_bytes
 
 
 def pack(
@@ -93,6 +64,11 @@ def pack(
     prepend_token: Token | None = None,
     text_key: str | None = None,
     token_field: str | None = None,
+    map: Sequence[Function] | Function | None = None,
+    filter: Sequence[Function] | Function | None = None,
+    steps: Sequence[str] | str = (),
+    map_timeout: float | None = None,
+    dedup: bool | str | Sequence[str] = False,
     shuffle: int | None = None,
     replace: bool = False,
     append: bool = False,
@@ -102,6 +78,8 @@ def pack(
     storage_options: Mapping[str, Any] | None = None,
     staging: Path | None = None,
     progress: Report | None = None,
+    log_json: Path | None = None,
+    dry_run: bool = False,
     operations: Operations = OPERATIONS,
 ) -> PackSummary:
     """Packs a source into a dataset, which appears whole when all is on the device, or not at all.
@@ -114,9 +92,9 @@ def pack(
             `.zst`, or Megatron pairs of `.idx` and `.bin`, or Parquet, Arrow, CSV or TSV files, one, several or a
             folder of them; or a folder by `save_to_disk` of Hugging Face's datasets or of MosaicML's MDS, or
             `hf:NAME@SPLIT` of the hub. With a tokenizer also single texts. Links to files are followed, links to
-            directories are not.
+            directories are not. All but the last also by URLs of fsspec, such as `s3://bucket/raw/`; of HTTP only files.
         target: directory of the dataset; created if it is not there. Or an s3:// URL: there each shard is uploaded when it is
-            finished, so that the disk holds about one a worker.
+            finished, so that the disk holds about two a worker.
         schema: field name -> type, or type and compression as for `ShardWriter`: for a folder in place of inferred ones,
             for all others the whole schema. An append may name new nullable fields.
         compression: `none` or `zstd:<level>`, for fields of bytes, str, json and lists.
@@ -134,6 +112,18 @@ def pack(
         prepend_token: token before each text.
         text_key: field of the text: None for `text` in JSON Lines, `txt` in tars.
         token_field: field of the tokens; None for `tokens`.
+        map: functions, or their names as `pkg.module:function`, that each sample goes through: a dict in, and a dict, None to
+            drop the sample or a list of dicts to split it out. They must be pure, and run in processes of their own. The schema
+            is that of what they give; with a tokenizer the texts are made tokens after them.
+        filter: functions or their names, after those of `map`: a dict in, and whether the sample stays out.
+        steps: what else is done to each sample, in order, after `map` and `filter`, as text: `nfc:FIELD` for Unicode's normal
+            form C; `length:FIELD,min=N,max=N,unit=characters|bytes|tokens` to drop what is shorter or longer;
+            `image:FIELD,format=jpeg|png,quality=N,shorter=N,longer=N` to encode images anew, scaled down to a side of N pixels;
+            `map:pkg.module:function` and `filter:pkg.module:function`. Steps on the field of tokens follow the tokenizer.
+        map_timeout: most seconds that a sample may take in all of them; None for any. One that takes longer is an error of that
+            sample, as one is that a function raises for or that ends its process.
+        dedup: leave samples out whose content an earlier one has, in the order of the source: of all fields (True), or of
+            those named. What a dataset had before an append is not looked at. Takes room as `shuffle` does.
         shuffle: seed of the order in which the samples are written: a permutation of all of them. Meanwhile the samples
             lie in `.work` in the order of the source, which takes room for as much again.
         replace: write the next version of a dataset that is there.
@@ -143,10 +133,14 @@ def pack(
         on_error: `raise` to end at the first thing that is no sample or does not fit the schema; `reject` to set such
             aside in `rejects.jsonl` and go on. A pack that was ended by one may be continued with `reject`.
         max_rejects: most that may be set aside; None for no limit.
-        storage_options: for a target that is a URL, as of `open`.
+        storage_options: for URLs of source and target, options of fsspec's file system for them, as for `shardload.open`.
+            They stand in no message or file; a pack may be continued with others.
         staging: for a target that is a URL: directory on the disk for what is not uploaded yet, and for what `resume` needs
             to know; None for one in the user's cache directory, by the URL.
         progress: called in this thread at the start, then about ten times a second, and at the end.
+        log_json: file that events are added to, a JSON object a line: `start`, `unit`, `reject`, `progress`, and `end` or
+            `error`.
+        dry_run: write nothing: try a few samples and return what the pack would make, estimated, and the first samples.
         operations: the file operations at the target; tests replace them. They are pickled for the workers.
 
     Raises:
@@ -160,21 +154,58 @@ def pack(
     types = None if schema is None else dict(schema)
     settings = checked_settings(types, compression, dictionary, key, shard_size, unit_size, workers)
     tokens = checked_tokenization(tokenizer, append_token, prepend_token, text_key), token_field or ""
-    given = [os.fspath(path) for path in ([source] if isinstance(source, str | os.PathLike) else source)]
-    paths = named_by_index(named_by_hub(given))
+    paths = named_sources([source] if isinstance(source, str | os.PathLike) else source)
+    preparation = checked_preparation(map, filter, steps, map_timeout)
+    root, options = os.fspath(target), dict(storage_options or {})
+    place = staging_place(root, options, staging) if is_far(root) else ""
+    check_places(paths, root, place)
+    for_source = options if not place or any(is_far(path) for path in paths) else {}
     call = Call(
-        paths, listed(include), listed(exclude), settings, *tokens, shuffle, resume, on_error, max_rejects, progress
+        *(paths, listed(include), listed(exclude), settings, *tokens, preparation),
+        *(shuffle, checked_dedup(dedup), resume, on_error, max_rejects, progress, for_source),
+        None if log_json is None or dry_run else EventLog(os.fspath(log_json)),
     )
-    root = os.fspath(target)
-    check_places(paths, staging_place(root, storage_options, staging) if is_far(root) else root)
-    claim = partial(target_at, options=storage_options, staging=staging)
+    claim = partial(target_at, options=options if place else None, staging=staging)
     mode: Mode = "append" if append else "replace" if replace else "create"
-    return in_session(root, mode, operations, resume, lambda session: _pack_into(session, call), claim=claim)
+    work = partial(_pack_into, call=call)
+    if dry_run:
+        return _dry_run(root, base_schema(root, mode, options), call)
+    return _logged(call, lambda: in_session(root, mode, operations, resume, work, claim=claim))
+
+
+def _logged(call: Call, work: Callable[[], PackSummary]) -> PackSummary:
+    """Does the work and notes in the log how it ended."""
+    if call.log is None:
+        return work()
+    try:
+        summary = work()
+    except BaseException as error:
+        call.log.fail(error)
+        raise
+    call.log.end(summary.facts())
+    return dataclasses.replace(summary, log_problem=call.log.problem)
 
 
 def _pack_into(session: Session, call: Call) -> PackSummary:
-    source = open_source(call.paths, call.include, call.exclude, call.tokenization, call.token_field)
-    return pack_source(session, call, source)
+    with contextlib.ExitStack() as held:
+        return pack_source(session, call, open_prepared(call, held))
+
+
+def _dry_run(root: str, base: Schema | None, call: Call) -> PackSummary:
+    """Returns what a pack would make, estimated from a few samples."""
+    settings, root = call.settings, shown(root)
+    with contextlib.ExitStack() as held:
+        source = open_prepared(call, held)
+        plan = source.plan(_plain_types(settings.types, base), settings.unit_size)
+        types = {name: _with_codec(name, text, settings.types) for name, text in plan.types.items()}
+        codec = settings.compression.partition(":")[0]
+        schema = parse_schema(types, codec, settings.key) if base is None else extend_schema(base, types, codec)
+        _check_dedup(call, source, schema)
+        num_workers = check_workers(settings, plan)
+        trial = try_source(plan, schema, settings.compression)
+        if trial.rejects and call.on_error == "raise":
+            raise PackError(trial.rejects[0])
+        return estimated(root, call, plan, schema, trial, num_workers, source.skipped)
 
 
 def pack_source(session: Session, call: Call, source: Source) -> PackSummary:
@@ -185,29 +216,36 @@ def pack_source(session: Session, call: Call, source: Source) -> PackSummary:
         FormatError: schema or compression are not of the format.
     """
     settings, place = call.settings, session.place
-    plan = source.plan(_plain_types(settings.types, place), settings.unit_size)
+    base = None if place.base is None else place.base.parsed_schema
+    plan = source.plan(_plain_types(settings.types, base), settings.unit_size)
     if plan.reject is not None and call.on_error == "raise":
         raise PackError(plan.reject.message)
     types = {name: _with_codec(name, text, settings.types) for name, text in plan.types.items()}
     schema = schema_for(place, types, settings.compression.partition(":")[0], settings.key)
+    _check_dedup(call, source, schema)
     options = _options(call, plan, place.mode == "append")
     if call.resume and (complete := session.find_complete(options, plan)):
-        return _summary(place, Published(*complete), plan, source.skipped)
+        return summarized(place, Published(*complete), plan, source.skipped)
     check_workers(settings, plan)
     session.begin(options, plan)
     stage = "indexing" if plan.in_place else "packing"
     described = Pass(plan, schema, plan.metadata, source.location, stage)
-    if call.shuffle is None:
+    if call.shuffle is None and call.dedup is None:
         done = run_pass(session, call, described)
     else:
         done = shuffle_source(session, call, described, options)
-    return _summary(place, done, plan, source.skipped)
+    return summarized(place, done, plan, source.skipped)
 
 
-def _plain_types(types: Types | None, place: Target) -> dict[str, str] | None:
+def _check_dedup(call: Call, source: Source, schema: Schema) -> None:
+    if missing := [name for name in call.dedup or () if name not in schema]:
+        raise PackError(f"{source.location}: dedup names the field {missing[0]!r}, which is not in the schema {schema}")
+
+
+def _plain_types(types: Types | None, base: Schema | None) -> dict[str, str] | None:
     """Returns the types given, without codecs; what is added to a dataset has its types unless others are given."""
     if types is None:
-        return None if place.base is None else {field.name: field.type for field in place.base.parsed_schema.fields}
+        return None if base is None else {field.name: field.type for field in base.fields}
     return {name: entry if isinstance(entry, str) else entry["type"] for name, entry in types.items()}
 
 
@@ -230,35 +268,9 @@ def _options(call: Call, plan: SourcePlan, append: bool) -> dict[str, Any]:
         "key": settings.key,
         "schema": [[name, _with_codec(name, text, settings.types)] for name, text in plan.types.items()],
         "shard_size": settings.shard_size,
-        "source": [os.path.normpath(path) for path in call.paths],
+        "source": [shown(path) if is_far(path) else os.path.normpath(path) for path in call.paths],
         "unit_size": settings.unit_size,
         **({} if call.shuffle is None else {"shuffle": call.shuffle}),
+        **({} if call.dedup is None else {"dedup": list(call.dedup) or "all fields"}),
         **plan.options,
     }
-
-
-def _summary(place: Target, done: Published, plan: SourcePlan, skipped: dict[str, int]) -> PackSummary:
-    manifest, entries = done.manifest, done.entries
-    return PackSummary(
-        target=place.root,
-        version=manifest.version,
-        fingerprint=manifest.fingerprint,
-        types={field.name: field.type for field in manifest.parsed_schema.fields},
-        num_samples=sum(entry.num_samples for entry in entries),
-        num_shards=len(entries),
-        num_units=len(plan.units),
-        num_workers=done.num_workers,
-        source_bytes=plan.num_bytes,
-        stored_bytes=sum(entry.num_bytes for entry in entries),
-        seconds=done.seconds,
-        skipped=dict(skipped),
-        num_rejects=done.num_rejects,
-        num_tokens=_num_tokens(manifest, entries, plan.tokens),
-        note=plan.note,
-    )
-
-
-def _num_tokens(manifest: Manifest, entries: Sequence[ShardEntry], name: str) -> int:
-    """Returns the items of the stream of tokens; 0 where there is none, or they lie in the records."""
-    names = [field.name for field in manifest.parsed_schema.stream_fields]
-    return sum(entry.num_items[names.index(name)] for entry in entries) if name in names else 0

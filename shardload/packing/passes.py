@@ -18,7 +18,7 @@ from shardload.packing.dictionary import train_on_source
 from shardload.packing.progress import Count, Progress, Tally
 from shardload.packing.session import Session
 from shardload.packing.signals import signals_held
-from shardload.packing.unit import Job
+from shardload.packing.unit import DigestField, Job
 from shardload.storage import Operations
 from shardload.writer.describe import make_recipe
 from shardload.writer.resume import ResumableTarget
@@ -38,6 +38,8 @@ class Pass:
     source: str
     """What the user called it."""
     stage: str = "packing"
+    digest: DigestField | None = None
+    """The field, one of the schema, that takes the digest of each sample's content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,13 @@ class Published:
     manifest: Manifest
     entries: Sequence[ShardEntry]
     """The shards that this pack has added."""
-    num_rejects: int
+    done: Count
+    """What this pack has come to; of one that was complete before, what was counted then. Times are those of this call."""
     num_workers: int = 0
     """Processes that packed; 0 where all was packed before."""
     seconds: float = 0.0
+    read_bytes: int = 0
+    """Bytes of the source that this call has read."""
 
 
 def in_session(
@@ -92,17 +97,19 @@ def run_pass(session: Session, call: Call, described: Pass) -> Published:
     num_workers = check_workers(settings, plan)
     assert session.journal is not None
     blank = Progress(Count(), plan.num_bytes, 0.0, dict(plan.types), len(plan.units), num_workers)
-    tally = Tally(replace(blank, stage=described.stage), call.progress, session.journal.counts)
+    report = call.progress if call.log is None else call.log.told(call.progress)
+    tally = Tally(replace(blank, stage=described.stage), report, session.journal.counts)
     check_set_aside(call, place.root, tally.done.num_rejects)
     dictionary = train_on_source(plan, schema, settings.compression, settings.dictionary, settings.shard_size)
     external_bytes = plan.num_bytes if plan.in_place else None
     facts = (dictionary, described.metadata, settings.shard_size, len(plan.units), external_bytes)
     recipe = make_recipe(place, schema, settings.compression, *facts)
-    job = Job(plan.reader, place.storage, recipe, plan.hint, call.on_error, place.deliver)
-    session.run(job, plan.units, num_workers, tally, call.max_rejects)
+    job = Job(plan.reader, place.storage, recipe, plan.hint, call.on_error, described.digest, place.deliver)
+    session.run(job, plan.units, num_workers, tally, call.max_rejects, call.log)
     manifest, entries = session.commit(recipe.description, described.source)
     tally.tell(last=True)
-    return Published(manifest, entries, tally.done.num_rejects, tally.num_workers, tally.seconds)
+    read_bytes = (tally.done - tally.before).source_bytes
+    return Published(manifest, entries, tally.done, tally.num_workers, tally.seconds, read_bytes)
 
 
 def check_set_aside(call: Call, root: str, num_rejects: int) -> None:

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from shardload.errors import PackError, ShardloadError
+from shardload.importers import preparing
 from shardload.packing.progress import REPORT_SECONDS, Count
 from shardload.packing.signals import signals_held
 from shardload.packing.unit import Job, Step, Task, pack_unit
@@ -53,6 +54,9 @@ def pack_in_processes(job: Job, tasks: Sequence[Task], num_workers: int, take: T
         PackError: that of the first unit that failed, or a worker died; all workers have ended then.
     """
     waiting = list(reversed(tasks))
+    for reader in preparing(job.reader):
+        # Each worker has processes of its own; those of this one have done their part.
+        reader.release()
     with contextlib.ExitStack() as stack:
         workers = {worker.pipe: worker for worker in _start(job, num_workers, stack)}
         for worker in workers.values():

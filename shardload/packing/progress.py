@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 REPORT_SECONDS = 0.1
 """How often progress is told."""
@@ -21,25 +22,45 @@ class Count:
     """Bytes of shards; those of wide values and rows come when their shard is finished."""
     num_rejects: int = 0
     """What was no sample or did not fit the schema, and was set aside."""
+    num_dropped: int = 0
+    """Samples that maps and filters left out."""
+    num_split: int = 0
+    """Samples of the source that a map made several of."""
+    num_duplicates: int = 0
+    """Samples left out since an earlier one has the same content; known when all are packed."""
+    read_seconds: float = 0.0
+    """Time in which all workers read the source, parsed it and made tokens of texts; of this call, like those below."""
+    map_seconds: float = 0.0
+    """Time for the steps: a worker waits meanwhile, even where several processes do them for it."""
+    encode_seconds: float = 0.0
+    """Time to encode and compress."""
+    write_seconds: float = 0.0
+    """Time for checksums and to write, until it was on the device."""
+    cpu_seconds: float = 0.0
+    """CPU time of all workers, and of processes that do steps for them."""
 
     def __add__(self, other: Count) -> Count:
-        return Count(
-            self.num_samples + other.num_samples,
-            self.source_bytes + other.source_bytes,
-            self.stored_bytes + other.stored_bytes,
-            self.num_rejects + other.num_rejects,
-        )
+        return Count(*map(operator.add, astuple(self), astuple(other)))
 
     def __sub__(self, other: Count) -> Count:
-        return Count(
-            self.num_samples - other.num_samples,
-            self.source_bytes - other.source_bytes,
-            self.stored_bytes - other.stored_bytes,
-            self.num_rejects - other.num_rejects,
-        )
+        return Count(*map(operator.sub, astuple(self), astuple(other)))
 
 
 NO_COUNT = Count()
+STAGES = ("read", "map", "encode", "write")
+"""What a worker does with a sample, one after the other; the time of each is in a `Count`."""
+
+
+def times_of(count: Count) -> Count:
+    """Returns the times of a count alone."""
+    times = {f"{stage}_seconds": getattr(count, f"{stage}_seconds") for stage in (*STAGES, "cpu")}
+    return replace(NO_COUNT, **times)
+
+
+def stage_rates(count: Count) -> dict[str, float]:
+    """Returns for each stage that takes time the bytes of the source a second in one worker."""
+    seconds = {stage: getattr(count, f"{stage}_seconds") for stage in STAGES}
+    return {stage: count.source_bytes / took for stage, took in seconds.items() if took}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +87,19 @@ class Progress:
         return min(1.0, self.done.source_bytes / self.total_bytes) if self.total_bytes else 1.0
 
     @property
+    def fresh(self) -> Count:
+        """What this call has done."""
+        return self.done - self.before
+
+    @property
     def samples_per_second(self) -> float:
         """Samples a second since the start."""
-        return (self.done - self.before).num_samples / self.seconds if self.seconds else 0.0
+        return self.fresh.num_samples / self.seconds if self.seconds else 0.0
 
     @property
     def bytes_per_second(self) -> float:
         """Bytes of the source a second since the start."""
-        return (self.done - self.before).source_bytes / self.seconds if self.seconds else 0.0
+        return self.fresh.source_bytes / self.seconds if self.seconds else 0.0
 
     @property
     def ratio(self) -> float:
@@ -106,6 +132,9 @@ class Tally:
         """What has been packed so far."""
         blank = replace(blank, done=self.done, before=self.done)
         self._blank = blank
+        self.stage = blank.stage
+        self.before = self.done
+        """What an earlier pack did."""
         self._report = report
         self._started = self._reported = time.monotonic()
         self.num_workers = blank.num_workers

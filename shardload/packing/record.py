@@ -63,5 +63,6 @@ def _unit_digest(unit: Unit) -> str:
         file = piece.file
         path = file.path.encode("utf-8", "surrogateescape").hex()
         facts = [path, file.num_bytes, file.modified_ns, file.problem, piece.start, piece.stop]
+        facts += [file.tag] if file.tag else []
         digest.update(canonical_json(facts) + b"\n")
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,6 +13,7 @@ from shardload.errors import PackError, ShardloadError
 from shardload.format.manifest import MANIFEST_NAME, Description, Manifest
 from shardload.format.table import ShardEntry
 from shardload.importers import LostCopyError, SourcePlan, Unit
+from shardload.packing.events import EventLog
 from shardload.packing.journal import Journal
 from shardload.packing.processes import pack_in_processes
 from shardload.packing.progress import Count, Tally
@@ -29,10 +31,14 @@ from shardload.writer.work import JOB, UNSHUFFLED
 _STAYS = "what was packed stays: go on with the same command and --continue (resume=True)"
 
 
-class SetAside(NamedTuple):
-    """Rejects of another pass."""
+_TOLD_LATER = ("num_dropped", "num_split", "num_duplicates")
+"""Counts that a pack which is found complete tells again."""
 
-    number: int
+
+class SetAside(NamedTuple):
+    """What another pass has come to, and its rejects."""
+
+    done: Count
     rows: Callable[[], Iterator[tuple[int, str, str]]]
     """Gives unit, place and reason of each."""
 
@@ -51,8 +57,8 @@ class Session:
 
     def find_complete(
         self, options: Mapping[str, Any], plan: SourcePlan
-    ) -> tuple[Manifest, list[ShardEntry], int] | None:
-        """Returns manifest, shards and number of rejects of what is there, if the same pack made it, or None."""
+    ) -> tuple[Manifest, list[ShardEntry], Count] | None:
+        """Returns manifest, shards and counts of what is there, if the same pack made it, or None."""
         packed, current = read_packed(self.place.public), self.place.current
         if self._continued or packed is None or current is None or packed.version != current.version:
             return None
@@ -60,7 +66,7 @@ class Session:
             return None
         entries = read_entries(self.place.public, current, packed.generation)
         self.place.leave_finished()
-        return current, entries, packed.num_rejects
+        return current, entries, Count(num_rejects=packed.num_rejects, **packed.counts)
 
     def begin(self, options: Mapping[str, Any], plan: SourcePlan) -> Journal:
         """Begins a pack, or takes up the one that is there.
@@ -96,11 +102,19 @@ class Session:
         write_record(place.storage, record)
         return Journal(place.storage, place.generation)
 
-    def run(self, job: Job, units: Sequence[Unit], num_workers: int, tally: Tally, max_rejects: int | None) -> None:
+    def run(
+        self,
+        job: Job,
+        units: Sequence[Unit],
+        num_workers: int,
+        tally: Tally,
+        max_rejects: int | None,
+        log: EventLog | None = None,
+    ) -> None:
         """Packs what is left of the units."""
         assert self.journal is not None
         tasks = [] if self._committed is not None else self.journal.tasks(units)
-        take = _Take(self.place, self.journal, tally, max_rejects)
+        take = _Take(self.place, self.journal, tally, max_rejects, log)
         take.check(None)
         if num_workers == 1 or not tasks:
             for task in tasks:
@@ -121,12 +135,14 @@ class Session:
         entries = journal.entries
         if not entries:
             raise PackError(f"{source} holds no sample to pack{_first_reject(journal)}")
-        num_rejects = sum(count.num_rejects for count in journal.counts.values())
+        done = sum(journal.counts.values(), Count())
         rows: Iterable[tuple[int, str, str]] = journal.rejects()
         if self.set_aside is not None:
-            num_rejects, rows = self.set_aside.number, self.set_aside.rows()
+            rows = self.set_aside.rows()
+            done = replace(self.set_aside.done, num_duplicates=done.num_dropped)
         keep = place.public if place.mode == "append" else None
-        packed = PackedRecord(place.generation, self._digest, num_rejects, place.version)
+        counts = {name: number for name in _TOLD_LATER if (number := getattr(done, name))}
+        packed = PackedRecord(place.generation, self._digest, done.num_rejects, place.version, counts)
         with named(place.root):
             rejects = prepare_rejects(place.storage, rows, place.generation, source, keep)
             place.storage.write(f"{WORK}/packed", packed.encode())
@@ -164,11 +180,14 @@ class Session:
 class _Take:
     """What becomes of the news of a unit: steps go to the journal, counts to the tally."""
 
-    def __init__(self, place: ResumableTarget, journal: Journal, tally: Tally, max_rejects: int | None) -> None:
+    def __init__(
+        self, place: ResumableTarget, journal: Journal, tally: Tally, max_rejects: int | None, log: EventLog | None
+    ) -> None:
         self._root = place.root
         self._journal = journal
         self._tally = tally
         self._max_rejects = max_rejects
+        self._log = log
 
     def __call__(self, unit: int, news: Step | Count) -> None:
         if isinstance(news, Count):
@@ -181,6 +200,8 @@ class _Take:
         except OSError as error:
             raise write_error(self._root, error) from error
         self._tally.update(unit, news.count)
+        if self._log is not None:
+            self._log.step(news, self._tally.stage)
         self.check(news)
 
     def bound(self, unit: int) -> Callable[[Step | Count], None]:
@@ -200,9 +221,14 @@ class _Take:
 
 def _first_reject(journal: Journal) -> str:
     """Says why there is no sample, if anything was set aside."""
+    num_dropped = sum(count.num_dropped for count in journal.counts.values())
+    dropped = f": the steps dropped {num_dropped:,}" if num_dropped else ""
     with contextlib.closing(journal.rejects()) as rejects:  # type: ignore[type-var]
         first = next(rejects, None)
-    return "" if first is None else f": everything in it was rejected, at first {first[1]}: {first[2]}"
+    if first is None:
+        return dropped
+    everything = f"{dropped} and everything else" if dropped else ": everything in it"
+    return f"{everything} was rejected, at first {first[1]}: {first[2]}"
 
 
 def _add(error: BaseException, text: str) -> None:

@@ -23,3 +23,5 @@ class Step:
     """The shard that was finished with this step, if one was."""
     finished: bool = False
     """Whether this is the last step of the unit."""
+    num_outputs: int = 0
+    """Samples of the next item, an outcome, that are in the parts up to here."""

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.errors import FormatError
-from shardload.format import layout
-from shardload.format.keys import find_keys
 from shardload.format.record import RecordLayout
 from shardload.format.rows import count_column, valid_mask
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics
+from shardload.order.next_use import Uses
 from shardload.planner import ItemRanges
 from shardload.reader.batch import Column, SampleBatch
+from shardload.reader.cached_engine import CachedEngine
 from shardload.reader.checks import CheckedBlocks, Verify, fits_in_memory, resolve_verify
 from shardload.reader.engine_choice import EngineName, choose_engine
 from shardload.reader.engines import Ranges, joined
@@ -168,7 +168,9 @@ class Access:
                 batch[field.name] = Column(field, value, None if valid is None else valid[part])
         return [SampleBatch(ids, batch, self.location) for ids, batch in zip(batches, columns, strict=True)]
 
-    def will_need(self, sample_ids: Int64, fields: Sequence[Field], rows_announced: bool) -> None:
+    def will_need(
+        self, sample_ids: Int64, fields: Sequence[Field], rows_announced: bool, uses: Uses | None = None
+    ) -> None:
         """Tells the operating system which bytes coming batches will read.
 
         Args:
@@ -177,17 +179,18 @@ class Access:
             rows_announced: whether `will_need_rows` was told of them a while ago. Of row tables that are read by page others
                 have only their pages announced, and values in wide columns: to know the records, the rows would have to be read
                 here and now, which is what hints are to spare the caller.
+            uses: when each of them is read, for a cache.
         """
         if self._fits:
             sample_ids = sample_ids[self._hinted.missing(sample_ids)]
             if not len(sample_ids):
                 return
         if self._shards.store is not None or rows_announced:
-            self._hint(self._locate(sample_ids), fields)
+            self._hint(self._locate(sample_ids), fields, uses)
             return
         self.will_need_rows(sample_ids)
         samples = self._located(sample_ids, self._shard_ids(sample_ids), np.empty(len(sample_ids)))
-        self._announce(samples, [field for field in fields if field.wide])
+        self._announce(samples, [field for field in fields if field.wide], uses)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Tells the operating system which pages of row tables will be read; none where the tables are held whole."""
@@ -312,23 +315,12 @@ class Access:
     @rereads
     def find(self, digests: Sequence[bytes]) -> Int64:
         """Returns the id of the sample of each key's digest, -1 where there is none: int64 of shape (digests,)."""
-        ids = np.full(len(digests), -1, dtype=np.int64)
-        number = self._schema.number(self._schema.key)
-        for shard_id, shard in enumerate(self._shards.in_groups(layout.SECTION_KEYS, number)):
-            missing = np.flatnonzero(ids < 0)
-            if not len(missing):
-                break
-            found = find_keys(shard.sections.keys(), [digests[slot] for slot in missing.tolist()])
-            ids[missing[found >= 0]] = self._table.first_sample_ids[shard_id] + found[found >= 0]
-        return ids
+        return self._shards.find(digests)
 
     @rereads
     def statistics(self) -> list[FieldStatistics]:
         """Returns what the fields of the schema hold, over all shards."""
-        total = [FieldStatistics() for _ in self._schema.fields]
-        for shard in self._shards.in_groups(layout.SECTION_STATISTICS):
-            total = [a + b for a, b in zip(total, shard.sections.statistics(), strict=True)]
-        return total
+        return self._shards.statistics()
 
     @rereads
     def num_samples(self) -> int:
@@ -353,7 +345,7 @@ class Access:
         local_ids = sample_ids - self._first[shard_ids]
         return Located(sample_ids, shard_ids, local_ids, rows, self.location, self._table, self._shards.store)
 
-    def _hint(self, samples: Located, fields: Sequence[Field]) -> None:
+    def _hint(self, samples: Located, fields: Sequence[Field], uses: Uses | None = None) -> None:
         """Announces what will be read of samples.
 
         A dataset that fits in half the memory stays there once it was read: then each sample is announced once.
@@ -362,7 +354,7 @@ class Access:
             samples = samples[self._hinted.missing(samples.sample_ids)]
             self._hinted.add(samples.sample_ids)
         if len(samples):
-            self._announce(samples, fields)
+            self._announce(samples, fields, uses)
 
     @rereads
     def ranges(self, sample_ids: Int64, fields: Sequence[Field]) -> Ranges:
@@ -370,28 +362,35 @@ class Access:
         found = self._ranges(self._locate(sample_ids), fields)
         return joined(found) if found else Ranges(*np.empty((3, 0), dtype=np.int64))
 
-    def _announce(self, samples: Located, fields: Sequence[Field]) -> None:
-        ranges = self._ranges(samples, fields)
-        for field in fields if self._far else ():
-            if field.streamed:
-                ranges += self._sum_ranges(field, samples.shard_ids)
+    def _announce(self, samples: Located, fields: Sequence[Field], uses: Uses | None) -> None:
         # A file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(OSError):
+            if uses is not None and isinstance(self.engine, CachedEngine):
+                # Before anything is fetched: by this it is known what of it is kept.
+                self.engine.expect(samples, uses, self._lie(fields))
+            ranges = self._ranges(samples, fields, hints=True)
+            for field in (field for field in fields if self._far and field.streamed):
+                ranges += self._sum_ranges(field, samples.shard_ids)
             for some in [joined(ranges)] if self._far and ranges else ranges:
                 self.engine.will_need(some)
         # Where these are stands in the records, which are small and announced by now. What is wrong with them the read tells.
-        recorded = any(field.in_record for field in fields)
         with contextlib.suppress(OSError, FormatError):
+            recorded = any(field.in_record for field in fields)
             for _, records, outside in self._records.external_ranges(samples) if recorded else ():
                 wanted = np.array([field in fields for field in records.fields])
                 self.engine.will_need(outside.ranges[wanted[outside.fields]])
 
-    def _ranges(self, samples: Located, fields: Sequence[Field]) -> list[Ranges]:
-        ranges = [self._wide[field.name].ranges(samples) for field in fields if field.wide]
-        ranges += [self._streams[field.name].hint(samples) for field in fields if field.streamed]
+    def _ranges(self, samples: Located, fields: Sequence[Field], hints: bool = False) -> list[Ranges]:
+        return [ranges_of(samples) for ranges_of in self._lie(fields, hints)]
+
+    def _lie(self, fields: Sequence[Field], hints: bool = False) -> list[Callable[[Located], Ranges]]:
+        """Returns what gives the ranges in which samples have fields; `hints`: those that are worth an announcement."""
+        wide = (self._wide[field.name] for field in fields if field.wide)
+        lie: list[Callable[[Located], Ranges]] = [one.hints if hints else one.ranges for one in wide]
+        lie += [self._streams[field.name].hint for field in fields if field.streamed]
         if any(field.in_record for field in fields):
-            ranges.append(self._records.ranges(samples))
-        return ranges
+            lie.append(self._records.ranges)
+        return lie
 
     def _sum_ranges(self, field: Field, shard_ids: Int64) -> list[Ranges]:
         """Returns where checksums of a stream lie that are to be fetched beside it."""

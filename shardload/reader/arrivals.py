@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from shardload.errors import StorageError
 from shardload.planner import join_ranges, plan_requests
 from shardload.reader.gauge import Gauge
+from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span
 from shardload.storage.stopping import Stop, current_stop, heeding
 
 Int64 = NDArray[np.int64]
-Place: TypeAlias = tuple[int, int, int]
-"""Shard, first byte, byte after the last."""
 Fetch = Callable[[int, int, memoryview], None]
 """Shard, first byte, memory to be filled; raises what is wrong."""
 
@@ -34,52 +33,6 @@ _PASSED_READS = 16
 """What was announced before all of the last so many reads' bytes has been passed over."""
 _COPY_PART = 0.75
 """Of a request with less than this part needed, only that is kept."""
-_WAITING, _RUNNING, _DONE = range(3)
-
-
-class Request:
-    """One range on its way."""
-
-    __slots__ = ("cost", "error", "num_bytes", "serial", "shard_id", "spans", "start", "state", "stop", "waiting")
-
-    def __init__(self, place: Place, serial: int, stop: Stop) -> None:
-        self.shard_id, self.start = place[:2]
-        self.num_bytes = place[2] - place[1]
-        self.serial = serial
-        """The announcement that it belongs to."""
-        self.stop = stop
-        """Set once who asked for it does not want it any more."""
-        self.spans: list[Span] = []
-        self.cost = 0
-        """Bytes that are held for it."""
-        self.state = _WAITING
-        self.error: Exception | None = None
-        self.waiting: list[threading.Event] = []
-        """Of those who wait for it, each its own."""
-
-
-class Span:
-    """A range that was announced, within one request; disjoint from all others."""
-
-    __slots__ = ("data", "request", "start", "stop", "unread")
-
-    def __init__(self, start: int, stop: int, request: Request) -> None:
-        self.start = start
-        self.stop = stop
-        self.request = request
-        self.data: memoryview | None = None
-        self.unread = [(start, stop)]
-
-    def read(self, start: int, stop: int) -> bool:
-        """Notes a part as read; returns whether that was the last one."""
-        if self.unread == [(start, stop)]:
-            self.unread = []
-            return True
-        rest = []
-        for low, high in self.unread:
-            rest += [(a, b) for a, b in ((low, min(high, start)), (max(low, stop), high)) if a < b]
-        self.unread = rest
-        return not rest
 
 
 class Arrivals:
@@ -156,6 +109,11 @@ class Arrivals:
             found.append(pieces)
         return found, taken
 
+    def holds(self, places: Iterable[Place]) -> list[bool]:
+        """Tells of which ranges the first byte is there or on its way."""
+        with self._changed:
+            return [bool(self._overlapping(shard_id, start, start + 1)) for shard_id, start, _ in places]
+
     def used(self, taken: list[tuple[Span, int, int]]) -> None:
         """Notes parts as read, and drops what was read as a whole."""
         if not taken:
@@ -165,14 +123,13 @@ class Arrivals:
                 if span.unread and span.read(start, stop):
                     self._remove(span)
             self._passed.append(max(span.request.serial for span, _, _ in taken))
-            if self._later and not self._urgent:
-                self._wake(1)
+            self._wake(self._num_fitting())
 
     def discard(self, shard_id: int, start: int, stop: int) -> None:
         """Drops what is there of a range."""
         with self._changed:
             for span in self._overlapping(shard_id, start, stop):
-                if span.request.state == _DONE:
+                if span.request.state == DONE:
                     self._remove(span)
 
     def close(self) -> None:
@@ -201,7 +158,7 @@ class Arrivals:
             if span.start > start:
                 missing.append((shard_id, start, span.start))
             start = span.stop
-            if urgent and span.request.state == _WAITING:
+            if urgent and span.request.state == WAITING:
                 self._urgent.append(span.request)
                 self._wake(1)
         if start < stop:
@@ -241,7 +198,7 @@ class Arrivals:
         del starts[slot], spans[slot]
         span.data, span.unread = None, []
         request.spans.remove(span)
-        if not request.spans and request.state == _DONE:
+        if not request.spans and request.state == DONE:
             self._held_bytes -= request.cost
             request.cost = 0
             self._arrived.pop(request, None)
@@ -272,6 +229,16 @@ class Arrivals:
             if request.error is not None and not request.stop.is_set():
                 raise request.error
 
+    def _num_fitting(self) -> int:
+        """Returns how many of the requests that wait for room have it now."""
+        room, count = self._room() - self._held_bytes, 0
+        for request in itertools.islice(self._later, self._max_requests):
+            room -= request.num_bytes
+            if room < 0:
+                break
+            count += 1
+        return count
+
     def _wake(self, count: int) -> None:
         self._changed.notify(count)
         if self._closed:
@@ -292,10 +259,12 @@ class Arrivals:
                 request = self._next()
                 if request is None:
                     rest = idle_since + _IDLE_SECONDS - time.monotonic()
-                    if rest <= 0 or not self._changed.wait(rest):
+                    if rest <= 0:
                         break
+                    # Whoever brings work counts this thread as idle until it has looked once more.
+                    self._changed.wait(rest)
                     continue
-                request.state = _RUNNING
+                request.state = RUNNING
                 request.cost = request.num_bytes
                 self._held_bytes += request.cost
                 self._num_idle -= 1
@@ -317,12 +286,12 @@ class Arrivals:
         """Returns what is to be fetched now."""
         while self._urgent:
             request = self._urgent.popleft()
-            if request.state == _WAITING and request.spans and not self._given_up(request):
+            if request.state == WAITING and request.spans and not self._given_up(request):
                 return request
         passed = min(self._passed) if len(self._passed) == _PASSED_READS else -1
         while self._later:
             request = self._later[0]
-            if request.state != _WAITING or not request.spans or self._given_up(request):
+            if request.state != WAITING or not request.spans or self._given_up(request):
                 self._later.popleft()
             elif request.serial < passed:
                 # Announced for a run that was left: whoever reads it nevertheless will ask for it.
@@ -370,7 +339,7 @@ class Arrivals:
 
     def _arrive(self, request: Request, data: NDArray[np.uint8] | None) -> None:
         self.num_requests += 1
-        request.state = _DONE
+        request.state = DONE
         if data is None:
             self._held_bytes -= request.cost
             request.cost = 0

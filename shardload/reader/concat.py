@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.format.schema import Field, Schema, canonical_json
+from shardload.order.next_use import Uses
 from shardload.reader.access import Buffers
 from shardload.reader.batch import SampleBatch
 from shardload.reader.columns import lengthy_field
 from shardload.reader.merge import merge_batches
-from shardload.reader.source import SampleSource
+from shardload.reader.source import Fields, SampleSource
 
 Int64 = NDArray[np.int64]
 
@@ -137,16 +138,17 @@ class Joined(SampleSource):
         return [self._whole(ids, some, lent, fields) for ids, some, lent in zip(batches, parts, buffers, strict=True)]
 
     def will_need(
-        self, sample_ids: Int64, fields: Sequence[Field] | None = None, *, rows_announced: bool = False
+        self, sample_ids: Int64, fields: Fields = None, *, rows_announced: bool = False, uses: Uses | None = None
     ) -> None:
         """Tells the operating system that samples will be read soon."""
-        for source, ids in self._by_source(sample_ids):
+        for source, ids, mine in self._by_source(sample_ids):
             theirs = None if fields is None else [source.schema[field.name] for field in fields]
-            source.will_need(ids, theirs, rows_announced=rows_announced)
+            told = None if uses is None else uses[mine]
+            source.will_need(ids, theirs, rows_announced=rows_announced, uses=told)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Tells the operating system that samples will be announced by `will_need` a while later."""
-        for source, ids in self._by_source(sample_ids):
+        for source, ids, _ in self._by_source(sample_ids):
             source.will_need_rows(ids)
 
     def lengths(self, name: str, sample_ids: Int64 | None = None) -> Int64:
@@ -177,10 +179,12 @@ class Joined(SampleSource):
         numbers = np.searchsorted(self.first_ids, sample_ids, side="right") - 1
         return numbers, sample_ids - self.first_ids[numbers]
 
-    def _by_source(self, sample_ids: Int64) -> Iterator[tuple[SampleSource, Int64]]:
+    def _by_source(self, sample_ids: Int64) -> Iterator[tuple[SampleSource, Int64, NDArray[np.bool_]]]:
+        """Yields sources with the ids of their samples, and which of the samples those are."""
         numbers, own = self._placed(sample_ids)
         for number in np.unique(numbers).tolist():
-            yield self.sources[number], own[numbers == number]
+            mine = numbers == number
+            yield self.sources[number], own[mine], mine
 
 
 class Concat(Joined):

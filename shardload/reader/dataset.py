@@ -18,6 +18,8 @@ from shardload.format.manifest import Manifest, Metadata
 from shardload.format.schema import Field, Schema
 from shardload.format.statistics import FieldStatistics
 from shardload.format.table import ShardTable
+from shardload.order.next_use import Uses
+from shardload.quantities import parse_bytes
 from shardload.reader.access import Access, Buffers
 from shardload.reader.batch import SampleBatch
 from shardload.reader.checks import Verify
@@ -26,9 +28,9 @@ from shardload.reader.decode import check_decoders
 from shardload.reader.engine_choice import EngineName, check_engine
 from shardload.reader.places import SamplePlace
 from shardload.reader.snapshot import Snapshot, read_snapshot
-from shardload.reader.source import SampleSource
+from shardload.reader.source import Fields, SampleSource
 from shardload.reader.transform import Transform
-from shardload.storage import LocalStorage, Storage, storage_of
+from shardload.storage import CachedStorage, LocalStorage, Storage, storage_of
 from shardload.telemetry import Transfers
 
 Int64 = NDArray[np.int64]
@@ -38,6 +40,8 @@ def open_dataset(
     path: str | os.PathLike[str],
     *,
     storage_options: Mapping[str, Any] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_limit: int | str | None = None,
     fields: Sequence[str] | None = None,
     decode: Mapping[str, ImageDecode] | None = None,
     transform: Transform | None = None,
@@ -55,6 +59,9 @@ def open_dataset(
             but travel in pickles of the dataset, as does a URL with what is secret in it: workers read by them. Those below
             `shardload` say how requests are made again: `deadline`, `progress_timeout` and `first_wait` (times, as 60 or
             "1min") and `retries`.
+        cache_dir: for a URL, a directory on a local disk that keeps what was fetched, for this job and others: all processes of
+            a node may share it. It is made if it is not there, and holds nothing but the cache. None for no cache.
+        cache_limit: what it may take on the disk, such as "200GB", over all jobs that use it: they give the same.
         fields: names of the fields to read; None for all.
         decode: `ImageDecode` by name of a jpeg or png field: samples then hold uint8 arrays of shape (3, height, width). Random
             crops and flips are keyed by (seed, epoch, sample id), as `rng` below.
@@ -77,10 +84,25 @@ def open_dataset(
     if verify not in get_args(Verify):
         raise ValueError(f"verify must be one of {', '.join(get_args(Verify))}, not {verify!r}")
     name = check_engine(engine)
-    storage = storage_of(path, storage_options)
+    storage = _cached(storage_of(path, storage_options), cache_dir, cache_limit)
     dataset = ShardDataset(storage, fields, decode, transform, version, fingerprint, verify, name)
     check_decoders(dataset.decode, dataset.field_list)
     return dataset
+
+
+def _cached(storage: Storage, cache_dir: str | os.PathLike[str] | None, cache_limit: int | str | None) -> Storage:
+    """Returns a storage with a cache, if one is asked for."""
+    if cache_dir is None:
+        if cache_limit is not None:
+            raise ValueError("cache_limit is what a cache may take: give its directory too, by cache_dir")
+        return storage
+    if isinstance(storage, LocalStorage):
+        raise ValueError(f"cache_dir is for URLs: {storage.root} is a directory, and is read where it lies")
+    if cache_limit is None:
+        raise ValueError('cache_dir needs cache_limit, what the cache may take on the disk, such as "200GB"')
+    cached = CachedStorage(storage, os.path.abspath(cache_dir), parse_bytes(cache_limit, "cache_limit"))
+    cached.check()
+    return cached
 
 
 class ShardDataset(SampleSource):
@@ -171,13 +193,13 @@ class ShardDataset(SampleSource):
         return self._process_access().read_batches(batches, buffers, fields)
 
     def will_need(
-        self, sample_ids: Int64, fields: Sequence[Field] | None = None, *, rows_announced: bool = False
+        self, sample_ids: Int64, fields: Fields = None, *, rows_announced: bool = False, uses: Uses | None = None
     ) -> None:
         """Tells the operating system that samples will be read soon."""
         # OSError: a file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(ShardloadError, OSError):
             access, wanted = self._process_access(), self.field_list if fields is None else fields
-            access.beside(access.will_need, sample_ids, wanted, rows_announced)
+            access.beside(access.will_need, sample_ids, wanted, rows_announced, uses)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Tells the operating system that samples will be announced by `will_need` a while later."""
@@ -203,7 +225,13 @@ class ShardDataset(SampleSource):
     @property
     def num_retries(self) -> dict[str, int]:
         """How often this process had to ask the store again, by what had gone wrong: the kinds of `AnswerError`."""
-        return dict(getattr(self._storage, "num_retries", {}))
+        asked = self._storage.inner if isinstance(self._storage, CachedStorage) else self._storage
+        return dict(getattr(asked, "num_retries", {}))
+
+    @property
+    def storage(self) -> Storage:
+        """Where it is read from."""
+        return self._storage
 
     @property
     def engine_name(self) -> str:

@@ -7,10 +7,11 @@ from typing import Literal, get_args
 
 from shardload.errors import StorageError
 from shardload.format.table import ShardTable
+from shardload.reader.cached_engine import CachedEngine
 from shardload.reader.engines import Engine, MapEngine, ReadEngine
 from shardload.reader.files import OpenFiles
 from shardload.reader.range_engine import RangeEngine
-from shardload.storage import LocalStorage, Storage
+from shardload.storage import CachedStorage, LocalStorage, Storage
 
 EngineName = Literal["auto", "map", "pread", "ranges"]
 
@@ -35,6 +36,8 @@ def choose_engine(
         StorageError: mapping was asked for and is not to be had here.
     """
     root = storage.root
+    if isinstance(storage, CachedStorage) and name not in ("map", "pread"):
+        return CachedEngine(files, table, storage)
     if not isinstance(storage, LocalStorage):
         if name == "map":
             raise StorageError(f"{root}: engine='map' is for file systems; use 'ranges'", dataset=root)

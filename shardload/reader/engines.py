@@ -20,6 +20,7 @@ from shardload.format.table import ShardTable
 from shardload.memory.byte_strings import bytes_address, keep_freed_memory, new_bytes
 from shardload.planner import join_ranges, merge_ranges
 from shardload.reader.files import NumberedFiles, OpenFiles
+from shardload.reader.runs import RunReader
 from shardload.storage import FileReader, MappedFiles, StoredFile
 from shardload.storage.mapping import MAX_RANGES
 
@@ -192,6 +193,8 @@ class MapEngine:
         self._num_shards = len(table)
         self._lock = threading.Lock()
         self._reads = ReadEngine(files, table)
+        self.runs = RunReader(self._reads.file)
+        """What reads long stretches in their order, for who asks it first."""
         self._stays = stays
         self._looked = np.zeros(len(table), dtype=np.bool_)
         self._asked = 0.0

@@ -1,4 +1,4 @@
-"""Sources that are a request away: whether one is, and what was fetched of it."""
+"""Sources that are a request away: whether one is, what was fetched of it, and what came from a cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from shardload.reader.concat import Joined
 from shardload.reader.dataset import ShardDataset
 from shardload.reader.source import SampleSource, View
 from shardload.reader.windows import TokenWindows
-from shardload.telemetry import Transfers
+from shardload.storage import CachedStorage
+from shardload.telemetry import CacheStats, Transfers
 
 
 def is_far(source: SampleSource) -> bool:
@@ -27,6 +28,18 @@ def retries_of(source: SampleSource) -> dict[str, int]:
     """Returns how often this process had to ask stores again for parts of a source, by what had gone wrong."""
     different = {id(dataset): dataset for dataset in _datasets(source)}
     return dict(sum((Counter(dataset.num_retries) for dataset in different.values()), Counter()))
+
+
+def is_cached(source: SampleSource) -> bool:
+    """Tells whether any part of a source is read through a cache on a disk."""
+    return any(isinstance(dataset.storage, CachedStorage) for dataset in _datasets(source))
+
+
+def cache_stats(source: SampleSource) -> CacheStats:
+    """Returns what this process has done with the caches of a source, together."""
+    storages = [dataset.storage for dataset in _datasets(source)]
+    different = {id(storage): storage.cache.told() for storage in storages if isinstance(storage, CachedStorage)}
+    return sum(different.values(), CacheStats())
 
 
 def _datasets(source: SampleSource) -> Iterator[ShardDataset]:

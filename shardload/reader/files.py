@@ -13,7 +13,7 @@ from shardload.format import layout
 from shardload.format.external import ExternalFile
 from shardload.format.shard import TAIL_READ_BYTES, Expected, ShardHead, check_header, decode_head, tail_bytes
 from shardload.format.table import ShardEntry, ShardTable
-from shardload.storage import LocalStorage, Storage, StoredFile
+from shardload.storage import CachedStorage, LocalStorage, Storage, StoredFile
 
 _MAX_FAR_FILES = 1 << 16
 
@@ -49,12 +49,22 @@ class OpenFiles:
         with self._lock:
             file = self._files.get(shard_id)
             if file is None:
-                file = self._files[shard_id] = self._storage.open(entry.name, entry.num_bytes)
+                file = self._files[shard_id] = self._open(entry)
                 if len(self._files) > self._max_files:
                     self._files.popitem(last=False)
             else:
                 self._files.move_to_end(shard_id)
             return file
+
+    def _open(self, entry: ShardEntry | ExternalFile) -> StoredFile:
+        if isinstance(self._storage, CachedStorage):
+            return self._storage.open(entry.name, entry.num_bytes, digest_of(entry))
+        return self._storage.open(entry.name, entry.num_bytes)
+
+
+def digest_of(entry: ShardEntry | ExternalFile) -> bytes:
+    """Returns the SHA-256 of a whole file."""
+    return entry.file_digest if isinstance(entry, ShardEntry) else bytes.fromhex(entry.sha256)
 
 
 class NumberedFiles:

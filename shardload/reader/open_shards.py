@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from shardload.codecs import Codec
 from shardload.format import layout
+from shardload.format.keys import find_keys
 from shardload.format.rows import row_layout
 from shardload.format.shard import TAIL_READ_BYTES, Contents, plan_sections, shard_bytes
+from shardload.format.statistics import FieldStatistics
 from shardload.planner import plan_by_shard
 from shardload.reader.codecs import Codecs
 from shardload.reader.engines import Ranges
@@ -172,6 +174,25 @@ class OpenShards:
                 section = shard.head.section(layout.SECTION_SUMS, number)
                 found.append((shard_id, section.start, section.num_bytes))
         return Ranges(*np.array(found, dtype=np.int64).T) if found else None
+
+    def find(self, digests: Sequence[bytes]) -> Int64:
+        """Returns the id of the sample of each key's digest, -1 where there is none: int64 of shape (digests,)."""
+        ids = np.full(len(digests), -1, dtype=np.int64)
+        number = self._schema.number(self._schema.key)
+        for shard_id, shard in enumerate(self.in_groups(layout.SECTION_KEYS, number)):
+            missing = np.flatnonzero(ids < 0)
+            if not len(missing):
+                break
+            found = find_keys(shard.sections.keys(), [digests[slot] for slot in missing.tolist()])
+            ids[missing[found >= 0]] = self._first[shard_id] + found[found >= 0]
+        return ids
+
+    def statistics(self) -> list[FieldStatistics]:
+        """Returns what the fields of the schema hold, over all shards."""
+        total = [FieldStatistics() for _ in self._schema.fields]
+        for shard in self.in_groups(layout.SECTION_STATISTICS):
+            total = [a + b for a, b in zip(total, shard.sections.statistics(), strict=True)]
+        return total
 
     def discard(self, name: str, start: int | None, stop: int | None) -> bool:
         """Drops copies of a shard's bytes, all of them if no range is told; returns whether another read may give others."""

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from shardload.format.external import ExternalFile
 from shardload.format.table import ShardTable
-from shardload.reader.arrivals import Arrivals, Fetch, Place, Span
+from shardload.reader.arrivals import Arrivals, Fetch
 from shardload.reader.engines import Ranges, pieces_of
 from shardload.reader.files import NumberedFiles, OpenFiles
+from shardload.reader.requests import Place, Span
 from shardload.telemetry import Transfers
 
 Int64 = NDArray[np.int64]

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from shardload.codecs.images import ImageDecode
 from shardload.format.schema import Field
 from shardload.memory.byte_strings import keep_freed_memory
+from shardload.order.next_use import Uses
 from shardload.order.sample_ids import SampleIds
 from shardload.reader.batch import SampleBatch
 from shardload.reader.crossing import Scratch, Sent, send
@@ -61,6 +62,8 @@ class Hint(NamedTuple):
     """The samples, by batches."""
     rows_announced: bool
     """As for `will_need`."""
+    uses: Uses | None = None
+    """When each of the samples is read, for a cache; None if there is none."""
 
 
 class Request(NamedTuple):
@@ -76,17 +79,17 @@ class Request(NamedTuple):
     """Seed and epoch."""
     before: Sequence[int]
     """How many samples of each batch belong to the epoch before."""
-    hints: Sequence[tuple[bool, bytes, bool]]
+    hints: Sequence[tuple[bool, bytes, tuple[bool, Uses | None]]]
     """Those of `Hint`, with their samples as bytes."""
 
 
 def announce(dataset: SampleSource, fields: Sequence[Field], hints: Sequence[Hint]) -> None:
     """Tells the operating system of samples that will be read soon."""
-    for rows, ids, rows_announced in hints:
+    for rows, ids, rows_announced, uses in hints:
         if rows:
             dataset.will_need_rows(np.concatenate(ids))
         else:
-            dataset.will_need(np.concatenate(ids), fields, rows_announced=rows_announced)
+            dataset.will_need(np.concatenate(ids), fields, rows_announced=rows_announced, uses=uses)
 
 
 class _Reader:
@@ -103,7 +106,7 @@ class _Reader:
         """Has a request answered by a thread."""
         request: Request = pickle.loads(self._memory[start : start + num_bytes])
         if request.hints:
-            hints = [Hint(rows, [np.frombuffer(ids, np.int64)], told) for rows, ids, told in request.hints]
+            hints = [Hint(rows, [np.frombuffer(ids, np.int64)], *told) for rows, ids, told in request.hints]
             self._hints.submit(announce, self._work.dataset, self._work.fields, hints)
         self._reads.submit(self._answer, request, start, stop)
 

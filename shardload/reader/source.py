@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Self, overload
+from typing import Any, Self, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from shardload.codecs.images import ImageDecode
 from shardload.format.schema import Field, Schema, canonical_json
 from shardload.order.epoch import EpochOrders
+from shardload.order.next_use import Uses
 from shardload.order.rng import stand_in_ids
 from shardload.order.sample_ids import SampleIds
 from shardload.order.selection import Selection, chosen_by_hash, ids_at, resolve_indices, select_from, selection_digest
@@ -26,6 +27,7 @@ from shardload.reader.decode import decoded
 from shardload.reader.transform import Transform, apply_transform, takes_rng
 
 Int64 = NDArray[np.int64]
+Fields: TypeAlias = Sequence[Field] | None
 
 
 class SampleSource(ABC):
@@ -87,7 +89,7 @@ class SampleSource(ABC):
 
     @abstractmethod
     def will_need(
-        self, sample_ids: Int64, fields: Sequence[Field] | None = None, *, rows_announced: bool = False
+        self, sample_ids: Int64, fields: Fields = None, *, rows_announced: bool = False, uses: Uses | None = None
     ) -> None:
         """Tells the operating system that samples will be read soon, so that it can fetch them meanwhile.
 
@@ -98,6 +100,7 @@ class SampleSource(ABC):
             fields: fields that will be read; None for `field_list`.
             rows_announced: whether `will_need_rows` was told of them a while ago. If not, records and streams are left out
                 where row tables are read by page, since their place is not known.
+            uses: when each of the samples is read, for a cache that keeps what is needed soonest; None if that is not known.
         """
 
     @abstractmethod
@@ -369,10 +372,10 @@ class View(SampleSource):
         return [replace(batch, sample_ids=ids) for batch, ids in zip(read, batches, strict=True)]
 
     def will_need(
-        self, sample_ids: Int64, fields: Sequence[Field] | None = None, *, rows_announced: bool = False
+        self, sample_ids: Int64, fields: Fields = None, *, rows_announced: bool = False, uses: Uses | None = None
     ) -> None:
         """Tells the operating system that samples will be read soon."""
-        self.source.will_need(self._ids(sample_ids), fields, rows_announced=rows_announced)
+        self.source.will_need(self._ids(sample_ids), fields, rows_announced=rows_announced, uses=uses)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Tells the operating system that samples will be announced by `will_need` a while later."""

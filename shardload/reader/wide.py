@@ -15,7 +15,7 @@ from shardload.format.checksum import block_sum, data_sums, joined_sums, with_lo
 from shardload.format.rows import sum_column
 from shardload.format.schema import Field
 from shardload.reader.checks import CheckedBlocks, Verify
-from shardload.reader.engines import Engine, Ranges
+from shardload.reader.engines import Engine, MapEngine, Ranges
 from shardload.reader.facts import ShardFacts
 from shardload.reader.located import Located, damaged
 
@@ -53,6 +53,15 @@ class WideReader:
             samples, starts = samples[here], starts[here]
         return Ranges(samples.shard_ids, starts + samples.local_ids * size, np.full(len(samples), size, dtype=np.int64))
 
+    def hints(self, samples: Located) -> Ranges:
+        """Returns what is to be announced of values that will be read in this order.
+
+        That is nothing where they lie in long stretches and the system reads ahead by itself of who reads these.
+        """
+        ranges, engine = self.ranges(samples), self._engine
+        alone = isinstance(engine, MapEngine) and engine.runs.follows(ranges.shard_ids, ranges.starts, ranges.lengths)
+        return ranges[:0] if alone else ranges
+
     def read(self, samples: Located, targets: Sequence[NDArray[Any]]) -> None:
         """Fills targets with the samples' values, one after another, and checks those that are due.
 
@@ -70,7 +79,7 @@ class WideReader:
         flat = [target.reshape(len(target), math.prod(self._field.shape)).view(np.uint8) for target in targets]
         ranges = self.ranges(samples)
         if len(ranges) == len(samples):
-            self._engine.read(ranges, [data.reshape(-1) for data in flat])
+            self._fill(ranges, [data.reshape(-1) for data in flat])
         else:
             values = np.empty(len(ranges) * size, dtype=np.uint8)
             self._engine.read(ranges, [values])
@@ -79,6 +88,13 @@ class WideReader:
             for data, part in zip(flat, np.split(spread, np.cumsum([len(data) for data in flat])[:-1]), strict=True):
                 data[...] = part
         self._check(samples, flat)
+
+    def _fill(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
+        engine = self._engine
+        places = [(target.ctypes.data, target.nbytes) for target in targets if target.nbytes]
+        if isinstance(engine, MapEngine) and engine.runs.read(ranges.shard_ids, ranges.starts, ranges.lengths, places):
+            return
+        engine.read(ranges, targets)
 
     def _check(self, samples: Located, flat: Sequence[NDArray[np.uint8]]) -> None:
         here = self._facts.wide_starts(self._field)[samples.shard_ids] >= 0

@@ -18,6 +18,7 @@ from shardload.format.ragged import Ragged
 from shardload.format.schema import Field, Schema, canonical_json
 from shardload.memory.byte_strings import keep_freed_memory
 from shardload.order.epoch import EpochOrders
+from shardload.order.next_use import Uses
 from shardload.order.selection import resolve_indices
 from shardload.order.shuffle import Shuffle
 from shardload.order.windows import PhasedOrders, WindowGrid
@@ -26,7 +27,7 @@ from shardload.reader.access import Access, Buffers
 from shardload.reader.batch import Column, SampleBatch
 from shardload.reader.dataset import ShardDataset
 from shardload.reader.documents import AllDocuments, ChosenDocuments, Documents
-from shardload.reader.source import SampleSource, View
+from shardload.reader.source import Fields, SampleSource, View
 from shardload.reader.transform import Transform
 
 Int64 = NDArray[np.int64]
@@ -228,7 +229,7 @@ class TokenWindows(SampleSource):
         return [SampleBatch(own, mine, self.location) for own, mine in zip(batches, columns, strict=True)]
 
     def will_need(
-        self, sample_ids: Int64, fields: Sequence[Field] | None = None, *, rows_announced: bool = False
+        self, sample_ids: Int64, fields: Fields = None, *, rows_announced: bool = False, uses: Uses | None = None
     ) -> None:
         """Tells the operating system that windows will be read soon."""
         names = {field.name for field in (self.field_list if fields is None else fields)}

@@ -2,6 +2,7 @@
 
 from shardload.storage.answers import AnswerError, UnavailableError
 from shardload.storage.base import Storage, StoredFile
+from shardload.storage.cached import CachedFile, CachedStorage
 from shardload.storage.choose import is_far, local_path, storage_of, upload_storage_of
 from shardload.storage.local import FileReader, FileWriter, LocalStorage
 from shardload.storage.mapping import MappedFiles
@@ -16,6 +17,8 @@ from shardload.storage.uploading import UploadStorage
 __all__ = [
     "OPERATIONS",
     "AnswerError",
+    "CachedFile",
+    "CachedStorage",
     "FileReader",
     "FileWriter",
     "LocalStorage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,25 @@ from shardload.storage.answers import RefusalError
 from shardload.storage.ranges import Accept, Limits, Told
 
 _ANY = "-"
+_CHANGING = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "generation",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "created",
+)
+"""What file systems tell of a file that changes with its content, the surest first."""
+
+
+def identity(facts: Mapping[str, Any]) -> str:
+    """Returns what changes with the content of a file, of what a file system tells of it."""
+    value = next((facts[name] for name in _CHANGING if facts.get(name) is not None), _ANY)
+    # Of one file system some answers tell a time by a number, and others by a date.
+    return str(value.timestamp() if isinstance(value, datetime.datetime) else value)
 
 
 class AnyRanges:
@@ -22,7 +42,7 @@ class AnyRanges:
 
     def fetch(self, name: str, start: int, stop: int, tag: str | None, accept: Accept, seconds: float) -> None:
         """Asks for a range, and before the first one for the object's length; see `RangeFetch.fetch`."""
-        path, total = f"{self._root}/{name}", None
+        path, total, facts = f"{self._root}/{name}", None, {}
         if tag is None:
             self._files.invalidate_cache()
             facts = self._files.info(path)
@@ -33,7 +53,7 @@ class AnyRanges:
         data = self._files.cat_file(path, start=start, end=end) if start < end else b""
         if start < end and len(data) != end - start:
             raise RefusalError("wrong", f"{len(data)} bytes came for a range of {end - start}")
-        accept(Told(start, max(start, end), total, tag or _ANY))[:] = data
+        accept(Told(start, max(start, end), total, tag or identity(facts)))[:] = data
 
     def exists(self, name: str, seconds: float) -> bool:
         """Tells whether there is such an object."""
@@ -58,3 +78,16 @@ class AnyRanges:
         if isinstance(error, PermissionError):
             return RefusalError("access", "access is refused")
         return RefusalError("transient", f"{type(error).__name__}: {error}")
+
+
+def find_files(url: str, options: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """Returns all files below a URL: name, length, and what changes with the content."""
+    files, root = fsspec.core.url_to_fs(url, **(dict(options) | {"skip_instance_cache": True}))
+    root = root.rstrip("/")
+    files.invalidate_cache()
+    found = []
+    for path, facts in files.find(root, detail=True).items():
+        name = path.removeprefix(root).lstrip("/")
+        if name and not name.endswith("/") and facts.get("type", "file") == "file":
+            found.append((name, int(facts["size"]), identity(facts)))
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import FormatError, ShardloadError
@@ -33,7 +33,9 @@ class RemoteStorage:
             options: options for its file system, as fsspec's `storage_options`; belongs to the caller, and is copied.
             limits: how long an attempt may take; None for the usual.
         """
-        self.url = url.rstrip("/") if "?" not in url else url
+        bare = url.rstrip("/")
+        # The root of a file system may be nothing but slashes.
+        self.url = url if "?" in url or bare.endswith(":") else bare
         self.options = dict(options or {})
         self.limits = limits
         self.root = shown(self.url).rstrip("/")
@@ -96,6 +98,42 @@ class RemoteStorage:
             if error.kind == "missing":
                 return []
             raise
+
+    def facts(self, name: str) -> tuple[int, str]:
+        """Returns the length of a file and what changes with its content, nothing where the store has none, by its first byte.
+
+        Raises:
+            AnswerError: it is missing, or the store does not tell.
+        """
+        found: list[tuple[int, str]] = []
+
+        def accept(told: Told) -> memoryview:
+            if told.total is None:
+                raise self.wrong(name, "the store does not tell its length")
+            if told.stop - told.start > 1:
+                raise self.wrong(name, "the store does not give ranges")
+            found.append((told.total, told.tag or ""))
+            return memoryview(bytearray(told.stop - told.start))
+
+        self.fetch(name, 0, 1, None, accept)
+        return found[-1]
+
+    def walk(self) -> Sequence[tuple[str, int, str]]:
+        """Returns all files below the URL: name, length, and what changes with the content, as far as the listing tells.
+
+        Raises:
+            AnswerError: the store does not tell, or has no listings (HTTP).
+        """
+        if self.url.partition(":")[0].lower() in ("http", "https"):
+            raise self.wrong("", "HTTP has no listings")
+
+        def ask(ranges: RangeFetch, limits: Limits) -> Sequence[tuple[str, int, str]]:
+            from shardload.storage.ranges_any import find_files
+
+            return find_files(self.url, self.options)
+
+        found: Sequence[tuple[str, int, str]] = self._asked("", None, ask)
+        return found
 
     def fetch(
         self, name: str, start: int, stop: int, tag: str | None, accept: Any, within_seconds: float | None = None

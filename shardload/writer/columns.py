@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from shardload.format import layout
-from shardload.format.checksum import block_sum, identity_sum, identity_sums
+from shardload.format.checksum import block_sum, identity_sums
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics, range_of
 from shardload.storage import FileWriter
@@ -23,15 +26,22 @@ class SumStarts:
     def __init__(self, identity: Identity, number: int) -> None:
         self._identity = identity
         self._number = number
+        self._first = 0
         self._sums: list[int] = []
 
     def at(self, local_id: int) -> int:
         """Returns the start for a local id; they are asked for in their order."""
-        place = local_id % _STARTS
-        if not place:
-            ids = np.arange(local_id, local_id + _STARTS)
-            self._sums = identity_sums(*self._identity, self._number, ids).tolist()
+        place = local_id - self._first
+        if place >= len(self._sums):
+            self._first, place = local_id, 0
+            self._sums = self.many(local_id, _STARTS)
         return self._sums[place]
+
+    def many(self, local_id: int, count: int) -> list[int]:
+        """Returns the starts for as many local ids from one on."""
+        ids = np.arange(local_id, local_id + count)
+        sums: list[int] = identity_sums(*self._identity, self._number, ids).tolist()
+        return sums
 
 
 class Column:
@@ -72,18 +82,41 @@ class Column:
 
     def add(self, data: bytes, missing: bool) -> None:
         """Appends a sample's value or items."""
-        self.num_bytes += len(data)
-        self._open.append(data)
-        self._open_bytes += len(data)
         if self.field.nullable and not missing and not self.field.streamed:
             # The zeros of missing values are no numbers: here a chunk cannot be looked at as a whole.
             self.range += range_of(self.field, np.frombuffer(data, dtype=self.field.dtype))
+        self._append(data)
+
+    def add_values(self, values: NDArray[Any], valid: NDArray[np.bool_] | None) -> None:
+        """Appends the values of many samples of a wide field.
+
+        Args:
+            values: array of shape (samples, *field_shape), as stored; copied.
+            valid: bool of shape (samples,): which are there; None if the field is not nullable.
+        """
+        if valid is not None:
+            self.range += range_of(self.field, values[valid])
+        self._append(values.tobytes())
+
+    def add_items(self, data: bytes) -> None:
+        """Appends the items of many samples of a stream."""
+        self._append(data)
+
+    def _append(self, data: bytes) -> None:
+        self.num_bytes += len(data)
+        self._open.append(data)
+        self._open_bytes += len(data)
         if self._open_bytes >= _CHUNK_BYTES:
             self._close_chunk(last=False)
 
     def value_sum(self, data: bytes, local_id: int) -> int:
         """Returns the checksum of a sample's value."""
         return block_sum(data, self._starts.at(local_id))
+
+    def value_sums(self, values: NDArray[Any], local_id: int) -> list[int]:
+        """Returns the checksums of the values of many samples, the first of which has that local id."""
+        rows = values.view(np.uint8).reshape(len(values), self.field.num_bytes)
+        return list(map(block_sum, rows, self._starts.many(local_id, len(rows))))
 
     def finish(self) -> list[bytes]:
         """Returns what is not in the file yet."""
@@ -114,7 +147,7 @@ class Column:
 
     def _sum_blocks(self, chunk: bytes) -> None:
         data = np.frombuffer(chunk, dtype=np.uint8)
-        for start in range(0, len(data), layout.BLOCK_BYTES):
-            number = len(self._sums) // 4
-            identity = identity_sum(*self._identity, self._number, number)
-            self._sums += block_sum(data[start : start + layout.BLOCK_BYTES], identity).to_bytes(4, "little")
+        starts = range(0, len(data), layout.BLOCK_BYTES)
+        identities = self._starts.many(len(self._sums) // 4, len(starts))
+        blocks = (data[start : start + layout.BLOCK_BYTES] for start in starts)
+        self._sums += np.fromiter(map(block_sum, blocks, identities), dtype="<u4", count=len(starts)).tobytes()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from shardload.codecs import Codec
 from shardload.errors import PackError
 from shardload.format import layout
 from shardload.format.external import ExternalFile
@@ -15,7 +15,7 @@ from shardload.format.keys import key_digest
 from shardload.format.record import record_layout
 from shardload.format.rows import VALIDITY, row_layout
 from shardload.format.schema import Field, Schema
-from shardload.writer.values import Encode, ValueMismatch, describe, encoder, scalar_code, stored_rows
+from shardload.writer.values import ValueMismatch, describe, encoder, scalar_code
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class SampleEncoder:
         for name, encode, slot, bit, field in self._fields:
             value = sample.get(name)
             if value is None:
-                data = _missing(field, sample, place)
+                data = missing_value(field, sample, place)
                 found += name in sample
             else:
                 try:
@@ -101,77 +101,36 @@ class SampleEncoder:
             raise PackError(f"{place}: field {unknown!r} is not in the schema {self.schema}")
         return self._finished(row, stored, validity, place)
 
-    def encode_rows(self, columns: Mapping[str, Any], first: int, num_rows: int) -> list[EncodedSample]:
-        """Returns many samples as of `encode`, given by field; what is stored as it comes is not looked at one by one.
-
-        Args:
-            columns: field name -> rows as of `rows_of`.
-            first: number of the first sample, for messages.
-            num_rows: samples.
-
-        Raises:
-            PackError: one of them does not fit the schema.
-        """
-        for name in columns:
-            if name not in self.schema:
-                raise PackError(f"sample {first}: field {name!r} is not in the schema {self.schema}")
-        stored_columns: list[list[Any]] = []
-        valid_columns = []
-        for name, encode, _, bit, field in self._fields:
-            rows = columns.get(name)
-            stored = None if rows is None else stored_rows(field, rows)
-            valid = None
-            if stored is None:
-                stored, valid = _encoded_rows(field, encode, rows, num_rows, first)
-            stored_columns.append(stored)
-            if bit:
-                valid_columns.append([bit] * num_rows if valid is None else [bit * there for there in valid])
-        slots = [(i, slot) for i, (_, _, slot, _, _) in enumerate(self._fields) if slot is not None]
-        samples = []
-        for number, values in enumerate(zip(*stored_columns, strict=True)):
-            row = self._blank.copy()
-            for i, slot in slots:
-                row[slot] = values[i]
-            validity = sum(column[number] for column in valid_columns)
-            samples.append(self._finished(row, values, validity, f"sample {first + number}"))
-        return samples
-
     def _finished(self, row: list[Any], stored: Sequence[Any], validity: int, place: object) -> EncodedSample:
         """Returns the sample of stored values; those of the packed row are in it."""
         if self._validity is not None:
             row[self._validity] = validity.to_bytes(self._validity_bytes, "little")
-        key = b"" if self._key is None else self._key_digest(stored[self._key])
+        key = b"" if self._key is None else stored_digest(self.schema, stored[self._key])
         values = [stored[i] for i in self._values]
         if self._lengths is None:
             return EncodedSample(row, values, b"", b"", b"", 0, validity, key)
         header = self._lengths.pack(*[len(stored[i]) for i in self._record])
         plain, packed = _joined(stored, self._plain), _joined(stored, self._packed)
         raw_bytes = 4 + len(header) + len(plain) + len(packed)
-        if raw_bytes > layout.MAX_RECORD_BYTES:
-            raise PackError(f"{place}: its fields have {raw_bytes} bytes together; a record holds less than 4 GiB")
+        check_record_bytes(raw_bytes, place)
         return EncodedSample(row, values, header, plain, packed, raw_bytes, validity, key)
 
-    def _key_digest(self, stored: Any) -> bytes:
-        if isinstance(stored, bytes):
-            return key_digest(stored)
-        field = self.schema[self.schema.key]
-        return key_digest(struct.pack("<" + scalar_code(field), stored))
+
+def stored_digest(schema: Schema, stored: Any) -> bytes:
+    """Returns the digest of a key, given as what is stored for it."""
+    if isinstance(stored, bytes):
+        return key_digest(stored)
+    return key_digest(struct.pack("<" + scalar_code(schema[schema.key]), stored))
 
 
-def _encoded_rows(
-    field: Field, encode: Encode, rows: Sequence[Any] | None, num_rows: int, first: int
-) -> tuple[list[Any], list[bool]]:
-    """Returns what is stored of a field for each row, and whether there is a value."""
-    values = [None] * num_rows if rows is None else rows
-    stored = []
-    for number, value in enumerate(values, first):
-        try:
-            missing = value is None
-            sample = {} if rows is None else {field.name: None}
-            stored.append(_missing(field, sample, f"sample {number}") if missing else encode(value))
-        except ValueMismatch as error:
-            raise PackError(f"sample {number}: field {field.name!r}: {error}") from None
-    return stored, [value is not None for value in values]
+def check_record_bytes(raw_bytes: int, place: object) -> None:
+    """Refuses a record that is too long.
+
+    Raises:
+        PackError: it is.
+    """
+    if raw_bytes > layout.MAX_RECORD_BYTES:
+        raise PackError(f"{place}: its fields have {raw_bytes} bytes together; a record holds less than 4 GiB")
 
 
 def _joined(stored: Sequence[bytes], places: Sequence[int]) -> bytes:
@@ -181,7 +140,7 @@ def _joined(stored: Sequence[bytes], places: Sequence[int]) -> bytes:
     return stored[places[0]] if len(places) == 1 else b"".join([stored[i] for i in places])
 
 
-def _missing(field: Field, sample: Mapping[str, Any], place: object) -> Any:
+def missing_value(field: Field, sample: Mapping[str, Any], place: object) -> Any:
     """Returns what is stored for a missing value, or refuses."""
     if not field.nullable:
         got = "None" if field.name in sample else "no such field in the sample"
@@ -194,29 +153,14 @@ def _missing(field: Field, sample: Mapping[str, Any], place: object) -> Any:
     return bytes(field.num_bytes) if field.shape or field.wide else 0
 
 
-class RecordPacker:
-    """Compresses what is to be compressed of a record."""
-
-    def __init__(self, codec: Codec | None) -> None:
-        self._codec = codec
-
-    def pack(self, sample: EncodedSample) -> tuple[bytes, bool]:
-        """Returns the record after its checksum, and whether its compressed fields are a frame."""
-        packed = sample.packed
-        if not packed or self._codec is None:
-            return sample.header + sample.plain + packed, False
-        frame = self._codec.compress(packed)
-        if len(frame) < len(packed):
-            return sample.header + sample.plain + frame, True
-        return sample.header + sample.plain + packed, False
-
-
-def row_columns(schema: Schema) -> list[str]:
+@lru_cache(maxsize=64)
+def row_columns(schema: Schema) -> tuple[str, ...]:
     """Returns the names of the packed row's columns in the order of their bytes."""
     dtype = row_layout(schema).dtype
-    return sorted(dtype.names or (), key=lambda name: dtype.fields[name][1])  # type: ignore[index]
+    return tuple(sorted(dtype.names or (), key=lambda name: dtype.fields[name][1]))  # type: ignore[index]
 
 
+@lru_cache(maxsize=64)
 def row_struct(schema: Schema) -> struct.Struct:
     """Returns what packs the columns of a row, given in the order of `row_columns`."""
     dtype = row_layout(schema).dtype

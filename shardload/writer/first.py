@@ -32,6 +32,10 @@ class FirstSamples:
         """Whether there is enough."""
         return self._mode == "off" or self._packed_bytes >= TRAINING_BYTES or self._kept_bytes >= KEPT_BYTES
 
+    def key_place(self, key: bytes) -> str:
+        """Returns the place of the kept sample that has a key, given by its digest; empty for none."""
+        return self._places.get(key, "")
+
     def add(self, sample: EncodedSample, place: str) -> bool:
         """Keeps a sample; tells whether another is wanted.
 

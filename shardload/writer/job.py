@@ -41,7 +41,7 @@ class JobRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return canonical_json(msgspec.to_builtins(self)) + b"\n"
 
 
-class PackedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PackedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`packed.json`: which job made the newest generation, so that a repeated command is not carried out twice."""
 
     generation: int
@@ -49,6 +49,8 @@ class PackedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Digest of its job."""
     num_rejects: int
     version: int
+    counts: dict[str, int] = {}
+    """What else became of samples of the source, by name, where it is not 0."""
 
     def encode(self) -> bytes:
         """Returns the bytes of its file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -17,6 +17,26 @@ from shardload.storage import Storage
 
 class DuplicateKeyError(PackError):
     """A sample's key is that of another one; the sample was not added."""
+
+
+def check_new(keys: Iterable[bytes], field: str, first: int, place_of: Callable[[bytes], str]) -> None:
+    """Checks the keys of samples that are to be added together.
+
+    Args:
+        keys: their digests.
+        field: name of the key field.
+        first: number of the first sample.
+        place_of: returns which sample added before has a key, or nothing.
+
+    Raises:
+        DuplicateKeyError: a sample has the key of one before it.
+    """
+    own: dict[bytes, int] = {}
+    for number, key in enumerate(keys, first):
+        same = own.setdefault(key, number)
+        place = f"sample {same}" if same != number else place_of(key)
+        if place:
+            raise DuplicateKeyError(f"sample {number}: its key (field {field!r}) is that of {place}")
 
 
 RANGE_KEYS = 1 << 22

@@ -6,33 +6,30 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardload.format import layout
-from shardload.format.checksum import block_sum
 from shardload.format.keys import encode_keys
-from shardload.format.record import record_layout
-from shardload.format.rows import PLACE, RAW, STORED, count_column, row_layout, start_column, sum_column, valid_mask
-from shardload.format.schema import Field
+from shardload.format.rows import PLACE, RAW, STORED, count_column, row_layout, start_column, sum_column
 from shardload.format.shard import Contents, encode_header, encode_tail, plan_sections, shard_bytes
-from shardload.format.statistics import FieldStatistics, encode_statistics, of_lengths, range_of
+from shardload.format.statistics import encode_statistics
 from shardload.format.table import ShardEntry
 from shardload.storage import FileWriter, LocalStorage
-from shardload.writer.columns import Column, SumStarts
-from shardload.writer.encode import EncodedSample, RecordPacker, row_columns, row_struct
+from shardload.writer.batch import EncodedBatch
+from shardload.writer.columns import Column
+from shardload.writer.encode import EncodedSample, row_columns, row_struct
 from shardload.writer.external import ExternalFiles, numbered
+from shardload.writer.heap import Heap
 from shardload.writer.keys import DuplicateKeyError
+from shardload.writer.pack import RecordPacker
 from shardload.writer.recipe import Recipe
+from shardload.writer.shard_statistics import shard_statistics
 
 _FRAMED = layout.RECORD_FLAG_FRAME << layout.OFFSET_BITS
 _EXTERNAL = layout.RECORD_FLAG_EXTERNAL << layout.OFFSET_BITS
 _BLOCK_SHARE = 1 + 4 / layout.BLOCK_BYTES
 """Bytes that a byte of a stream takes with its part of a block's checksum."""
-_JOINED_BYTES = 1 << 16
-"""Shorter records are written in one piece with what comes before them."""
 
 
 class _RowPlaces:
@@ -71,7 +68,7 @@ class ShardFile:
             for i, field in enumerate(fields)
         ]
         self._num_wide = len(schema.wide_fields)
-        self._starts = SumStarts(self.identity, layout.NO_FIELD)
+        self._heap = Heap(writer, self.identity)
         self._nullable = [f.nullable and 1 << schema.nullable_fields.index(f) for f in fields]
         rows = row_layout(schema)
         self._bytes_a_sample = rows.dtype.itemsize + layout.DIGEST_BYTES / rows.rows_per_page
@@ -82,8 +79,7 @@ class ShardFile:
         self._bytes_a_shard += len(recipe.encoded) + len(recipe.dictionary)
         self._bytes_a_shard += layout.STATISTICS_ENTRY_BYTES * len(schema) + layout.FOOTER_BYTES
         self._header = encode_header(schema, *self.identity)
-        self._heap_stop = layout.HEADER_BYTES
-        self._bound = float(self._bytes_a_shard + self._heap_stop)
+        self._bound = float(self._bytes_a_shard + self._heap.stop)
         writer.write(self._header)
 
     @property
@@ -106,29 +102,65 @@ class ShardFile:
         return bound <= limit_bytes or self._fits_exactly(sample, record_bytes, limit_bytes)
 
     def _fits_exactly(self, sample: EncodedSample, record_bytes: int, limit_bytes: int) -> bool:
-        stop = self._heap_stop
-        if record_bytes:
-            stop = layout.align(stop, layout.record_alignment(record_bytes)) + record_bytes
+        stop, value_bytes = self._heap.stop_after(record_bytes), [len(value) for value in sample.values]
+        return self._fits(1, stop, value_bytes, self._external.num_bytes_with(sample.file), limit_bytes)
+
+    def _fits(
+        self, num_samples: int, heap_stop: int, value_bytes: Sequence[int], external_bytes: int, limit_bytes: int
+    ) -> bool:
+        """Tells whether the finished file does not exceed a limit with further samples, which are counted in if so.
+
+        Args:
+            num_samples: how many.
+            heap_stop: where their last record would end.
+            value_bytes: of each column, what they add.
+            external_bytes: of the section of external files with theirs.
+            limit_bytes: the limit.
+        """
         # What was added up for paddings is too much by now: from here on what they really take counts.
-        column_bytes = sum(column.num_bytes for column in self._columns) + sum(map(len, sample.values))
-        self._bound = stop + column_bytes * _BLOCK_SHARE + (self.num_samples + 1) * self._bytes_a_sample
-        external_bytes = self._external.num_bytes_with(sample.file)
+        column_bytes = sum(column.num_bytes for column in self._columns) + sum(value_bytes)
+        self._bound = heap_stop + column_bytes * _BLOCK_SHARE + (self.num_samples + num_samples) * self._bytes_a_sample
         self._bound += self._bytes_a_shard + external_bytes
         if self._bound <= limit_bytes:
             return True
-        streams = zip(self._columns[self._num_wide :], sample.values[self._num_wide :], strict=True)
-        items = (column.num_items + len(value) // column.field.num_bytes for column, value in streams)
-        contents = self._contents(self.num_samples + 1, stop, tuple(items), external_bytes)
+        streams = zip(self._columns[self._num_wide :], value_bytes[self._num_wide :], strict=True)
+        items = tuple(column.num_items + added // column.field.num_bytes for column, added in streams)
+        contents = self._contents(self.num_samples + num_samples, heap_stop, items, external_bytes)
         return shard_bytes(self._schema, contents) <= limit_bytes
+
+    def reserve_many(self, batch: EncodedBatch, stored_bytes: Sequence[int], limit_bytes: int) -> int:
+        """Returns how many of the samples `reserve` would let in one by one. If that is not all, the shard is full.
+
+        Args:
+            batch: samples that are to be added; they are counted in.
+            stored_bytes: bytes of their records with the checksums; empty if there are no records.
+            limit_bytes: what the finished file must not exceed; the first sample of a shard is in it all the same.
+        """
+        stops, external_bytes = self._heap.stops_after(stored_bytes), self._external.num_bytes_with(None)
+
+        def fit(count: int) -> bool:
+            stop = stops[count - 1] if stops else self._heap.stop
+            return self._fits(count, stop, batch.value_bytes(count), external_bytes, limit_bytes)
+
+        most = min(len(batch), layout.MAX_SHARD_SAMPLES - self.num_samples)
+        least = min(most, 0 if self.num_samples else 1)
+        if (most and fit(most)) or most == least:
+            return most
+        # Files only grow with their samples: the last number that fits, by halving.
+        too_many = most
+        while too_many - least > 1:
+            middle = (least + too_many) // 2
+            least, too_many = (middle, too_many) if fit(middle) else (least, middle)
+        return least
 
     def _contents(self, num_samples: int, heap_stop: int, num_items: tuple[int, ...], external_bytes: int) -> Contents:
         recipe = self._recipe
         heap_bytes = heap_stop - layout.HEADER_BYTES
         return Contents(num_samples, heap_bytes, num_items, len(recipe.dictionary), len(recipe.encoded), external_bytes)
 
-    def key_taken(self, sample: EncodedSample) -> int | None:
-        """Returns the number in this shard of the sample that has the same key, if there is one."""
-        return self._key_ids.get(sample.key)
+    def key_taken(self, key: bytes) -> int | None:
+        """Returns the number in this shard of the sample that has a key, given by its digest, if there is one."""
+        return self._key_ids.get(key)
 
     def add(self, sample: EncodedSample, record: bytes, framed: bool) -> None:
         """Adds a sample, whose record is given as it is stored after its checksum."""
@@ -136,7 +168,7 @@ class ShardFile:
         if places.record is not None:
             if sample.file is not None:
                 record = numbered(record, len(sample.header), self._external.number(sample.file))
-            place, stored = self._add_record(record, local_id, sample.outside)
+            place, stored = self._heap.add(record, local_id, sample.outside)
             self._lengths += sample.header
             place_slot, stored_slot, raw_slot = places.record
             row[place_slot] = place | (_FRAMED if framed else 0) | (_EXTERNAL if sample.file is not None else 0)
@@ -148,22 +180,27 @@ class ShardFile:
             self._key_ids[sample.key] = local_id
         self.num_samples = local_id + 1
 
-    def _add_record(self, record: bytes, local_id: int, outside: Sequence[bytes]) -> tuple[int, int]:
-        """Writes a record, whose checksum goes on over what lies in a file; returns its place and its bytes."""
-        stored, before = len(record) + 4, self._heap_stop
-        alignment = layout.record_alignment(stored)
-        place = -(-before // alignment) * alignment
-        total = block_sum(record, self._starts.at(local_id))
-        for data in outside:
-            total = block_sum(data, total)
-        checksum = total.to_bytes(4, "little")
-        if stored < _JOINED_BYTES:
-            self._writer.write(b"".join((bytes(place - before), checksum, record)))
-        else:
-            self._writer.write(bytes(place - before) + checksum)
-            self._writer.write(record)
-        self._heap_stop = place + stored
-        return place, stored
+    def add_many(self, batch: EncodedBatch, records: Sequence[bytes], framed: Sequence[bool]) -> None:
+        """Adds samples as `add` does one by one; the batch belongs to the shard from here on."""
+        first, rows, schema = self.num_samples, batch.rows, self._schema
+        if records:
+            stops = self._heap.stops_after([len(record) + 4 for record in records])
+            stored = np.fromiter(map(len, records), dtype=np.int64, count=len(records)) + 4
+            flags = np.array(framed, dtype=np.int64) * _FRAMED
+            rows[PLACE], rows[STORED], rows[RAW] = (np.array(stops) - stored) | flags, stored, batch.raw_bytes
+            self._heap.add_many(records, stops, first)
+            self._lengths += batch.lengths.tobytes()
+        columns = iter(zip(self._columns, schema.wide_fields + schema.stream_fields, strict=True))
+        for values, (column, field) in zip(batch.wide, columns):
+            rows[sum_column(field)] = column.value_sums(values, first)
+            column.add_values(values, batch.valid(field))
+        for stream, (column, field) in zip(batch.streams, columns):
+            rows[start_column(field)] = column.num_items + stream.starts - stream.starts[0]
+            rows[count_column(field)] = stream.counts
+            column.add_items(stream.joined())
+        self._rows += batch.packed_rows()
+        self._key_ids.update(zip(batch.keys, range(first, first + len(batch)), strict=False))
+        self.num_samples = first + len(batch)
 
     def _add_values(self, sample: EncodedSample, local_id: int) -> None:
         """Adds the values of wide fields and streams, and their sums and spans to the row."""
@@ -188,13 +225,14 @@ class ShardFile:
         contents += [column.finish() for column in self._columns]
         num_items = tuple(column.num_items for column in self._columns[self._num_wide :])
         external = self._external.encode()
-        sizes = self._contents(self.num_samples, self._heap_stop, num_items, len(external))
+        sizes = self._contents(self.num_samples, self._heap.stop, num_items, len(external))
         planned = plan_sections(self._schema, sizes)
+        statistics = shard_statistics(self._schema, self._rows, self._lengths, self._columns)
         contents += [[self._rows], [self._page_digests()]]
         contents += [[column.sums] for column in self._columns[self._num_wide :]]
         contents += [[recipe.dictionary]] if recipe.dictionary else []
         contents += [[encode_keys(list(self._key_ids))]] if self._schema.key else []
-        contents += [[encode_statistics(self._schema.fields, self._statistics())]]
+        contents += [[encode_statistics(self._schema.fields, statistics)]]
         contents += [[external], [recipe.encoded]] if external else [[recipe.encoded]]
         sections = []
         for section, parts in zip(planned, contents, strict=True):
@@ -216,29 +254,6 @@ class ShardFile:
         rows = row_layout(self._schema)
         bounds = [rows.page_bounds(page, self.num_samples) for page in range(rows.num_pages(self.num_samples))]
         return b"".join(hashlib.sha256(self._rows[start:stop]).digest() for start, stop in bounds)
-
-    def _statistics(self) -> list[FieldStatistics]:
-        rows = np.frombuffer(self._rows, dtype=row_layout(self._schema).dtype)
-        fields = record_layout(self._schema).fields
-        lengths = np.frombuffer(self._lengths, dtype="<u4").reshape(self.num_samples, len(fields)) if fields else None
-        columns = {column.field.name: column for column in self._columns}
-        result = []
-        for field in self._schema.fields:
-            valid = valid_mask(rows, self._schema, field) if field.nullable else np.ones(len(rows), dtype=np.bool_)
-            missing = len(rows) - int(valid.sum())
-            if field.in_record:
-                assert lengths is not None
-                one = of_lengths(self._record_lengths(field, lengths[:, fields.index(field)][valid]), missing)
-            elif field.streamed:
-                one = of_lengths(rows[count_column(field)][valid], missing) + columns[field.name].range
-            else:
-                one = FieldStatistics(missing, len(rows) - missing)
-                one += columns[field.name].range if field.wide else range_of(field, rows[field.name][valid])
-            result.append(one)
-        return result
-
-    def _record_lengths(self, field: Field, lengths: NDArray[Any]) -> NDArray[Any]:
-        return lengths // field.num_bytes if field.ragged else lengths
 
 
 class UnitWriter:
@@ -283,6 +298,11 @@ class UnitWriter:
         """Bytes written or kept so far."""
         return sum(entry.num_bytes for entry in self.entries) + (self._shard.num_bytes if self._shard else 0)
 
+    @property
+    def compression_seconds(self) -> float:
+        """Time that compression has taken."""
+        return self._packer.seconds
+
     def add(self, sample: EncodedSample, place: object) -> None:
         """Adds a sample to the current part, or to the next where it would not fit.
 
@@ -305,12 +325,36 @@ class UnitWriter:
             shard = self._start_shard()
             # A shard's first sample is in it however long it is.
             shard.reserve(sample, stored_bytes, self._shard_size)
-        elif sample.key and (same := shard.key_taken(sample)) is not None:
-            raise DuplicateKeyError(
-                f"{place}: its key (field {self.recipe.schema.key!r}) is that of an earlier sample, number {same} of "
-                f"{layout.shard_name(*shard.identity)}"
-            )
+        elif sample.key and (same := self.key_place(sample.key)):
+            raise DuplicateKeyError(f"{place}: its key (field {self.recipe.schema.key!r}) is that of {same}")
         shard.add(sample, record, framed)
+
+    def add_batch(self, batch: EncodedBatch) -> None:
+        """Adds samples, to the same bytes as one by one.
+
+        Args:
+            batch: the samples; they belong to the writer from here on. That their keys are new is seen to before.
+        """
+        records, framed = self._packer.pack_batch(batch)
+        stored_bytes = [len(record) + 4 for record in records]
+        start = 0
+        while start < len(batch):
+            rest = batch[start:]
+            shard = self._shard or self._start_shard()
+            count = shard.reserve_many(rest, stored_bytes[start:], self._shard_size)
+            if not count:
+                self._finish_shard(last=False)
+                continue
+            stop = start + count
+            shard.add_many(rest[:count], records[start:stop], framed[start:stop])
+            start = stop
+
+    def key_place(self, key: bytes) -> str:
+        """Returns which sample of the current part has a key, given by its digest; empty for none."""
+        same = None if self._shard is None else self._shard.key_taken(key)
+        if self._shard is None or same is None:
+            return ""
+        return f"an earlier sample, number {same} of {layout.shard_name(*self._shard.identity)}"
 
     def finish(self) -> list[ShardEntry]:
         """Finishes the last part and returns the entries of all that are on the device."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from shardload.format import layout
 from shardload.format.ragged import encode_list
 from shardload.format.schema import Field
 
-_MEDIA_MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
+MEDIA_MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 # struct codes of scalars in the packed row; bfloat16 goes in as its bits.
 _CODES = {"bool": "B", "bfloat16": "H", "float16": "e", "float32": "f", "float64": "d"}
 _CODES |= {
@@ -55,24 +55,10 @@ def rows_of(value: Any) -> Any:
         ValueMismatch: it has no rows.
     """
     array = _as_array(value)
-    if isinstance(array, _Bfloat16Bits) and array.bits.shape:
-        return [_Bfloat16Bits(row) for row in array.bits]
-    if isinstance(array, list | tuple) or (isinstance(array, np.ndarray) and array.shape):
+    bits = array.bits if isinstance(array, Bfloat16Bits) else array
+    if isinstance(array, list | tuple) or (isinstance(bits, np.ndarray) and bits.shape):
         return array
     raise ValueMismatch(f"expected rows, an array or a list of them, got {describe(value)}")
-
-
-def stored_rows(field: Field, rows: Any) -> list[Any] | None:
-    """Returns what is stored for each row of an array, or None where its values must be encoded one by one."""
-    if not isinstance(rows, np.ndarray) or not field.fixed or field.kind == "bfloat16" or rows.shape[1:] != field.shape:
-        return None
-    if rows.dtype != (np.dtype(np.bool_) if field.kind == "bool" else field.dtype):
-        return None
-    if not field.shape and not field.wide:
-        numbers: list[Any] = (rows.view(np.uint8) if field.kind == "bool" else rows).tolist()
-        return numbers
-    data, size = rows.tobytes(), field.num_bytes
-    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def describe(value: Any) -> str:
@@ -98,13 +84,13 @@ def _as_array(value: Any) -> Any:
         try:
             tensor = value.detach().cpu().contiguous()
             if str(tensor.dtype) == "torch.bfloat16":
-                return _Bfloat16Bits(tensor.view(_sibling(tensor, "int16")).numpy().view(np.uint16))
+                return Bfloat16Bits(tensor.view(_sibling(tensor, "int16")).numpy().view(np.uint16))
             return tensor.numpy()
         except (TypeError, RuntimeError):
             # Sparse, quantized, of a dtype that numpy lacks, ...: the field says that it expected something else.
             return value
     if isinstance(value, np.ndarray | np.generic) and value.dtype.name == "bfloat16":
-        return _Bfloat16Bits(np.ascontiguousarray(value).view(np.uint16))
+        return Bfloat16Bits(np.ascontiguousarray(value).view(np.uint16))
     return value
 
 
@@ -115,11 +101,17 @@ def _sibling(tensor: Any, name: str) -> Any:
     return getattr(sys.modules["torch"], name)
 
 
-class _Bfloat16Bits:
+class Bfloat16Bits:
     """Values that already are bfloat16, as their bits."""
 
     def __init__(self, bits: Any) -> None:
         self.bits = bits
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def __iter__(self) -> Iterator[Bfloat16Bits]:
+        return map(Bfloat16Bits, self.bits)
 
 
 def _bfloat16_bits(field: Field, value: Any, array: Any) -> Any:
@@ -161,7 +153,7 @@ def _scalar_encoder(field: Field) -> Encode:
 
     def encode_float(value: Any) -> float | int:
         value = _as_scalar(field, value)
-        if isinstance(value, _Bfloat16Bits):
+        if isinstance(value, Bfloat16Bits):
             if field.kind != "bfloat16":
                 raise ValueMismatch(f"expected {field.type}, got bfloat16")
             return int(value.bits)
@@ -208,7 +200,7 @@ def _check_integers(field: Field, value: Any, array: Any) -> None:
 
 def _as_scalar(field: Field, value: Any) -> Any:
     value = _as_array(value)
-    if isinstance(value, _Bfloat16Bits) and value.bits.shape != ():
+    if isinstance(value, Bfloat16Bits) and value.bits.shape != ():
         raise ValueMismatch(f"expected {field.type}, got array of bfloat16 {list(value.bits.shape)}")
     if isinstance(value, np.ndarray):
         if value.shape != ():
@@ -234,7 +226,7 @@ def _array_encoder(field: Field) -> Encode:
         if type(value) is np.ndarray and value.dtype == direct and _has_shape(field, value.shape):
             return value.tobytes()
         value = _as_array(value)
-        if isinstance(value, _Bfloat16Bits):
+        if isinstance(value, Bfloat16Bits):
             if field.kind != "bfloat16" or not _has_shape(field, value.bits.shape):
                 raise ValueMismatch(f"expected {field.type}, got array of bfloat16 {list(value.bits.shape)}")
             return bytes(value.bits.astype("<u2").tobytes())
@@ -369,7 +361,7 @@ def _list_encoder(field: Field) -> Encode:
 
 
 def _media_encoder(field: Field) -> Encode:
-    magic = _MEDIA_MAGIC.get(field.kind, b"")
+    magic = MEDIA_MAGIC.get(field.kind, b"")
 
     def encode(value: Any) -> bytes:
         data = _bytes(value)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preparing
 import pytest
 
 import shardload
@@ -35,7 +36,9 @@ def test_summary_on_standard_output_the_rest_on_standard_error(run, texts: Path,
     size = format_bytes(sum(path.stat().st_size for path in texts.rglob("*.txt")))
     assert errors[:2] == ["schema: text: str, label: int64, path: str", f"packing {size} in 1 unit with 1 worker"]
     assert len(errors) == 3
-    assert re.fullmatch(r"100 %: 20 samples, [\d,]+ samples/s, .* MB/s, ratio \d\.\d\d, 0\.0 s left", errors[2])
+    assert re.fullmatch(
+        r"100 %: 20 samples, [\d,]+ samples/s, .* MB/s, ratio \d\.\d\d, 0\.0 s left, read .* MB/s", errors[2]
+    )
     assert output.startswith(f"{tmp_path}/out: 20 samples packed and on disk\n")
     fingerprint = shardload.open(tmp_path / "out").fingerprint
     for expected in (
@@ -297,3 +300,68 @@ def test_append(refused, run, texts: Path, tmp_path: Path) -> None:
     assert (len(dataset), dataset.manifest.version) == (2 * num_samples, 2)
     assert dataset[num_samples] == dataset[0]
     assert run("pack", texts, tmp_path / "out", "--replace")[0] == 0
+
+
+HERE = Path(preparing.__file__).parent
+"""Where a command finds the functions: beside where it is given."""
+
+
+def test_steps_are_done_in_the_order_of_the_command_line(run, tmp_path: Path) -> None:
+    """A length before and after a map that changes it: the order over three options counts."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"number": n, "text": "x" * n}) + "\n" for n in range(20)))
+    long, short = ("--step", "length:text,min=5"), ("--step", "length:text,max=16")
+    clean, keep = ("--map", "preparing:clean"), ("--filter", "preparing:keep")
+    found = {}
+    for name, steps in (("a", (*short, *clean, *long, *keep)), ("b", (*clean, *long, *keep, *short))):
+        status, output, errors = run("pack", tmp_path / "rows.jsonl", tmp_path / name, *steps, "--workers", 1, cwd=HERE)
+        assert status == 0, errors
+        found[name] = [(sample["number"], sample["part"]) for sample in shardload.open(tmp_path / name)]
+        assert re.search(r"  stages +read \d+ % \([\d.,]+ MB/s a worker\), map \d+ %", output)
+        assert re.search(r"  CPU +[\d.]+ s, [\d.]+ cores in use\n", output) and re.search(
+            r"  dropped +1\d samples", output
+        )
+    rows = [(n, part, "x" * n * (part if part < 9 else 1)) for n in range(20) for part in parts(n)]
+    rows = [row for row in rows if (row[0] + row[1]) % 5 and len(row[2]) >= 5]
+    assert found["a"] == [(n, part) for n, part, text in rows if n <= 16]
+    assert found["b"] == [(n, part) for n, part, text in rows if len(text) <= 16] != found["a"]
+
+
+def parts(number: int) -> list[int]:
+    return {0: [], 1: [0, 1, 2]}.get(number % 7, [9])
+
+
+def test_dry_run(run, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1, "b": [1, 2]}\n{"a": 2, "b": [3]}\n{\n')
+    arguments = ("pack", tmp_path / "rows.jsonl", tmp_path / "out", "--dry-run", "--on-error", "reject")
+    schema = ("--schema", '{"a": "int64", "b": "int32[*]"}')
+    status, output, _ = run(*arguments, *schema)
+    assert status == 0 and not (tmp_path / "out").exists()
+    assert output.startswith(f"{tmp_path}/out: nothing was written; about 2 samples would be packed\n")
+    assert "  schema    a: int64, b: int32[*]\n" in output and "would be rejected: " in output
+    assert output.endswith("sample 1\n  a  2\n  b  int32[1]: 3\n")
+    status, output, _ = run(*arguments, *schema, "--json")
+    facts = json.loads(output)
+    assert facts["dry_run"] and facts["first_samples"][0]["b"] == {"dtype": "int32", "shape": [2], "first": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--map", "clean"), "map must be named as pkg.module:function"),
+        (("--step", "nfd:text"), "a step is nfc, length, image"),
+        (("--map-timeout", "5"), "--map-timeout goes with --map or --filter"),
+        (("--map", "preparing:same", "--map-timeout", "0"), "Invalid value for '--map-timeout'"),
+    ],
+)
+def test_wrong_usage_of_steps(run, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
+    status, _, errors = run("pack", tmp_path / "rows.jsonl", tmp_path / "out", *options, cwd=HERE)
+    assert status == 2 and message in errors[-1] and not (tmp_path / "out").exists()
+
+
+def test_duplicates(run, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1, "b": 1}\n{"a": 1, "b": 2}\n{"a": 1, "b": 1}\n')
+    for fields, number in (("all", 1), ("a", 2)):
+        status, output, errors = run("pack", tmp_path / "rows.jsonl", tmp_path / fields, "--dedup", fields)
+        assert status == 0 and f"  duplicates   {number}\n" in output
+        assert any(line.startswith("deduplicating ") for line in errors)

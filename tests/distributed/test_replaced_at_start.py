@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from samples import write_mixed
-from servers import BUCKET, ObjectStore
+from servers import ObjectStore
 
 import shardload
 from shardload.errors import StateMismatchError
@@ -35,7 +35,7 @@ def run(rank: int, store: ObjectStore, name: str, other: Path | None, folder: Pa
     if rank == 1:
         # The other rank has opened it, and it was replaced since.
         distributed.barrier()
-    dataset = shardload.open(f"s3://{BUCKET}/{name}", storage_options=store.s3_options)
+    dataset = shardload.open(f"{store.http_url}/{name}")
     assert len(dataset) > 0
     if rank == 0:
         if other is not None:

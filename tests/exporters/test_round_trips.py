@@ -56,7 +56,7 @@ def round_trip(to: str, dataset) -> None:
 
 
 @every_kind
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(dataset=datasets())
 def test_any_dataset_comes_back(to, dataset):
     round_trip(to, dataset)

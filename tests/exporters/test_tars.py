@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import webdataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import same
 
@@ -95,6 +95,7 @@ def test_fields_keep_extensions_and_others_get_one_that_is_decoded(tmp_path):
     assert extensions(parse_schema({"a": "int8", "a.cls": "int8"}).fields, "") == ["a.field0.cls", "a.cls"]
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.dictionaries(
         st.text("aA.b_/ İK\u0345", min_size=1, max_size=4).map(str.strip), st.sampled_from(["str", "bytes", "int8"])
@@ -190,3 +191,20 @@ def test_a_broken_note_is_named_and_another_one_is_passed_over(numbers, tmp_path
     (tmp_path / "c.tar").write_bytes(data.replace(b'"name":"text"', b'"name":"test"', 1))
     shardload.pack([tmp_path / "a.tar", tmp_path / "c.tar"], tmp_path / "both", workers=1)
     assert list(shardload.open(tmp_path / "both").schema) == ["key", "number.cls", "text"]
+
+
+def test_exported_tars_may_be_indexed_where_they_are(everything, tmp_path):
+    shardload.export(everything, tmp_path / "tars", to="webdataset", shard_size=20_000)
+    summary = shardload.index(tmp_path / "tars", workers=1)
+    indexed = shardload.open(tmp_path / "tars")
+    assert summary.types == {field.name: field.type for field in everything.field_list}
+    assert dict(indexed.metadata).items() > dict(everything.metadata).items()
+    assert all(same(one, other) for one, other in zip(indexed, everything, strict=True))
+    # What is said of the tars is not said of what is exported from them.
+    shardload.export(indexed, tmp_path / "again.tar")
+    shardload.export(everything, tmp_path / "first.tar")
+    assert (tmp_path / "again.tar").read_bytes() == (tmp_path / "first.tar").read_bytes()
+    # Values as they are in the tars are there only.
+    shards = b"".join(path.read_bytes() for path in (tmp_path / "tars/shards").rglob("*") if path.is_file())
+    assert everything[3]["image"] not in shards
+    assert everything[1]["text"].encode() not in shards

@@ -66,7 +66,7 @@ def test_windows_are_announced_whole_before_their_first_batch(numbers, monkeypat
     events: list[tuple[str, list[int]]] = []
     plain_read = shardload.ShardDataset.read_batches
 
-    def hint(self, ids, fields=None, *, rows_announced=False):
+    def hint(self, ids, fields=None, *, rows_announced=False, uses=None):
         events.append(("hint", ids.tolist()))
 
     def read(self, batches, buffers, fields):

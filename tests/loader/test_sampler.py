@@ -184,7 +184,7 @@ def test_batch_size_without_a_batch(numbers):
 def test_reads_are_announced_ahead_and_change_nothing(mixed, monkeypatch, read_ahead):
     dataset = shardload.open(mixed)
     announced = []
-    monkeypatch.setattr(type(dataset), "will_need", lambda self, ids: announced.append(ids.tolist()))
+    monkeypatch.setattr(type(dataset), "will_need", lambda self, ids, **_: announced.append(ids.tolist()))
     batches = shardload.ShardSampler(dataset).batch_sampler(16, read_ahead=read_ahead)
     want = batches_of(shardload.ShardSampler(dataset).batch_sampler(16, read_ahead=0))
     announced.clear()

@@ -46,7 +46,7 @@ class Store:
             assert self.arrivals is not None
             self.most_held = max(self.most_held, self.arrivals._held_bytes)
         self.begun.release()
-        assert self.open.wait(WAIT)
+        assert self.open.wait(3 * WAIT)
         with self.lock:
             self.running -= 1
         if self.error is not None:
@@ -155,6 +155,26 @@ def test_memory_is_bounded_and_all_comes_nevertheless() -> None:
         # What somebody waits for comes also where there is no room: one request.
         assert store.most_held <= 120_000 + 50_000
         assert len(store.asked) == len(places)
+
+
+def test_all_that_has_room_again_is_fetched_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals_module, "_IDLE_SECONDS", 0.01)
+    first, later = ([(shard_id, at, at + 10_000) for at in range(0, 2_000_000, 200_000)] for shard_id in (0, 1))
+    with arriving(max_held_bytes=100_000, max_requests=16) as (store, arrivals):
+        announce(arrivals, first)
+        _, taken = arrivals.views(first)
+        for _ in first:
+            assert store.begun.acquire(timeout=WAIT)
+        store.open.clear()
+        announce(arrivals, later)
+        assert not store.begun.acquire(blocking=False)
+        for thread in threading.enumerate():
+            if thread.name == "shardload-fetch":
+                thread.join(WAIT)
+        arrivals.used(taken)
+        # None of them has come yet.
+        for _ in later:
+            assert store.begun.acquire(timeout=WAIT)
 
 
 def test_a_run_that_was_left_does_not_hold_the_room_for_ever() -> None:

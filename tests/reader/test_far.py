@@ -254,6 +254,17 @@ def test_damage_on_the_way_is_fetched_again_and_damage_in_the_store_is_told(
         same(got, want)
 
 
+def test_damage_in_what_was_announced_with_other_samples_is_fetched_again(root: Path, server: RangeServer) -> None:
+    far, local = shardload.open(f"{server.url}/wide"), shardload.open(root / "wide")
+    hits = _flip(server, local.table[0].name, *_section(local._process_access().shard(0), 2), 1)
+    far.will_need(np.arange(3))
+    later = far._process_access()._later
+    assert later is not None and later.settle(20)
+    # The bytes stay, as those of its neighbours were not read yet; they must not be looked at again.
+    same(far[0], local[0])
+    assert hits == [1] and far.transfers().num_rereads == 1
+
+
 def test_verify_finds_damage_of_the_header_that_reading_never_sees(root: Path, server: RangeServer) -> None:
     _flip(server, "0000.shard", 0, 100, None)
     far = shardload.open(f"{server.url}/wide")

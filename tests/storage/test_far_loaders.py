@@ -58,12 +58,24 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_loader_recovers(far: tuple[FaultProxy, str, dict[str, Any]], mixed: Path, fault: str) -> None:
+SLOW_ENDS = [("stall", 0), ("reset", 2)]
+PLACES = [("shards/", 0), ("shards/", 3), ("shards/", 9), ("manifest.json", 0), ("tables/", 0)]
+"""Where and when a fault strikes: all that is read has its turn, heads, rows and records of shards, manifest and table."""
+
+
+@pytest.mark.parametrize(
+    "fault, places",
+    [
+        pytest.param("F30 flip", PLACES[2:4], id="F30 flip, twice"),
+        *(pytest.param(fault, PLACES, id=fault, marks=pytest.mark.slow) for fault in FAULTS),
+    ],
+)
+def test_a_loader_recovers(
+    far: tuple[FaultProxy, str, dict[str, Any]], mixed: Path, fault: str, places: list[tuple[str, int]]
+) -> None:
     proxy, location, options = far
     *want, _ = batches(mixed)
-    # Everything that is read has its turn: heads, rows and records of the shards, manifest and table.
-    for path, skip in (("shards/", 0), ("shards/", 3), ("shards/", 9), ("manifest.json", 0), ("tables/", 0)):
+    for path, skip in places:
         proxy.reset()
         proxy.arm(FAULTS[fault](path=path, skip=skip, times=2 if skip == 3 and fault != "F30 flip" else 1))
         *got, stats = batches(location, options)
@@ -75,7 +87,7 @@ def test_a_loader_recovers(far: tuple[FaultProxy, str, dict[str, Any]], mixed: P
             assert (stats.num_rereads > 0) == (fault == "F30 flip")
 
 
-@pytest.mark.parametrize("path", ["shards/", "manifest.json", "tables/"])
+@pytest.mark.parametrize("path", ["shards/", "manifest.json", pytest.param("tables/", marks=pytest.mark.slow)])
 def test_what_is_damaged_for_good_is_an_error(far: tuple[FaultProxy, str, dict[str, Any]], path: str) -> None:
     """F30: read once more, and then an error that names the place and says that it is damaged where it is stored."""
     proxy, location, options = far
@@ -84,7 +96,8 @@ def test_what_is_damaged_for_good_is_an_error(far: tuple[FaultProxy, str, dict[s
         list(batches(location, options))
     assert caught.value.shard is not None and path.rstrip("/") in caught.value.shard
     most = max(proxy.by_range(path).values())
-    assert most == 2, proxy.by_range(path)
+    # A burst that fails is read once more batch by batch, so that the batches before the one concerned come first.
+    assert 2 <= most <= 4, proxy.by_range(path)
 
 
 def test_a_loader_fails_in_time(far: tuple[FaultProxy, str, dict[str, Any]]) -> None:
@@ -122,8 +135,9 @@ def test_a_shard_that_is_gone_is_an_error_at_once(far: tuple[FaultProxy, str, di
         assert caught.value.shard is not None and max(proxy.by_range("shards/").values()) <= 2 * most
 
 
-@pytest.mark.parametrize("num_threads", [0, 2])
-@pytest.mark.parametrize("ending", ["stall", "reset"])
+@pytest.mark.parametrize(
+    "ending, num_threads", [("stall", 2), ("reset", 0), *(pytest.param(*p, marks=pytest.mark.slow) for p in SLOW_ENDS)]
+)
 def test_a_loader_that_is_closed_waits_for_nothing(
     far: tuple[FaultProxy, str, dict[str, Any]], ending: str, num_threads: int
 ) -> None:

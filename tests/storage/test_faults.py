@@ -167,6 +167,8 @@ def test_a_slow_trickle_ends_at_the_deadline(far: tuple[FaultProxy, RetryingStor
     proxy, storage = far
     storage = RetryingStorage(storage.inner, RetryPolicy(0.5, 0.3, 3, 0.002))
     file = storage.open("file", len(DATA))
+    assert file.read(0, 9) == DATA[:9]
+    proxy.reset()
     proxy.arm(trickle(0.01, path="faults/file"))
     start = time.monotonic()
     with pytest.raises(AnswerError) as caught:
@@ -241,7 +243,7 @@ def test_nobody_listens(scheme: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        policy = RetryPolicy(0.4, 0.3, 3, 0.05)
+        policy = RetryPolicy(2.0, 1.5, 3, 0.05)
         for host in (f"127.0.0.1:{port}", "there-is-no-such-host.invalid"):
             if scheme == "s3":
                 storage = remote("s3://bucket/data", s3_options(port) | {"endpoint_url": f"http://{host}"}, policy)
@@ -250,7 +252,9 @@ def test_nobody_listens(scheme: str) -> None:
             start = time.monotonic()
             with pytest.raises(AnswerError, match="file cannot be read") as caught:
                 storage.open("file", 100).read(0, 100)
-            assert caught.value.kind == "unreachable" and time.monotonic() - start < 0.44 + SLACK_SECONDS
+            # Resolvers may take their time to say that there is no such name.
+            assert caught.value.kind in {"unreachable"} | ({"stalled"} if "invalid" in host else set())
+            assert time.monotonic() - start < 2.2 + SLACK_SECONDS
 
 
 def test_a_frozen_server(object_store: ObjectStore, far: tuple[FaultProxy, RetryingStorage]) -> None:
@@ -258,7 +262,7 @@ def test_a_frozen_server(object_store: ObjectStore, far: tuple[FaultProxy, Retry
     proxy, storage = far
     file = storage.open("file", len(DATA))
     assert file.read(0, 100) == DATA[:100]
-    patient = RetryingStorage(storage.inner, RetryPolicy(30.0, 0.15, 30, 0.002))
+    slow = remote(storage.inner.url, storage.inner.options, RetryPolicy(60.0, 2.0, 30, 0.002))
     object_store.freeze()
     try:
         start = time.monotonic()
@@ -266,11 +270,12 @@ def test_a_frozen_server(object_store: ObjectStore, far: tuple[FaultProxy, Retry
             file.read(100, 200)
         assert caught.value.kind == "stalled" and time.monotonic() - start < 5.5 + SLACK_SECONDS
         asked = proxy.num_asked()
-        thaw = threading.Thread(target=_when, args=(lambda: proxy.num_asked() > asked + 1, object_store.thaw))
+        thaw = threading.Thread(target=_when, args=(lambda: proxy.num_asked() > asked, object_store.thaw))
         thaw.start()
-        assert patient.open("file", len(DATA)).read(100, 200) == DATA[100:200]
-        thaw.join(30)
-        assert patient.num_retries["stalled"] >= 1
+        try:
+            assert slow.open("file", len(DATA)).read(100, 200) == DATA[100:200]
+        finally:
+            thaw.join(40)
     finally:
         object_store.thaw()
 
@@ -283,12 +288,13 @@ def test_a_killed_and_restarted_server(far: tuple[FaultProxy, RetryingStorage], 
     file = patient.open("file", len(DATA))
     assert file.read(0, 100) == DATA[:100]
     object_store.kill()
-    restart = threading.Thread(target=_when, args=(lambda: sum(patient.num_retries.values()) > 1, object_store.start))
-    restart.start()
-    try:
-        assert file.read(100, 10_000) == DATA[100:]
-    finally:
-        restart.join(60)
+    got: list[bytes] = []
+    thread = threading.Thread(target=lambda: got.append(file.read(100, 10_000)))
+    thread.start()
+    # From here, since a server ends with the thread that has started it.
+    _when(lambda: sum(patient.num_retries.values()) > 1, object_store.start)
+    thread.join(80)
+    assert got == [DATA[100:]]
 
 
 def _when(condition: Callable[[], bool], then: Callable[[], object]) -> None:

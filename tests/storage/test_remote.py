@@ -244,6 +244,18 @@ def test_secrets_are_shown_nowhere(directory: Path, server: RangeServer) -> None
     assert again.read_small("manifest.json", 99) == FILES["manifest.json"]
 
 
+def test_errors_of_ours_come_without_those_of_libraries(server: RangeServer) -> None:
+    def ask(ranges: Any, limits: Any) -> None:
+        try:
+            raise OSError("with a secret")
+        except OSError:
+            raise FormatError("of ours")  # noqa: B904
+
+    with pytest.raises(FormatError, match="of ours") as caught:
+        RemoteStorage(server.url)._asked("name", None, ask)
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+
+
 def test_locations_as_shown() -> None:
     assert shown("https://u:p@host:1/a/b?x=1#y") == "https://host:1/a/b"
     assert shown("zip://a.zip::s3://u:p@bucket/key?v=1") == "zip://a.zip::s3://bucket/key"

@@ -10,7 +10,8 @@ import pytest
 from shardload.codecs import make_codec
 from shardload.errors import FormatError, PackError
 from shardload.format.schema import parse_schema
-from shardload.writer.encode import RecordPacker, SampleEncoder, row_columns
+from shardload.writer.encode import SampleEncoder, row_columns
+from shardload.writer.pack import RecordPacker
 from shardload.writer.values import describe
 
 HUGE = 10**5000

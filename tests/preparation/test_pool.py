@@ -1,0 +1,61 @@
+"""Processes that run steps, without a pack around them: order, back-pressure, and what stays when nobody wants the rest."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shardload.preparation import StepPool, function_step
+
+Entry = tuple[str, dict[str, Any] | None]
+
+
+@pytest.fixture
+def pool(monkeypatch) -> Iterator[StepPool]:
+    """Two processes, fed four samples at a time."""
+    monkeypatch.setattr("shardload.preparation.pool.BATCH_SAMPLES", 4)
+    made = StepPool([function_step("filter", "preparing:keep")], 2, 10.0)
+    yield made
+    made.close()
+
+
+def entries(taken: list[int], number: int) -> Iterator[Entry]:
+    for n in range(number):
+        taken.append(n)
+        yield f"sample {n}", None if n % 7 == 6 else {"number": n, "part": 0, "data": bytes([n % 256])}
+
+
+def expected(number: int) -> list[tuple[str, Any]]:
+    samples = entries([], number)
+    return [(tag, None if values is None else [values] if values["number"] % 5 else []) for tag, values in samples]
+
+
+def test_results_come_in_order_and_no_more_is_read_than_there_are_processes_for(pool: StepPool) -> None:
+    taken: list[int] = []
+    results = pool.run(entries(taken, 50))
+    found = [next(results)]
+    assert len(taken) == 8
+    found += results
+    assert found == expected(50) and pool.cpu_seconds > 0
+
+
+def test_whoever_wants_no_more_leaves_nothing_behind(pool: StepPool) -> None:
+    for wanted in (1, 4, 6):
+        results = pool.run(entries([], 50))
+        assert list(itertools.islice(results, wanted)) == expected(50)[:wanted]
+        results.close()
+    assert list(pool.run(entries([], 9))) == expected(9)
+    assert list(pool.run(entries([], 0))) == []
+
+
+def test_a_copy_has_no_process_yet(pool: StepPool) -> None:
+    pool.start()
+    copy = pickle.loads(pickle.dumps(pool))
+    assert (copy.steps, copy.num_processes, copy.timeout_seconds) == (pool.steps, 2, 10.0)
+    assert len(pickle.dumps(pool)) < 1000 and not copy._processes
+    assert list(copy.digests) == ["preparing:keep"] == list(pool.digests)
+    copy.close()

@@ -160,6 +160,12 @@ class FarTarget(ResumableTarget):
         """Gives back a place whose dataset is complete."""
         with named(self.root):
             self._remove_work()
+            if write_id := self._write_id():
+                # The writer that published it was cut off before it had let go.
+                claim = self.uploads.facts(CLAIM)
+                if claim is not None and claim.mark == write_id:
+                    self.uploads.remove([CLAIM])
+                self.storage.operations.unlink(self._note.path("write-id"))
             self._tidy()
         self._lock.release()
 

@@ -178,6 +178,25 @@ def test_a_store_that_is_gone_leaves_what_is_needed_to_go_on(
     assert sent == {lost_name}
 
 
+@pytest.mark.parametrize(("path", "method"), [("manifest.json", "PUT"), ("claim", "DELETE")])
+def test_what_fails_after_the_commit_is_finished_later(
+    proxied: Place,
+    s3_proxy: FaultProxy,
+    source: Path,
+    local: dict[str, bytes],
+    staging: Path,
+    path: str,
+    method: str,
+) -> None:
+    proxied.options["shardload"] = {"deadline": 10, "first_wait": 0.01, "retries": 0}
+    s3_proxy.arm(fault_proxy.status(500, path=path, method=method, times=None))
+    with pytest.raises(PackError, match="this came after the commit: version 1 is there whole"):
+        proxied.pack(source)
+    s3_proxy.reset()
+    proxied.pack(source, resume=True)
+    assert proxied.files() == local and not list(staging.rglob("*"))
+
+
 def test_another_writer_who_was_first_is_told_of(place: Place, source: Path, tmp_path: Path) -> None:
     with shardload.ShardWriter(tmp_path / "other", {"number": "int64"}) as writer:
         writer.write({"number": 1})

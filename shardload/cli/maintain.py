@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
+from shardload.cli.storage import storage_option
 from shardload.cli.text import counted, echo, echo_facts, echo_json
 from shardload.quantities import format_bytes
+from shardload.storage import shown
 
 _SHOWN = 10
 
@@ -58,15 +60,27 @@ def rebuild_index(dataset: str, workers: int | None, as_json: bool) -> int:
 )
 @click.option("--unfinished", is_flag=True, help="Also remove what an unfinished pack left.")
 @click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+@storage_option
+@click.option("--staging", metavar="DIR", help="For a URL: the directory that the unfinished pack was given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-def prune(dataset: str, keep: int, unfinished: bool, dry_run: bool, as_json: bool) -> int:
+def prune(
+    dataset: str,
+    keep: int,
+    unfinished: bool,
+    dry_run: bool,
+    storage_options: dict[str, Any],
+    staging: str | None,
+    as_json: bool,
+) -> int:
     """Remove old versions of DATASET, and the shards that only they had.
 
     Jobs that read an older version fail from then on, and states that name it cannot be resumed.
     """
     from shardload.writer.prune import prune as remove
 
-    pruned = remove(dataset, keep=keep, unfinished=unfinished, dry_run=dry_run)
+    wanted: dict[str, Any] = {"keep": keep, "unfinished": unfinished, "dry_run": dry_run}
+    pruned = remove(dataset, **wanted, storage_options=storage_options, staging=staging)
+    dataset = shown(dataset)
     if as_json:
         facts = {
             "versions": pruned.versions,

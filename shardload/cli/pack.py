@@ -207,6 +207,11 @@ class _InOrder(click.Command):
 @click.option(
     "--max-rejects", type=click.IntRange(min=0), metavar="N", help="Most that may be set aside.  [default: any]"
 )
+@click.option(
+    "--staging",
+    metavar="DIR",
+    help="For a TARGET that is a URL: directory for what is not uploaded yet.  [default: in the user's cache directory]",
+)
 @click.option("--log-json", metavar="FILE", help="Add events to a file, a JSON object a line.")
 @click.option("--dry-run", is_flag=True, help="Write nothing; show the schema, the first samples and an estimate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -223,8 +228,9 @@ def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) ->
     streams of token ids, one sample a text; then single text files are a SOURCE too, and text files may be .gz or
     .zst. Hidden files are left out unless a GLOB writes their dot; links to directories are not followed.
 
-    TARGET appears whole, or not at all. What was packed before an error, a signal or a crash stays: the same command with
-    --continue goes on and ends with the same bytes.
+    TARGET is a directory, or an s3:// URL, where shards are uploaded as they are finished. It appears whole, or not at
+    all. What was packed before an error, a signal or a crash stays: the same command with --continue goes on and ends
+    with the same bytes.
     """
     if options["replace"] and options["append"]:
         raise click.UsageError("--append and --replace exclude each other")

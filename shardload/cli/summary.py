@@ -12,6 +12,7 @@ from shardload.cli.text import counted, cut, echo, echo_facts, line_width
 from shardload.format.schema import Field, parse_field
 from shardload.packing import PackSummary
 from shardload.quantities import format_bytes
+from shardload.storage import is_far
 
 
 def echo_summary(summary: PackSummary) -> None:
@@ -19,7 +20,8 @@ def echo_summary(summary: PackSummary) -> None:
     seconds = max(summary.seconds, 1e-9)
     packed = summary.num_workers > 0
     speed = f"{summary.num_samples / seconds:,.0f} samples/s, {summary.source_bytes / seconds / 1e6:,.1f} MB/s"
-    state = "packed and on disk" if packed else "complete before: nothing was left to do"
+    place = "in the store" if is_far(summary.target) else "on disk"
+    state = f"packed and {place}" if packed else "complete before: nothing was left to do"
     echo(f"{summary.target}: {counted(summary.num_samples, 'sample')} {state}")
     echo_facts(
         (

@@ -207,13 +207,22 @@ def _functions(given: Sequence[Function] | Function | None) -> Sequence[Function
     return given if isinstance(given, list | tuple) else (given,)
 
 
-def check_places(paths: Sequence[str], target: str) -> None:
-    """Refuses sources that are not there, a source and a target inside of each other, and a URL as target."""
-    if is_far(target):
-        raise PackError(f"{shown(target)}: datasets are written into a directory; copy it to its URL when it is there")
-    there = os.path.realpath(target)
+def check_places(paths: Sequence[str], target: str, staging: str = "") -> None:
+    """Refuses sources that are not there, and a source and a target inside of each other.
+
+    Args:
+        paths: the sources.
+        target: a directory, or a URL.
+        staging: the directory on the disk that is written to for a URL.
+    """
+    there = os.path.realpath(staging or target)
     for path in paths:
         if is_far(path):
+            here, place = (f"{shown(location).rstrip('/')}/" for location in (path, target))
+            if staging and (here.startswith(place) or place.startswith(here)):
+                raise PackError(
+                    f"source and target lie inside of each other ({here} and {place}): choose another target"
+                )
             continue
         if not os.path.lexists(path):
             raise PackError(f"{path} does not exist")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from shardload.importers import Unit
 from shardload.packing.progress import Count
 from shardload.packing.unit import Step, Task
 from shardload.storage import FileReader, LocalStorage
-from shardload.writer.journal_lines import decode_line, encode_line, entry_facts, entry_of, is_intact, lines_of
+from shardload.writer.journal_lines import decode_line, encode_line, entry_facts, entry_of, lines_of
 from shardload.writer.target import WORK
 
 JOURNAL = f"{WORK}/journal"
@@ -26,6 +26,9 @@ _BEFORE = f"{WORK}/journal.old"
 _REWRITTEN = f"{WORK}/journal.new"
 _COUNTED = ("num_samples", "source_bytes", "stored_bytes", "num_rejects", "num_dropped", "num_split")
 """What is counted of a unit; times are not, as they are those of one call."""
+
+Intact = Callable[[Sequence[ShardEntry]], set[str]]
+"""Returns the names of those shards that are there as they were finished."""
 
 
 @dataclass(slots=True)
@@ -51,12 +54,12 @@ class _UnitState:
     def entries(self) -> list[ShardEntry]:
         return [step.entry for _, step in self.steps if step.entry is not None]
 
-    def believe(self, storage: LocalStorage, generation: int) -> None:
-        """Drops the first step whose shard is not what it was, and all after it."""
+    def believe(self, intact: set[str], generation: int) -> None:
+        """Drops the first step whose shard is not among those that are what they were, and all after it."""
         num_kept = part = 0
         for number, (_, step) in enumerate(self.steps, 1):
             if step.entry is not None:
-                if (step.entry.generation, step.entry.part) != (generation, part) or not is_intact(storage, step.entry):
+                if (step.entry.generation, step.entry.part) != (generation, part) or step.entry.name not in intact:
                     break
                 part += 1
             if step.entry is not None or step.finished:
@@ -68,13 +71,16 @@ class _UnitState:
 class Journal:
     """The journal of the pack that this process does. Used by one thread."""
 
-    def __init__(self, storage: LocalStorage, generation: int, resume: bool = False) -> None:
+    def __init__(
+        self, storage: LocalStorage, generation: int, resume: bool = False, intact: Intact | None = None
+    ) -> None:
         """Starts a journal.
 
         Args:
             storage: files of the target.
             generation: the generation that is packed.
             resume: go on with the journal that is there, without the lines that are not to be believed any more.
+            intact: returns the names of those shards that are there as they were finished; needed to resume.
 
         Raises:
             PackError: a journal is there that is not to be gone on with.
@@ -84,7 +90,8 @@ class Journal:
         self._num_bytes = 0
         before = self._take_over() if resume else None
         if before is not None:
-            self._load(before, generation)
+            assert intact is not None
+            self._load(before, generation, intact)
         self._descriptor = storage.operations.open_new(storage.path(_REWRITTEN))
         try:
             if before is not None:
@@ -189,7 +196,7 @@ class Journal:
         with contextlib.suppress(FileNotFoundError):
             storage.operations.unlink(storage.path(_BEFORE))
 
-    def _load(self, journal: FileReader, generation: int) -> None:
+    def _load(self, journal: FileReader, generation: int, intact: Intact) -> None:
         start = 0
         for data in lines_of(journal):
             step = _decode(data)
@@ -198,8 +205,9 @@ class Journal:
                 break
             self._remember(_Line(start, len(data)), step)
             start += len(data)
+        there = intact([entry for state in self._units.values() for entry in state.entries])
         for state in self._units.values():
-            state.believe(self._storage, generation)
+            state.believe(there, generation)
 
     def _copy_believed(self, before: FileReader) -> None:
         lines = [line for state in self._units.values() for line, _ in state.steps]

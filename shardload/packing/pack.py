@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from shardload.codecs.dictionary import DictionaryMode
@@ -34,10 +35,9 @@ from shardload.packing.shuffle import shuffle as shuffle_source
 from shardload.packing.summary import PackSummary, estimated, summarized
 from shardload.packing.unit import OnError
 from shardload.preparation import Function
-from shardload.storage import OPERATIONS, Operations
-from shardload.storage.secrets import shown
-from shardload.storage.sources import is_far
+from shardload.storage import OPERATIONS, Operations, is_far, shown
 from shardload.writer.describe import Types, schema_for
+from shardload.writer.far import staging_place, target_at
 from shardload.writer.target import Mode
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
 
@@ -76,6 +76,7 @@ def pack(
     on_error: OnError = "raise",
     max_rejects: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    staging: Path | None = None,
     progress: Report | None = None,
     log_json: Path | None = None,
     dry_run: bool = False,
@@ -92,7 +93,8 @@ def pack(
             folder of them; or a folder by `save_to_disk` of Hugging Face's datasets or of MosaicML's MDS, or
             `hf:NAME@SPLIT` of the hub. With a tokenizer also single texts. Links to files are followed, links to
             directories are not. All but the last also by URLs of fsspec, such as `s3://bucket/raw/`; of HTTP only files.
-        target: directory of the dataset; created if it is not there.
+        target: directory of the dataset; created if it is not there. Or an s3:// URL: there each shard is uploaded when it is
+            finished, so that the disk holds about two a worker.
         schema: field name -> type, or type and compression as for `ShardWriter`: for a folder in place of inferred ones,
             for all others the whole schema. An append may name new nullable fields.
         compression: `none` or `zstd:<level>`, for fields of bytes, str, json and lists.
@@ -131,8 +133,10 @@ def pack(
         on_error: `raise` to end at the first thing that is no sample or does not fit the schema; `reject` to set such
             aside in `rejects.jsonl` and go on. A pack that was ended by one may be continued with `reject`.
         max_rejects: most that may be set aside; None for no limit.
-        storage_options: for URLs, options of fsspec's file system for them, as for `shardload.open`. They stand in no message
-            or file; a pack may be continued with others.
+        storage_options: for URLs of source and target, options of fsspec's file system for them, as for `shardload.open`.
+            They stand in no message or file; a pack may be continued with others.
+        staging: for a target that is a URL: directory on the disk for what is not uploaded yet, and for what `resume` needs
+            to know; None for one in the user's cache directory, by the URL.
         progress: called in this thread at the start, then about ten times a second, and at the end.
         log_json: file that events are added to, a JSON object a line: `start`, `unit`, `reject`, `progress`, and `end` or
             `error`.
@@ -152,17 +156,21 @@ def pack(
     tokens = checked_tokenization(tokenizer, append_token, prepend_token, text_key), token_field or ""
     paths = named_sources([source] if isinstance(source, str | os.PathLike) else source)
     preparation = checked_preparation(map, filter, steps, map_timeout)
+    root, options = os.fspath(target), dict(storage_options or {})
+    place = staging_place(root, options, staging) if is_far(root) else ""
+    check_places(paths, root, place)
+    for_source = options if not place or any(is_far(path) for path in paths) else {}
     call = Call(
         *(paths, listed(include), listed(exclude), settings, *tokens, preparation),
-        *(shuffle, checked_dedup(dedup), resume, on_error, max_rejects, progress, dict(storage_options or {})),
+        *(shuffle, checked_dedup(dedup), resume, on_error, max_rejects, progress, for_source),
         None if log_json is None or dry_run else EventLog(os.fspath(log_json)),
     )
-    root = os.fspath(target)
-    check_places(paths, root)
+    claim = partial(target_at, options=options if place else None, staging=staging)
     mode: Mode = "append" if append else "replace" if replace else "create"
+    work = partial(_pack_into, call=call)
     if dry_run:
-        return _dry_run(root, mode, call)
-    return _logged(call, lambda: in_session(root, mode, operations, resume, lambda session: _pack_into(session, call)))
+        return _dry_run(root, base_schema(root, mode, options), call)
+    return _logged(call, lambda: in_session(root, mode, operations, resume, work, claim=claim))
 
 
 def _logged(call: Call, work: Callable[[], PackSummary]) -> PackSummary:
@@ -183,9 +191,9 @@ def _pack_into(session: Session, call: Call) -> PackSummary:
         return pack_source(session, call, open_prepared(call, held))
 
 
-def _dry_run(root: str, mode: Mode, call: Call) -> PackSummary:
+def _dry_run(root: str, base: Schema | None, call: Call) -> PackSummary:
     """Returns what a pack would make, estimated from a few samples."""
-    settings, base = call.settings, base_schema(root, mode)
+    settings, root = call.settings, shown(root)
     with contextlib.ExitStack() as held:
         source = open_prepared(call, held)
         plan = source.plan(_plain_types(settings.types, base), settings.unit_size)

@@ -65,12 +65,13 @@ def in_session(
     resume: bool,
     work: Callable[[Session], _Result],
     others: bool = False,
+    claim: Callable[..., ResumableTarget] = ResumableTarget,
 ) -> _Result:
     """Claims a target, where other files may be or not, and does some work there; it is given back whatever happens."""
     session: Session | None = None
     try:
         with signals_held():
-            session = Session(ResumableTarget(root, mode, operations, resume, others), resume)
+            session = Session(claim(root, mode, operations, resume, others), resume)
         result = work(session)
     except BaseException as error:
         with signals_held(error):
@@ -103,7 +104,7 @@ def run_pass(session: Session, call: Call, described: Pass) -> Published:
     external_bytes = plan.num_bytes if plan.in_place else None
     facts = (dictionary, described.metadata, settings.shard_size, len(plan.units), external_bytes)
     recipe = make_recipe(place, schema, settings.compression, *facts)
-    job = Job(plan.reader, place.storage, recipe, plan.hint, call.on_error, described.digest)
+    job = Job(plan.reader, place.storage, recipe, plan.hint, call.on_error, described.digest, place.deliver)
     session.run(job, plan.units, num_workers, tally, call.max_rejects, call.log)
     manifest, entries = session.commit(recipe.description, described.source)
     tally.tell(last=True)

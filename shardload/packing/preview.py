@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from shardload.errors import PackError
 from shardload.format.rows import row_layout
 from shardload.format.schema import Schema
 from shardload.importers import Item, Outcome, Reject, Sample, SourcePlan, preparing
-from shardload.storage import LocalStorage
+from shardload.storage import LocalStorage, is_far, storage_of
 from shardload.writer.encode import SampleEncoder
 from shardload.writer.pack import RecordPacker
 from shardload.writer.target import Mode
@@ -49,12 +49,19 @@ class Trial:
         return number * total_bytes / self.source_bytes if self.source_bytes else 0.0
 
 
-def base_schema(root: str, mode: Mode) -> Schema | None:
+def base_schema(root: str, mode: Mode, options: Mapping[str, Any] | None = None) -> Schema | None:
     """Returns the schema of the dataset that would be added to, or None where there is none. Changes nothing.
+
+    Args:
+        root: the target.
+        mode: what may be there.
+        options: storage options, if it is a URL.
 
     Raises:
         PackError: the pack could not write there.
     """
+    if is_far(root):
+        return _far_schema(root, mode, options)
     if os.path.lexists(root) and not os.path.isdir(root):
         raise PackError(f"{root} exists and is not a directory", dataset=root)
     if mode == "create" and os.path.isdir(root) and os.listdir(root):
@@ -67,6 +74,16 @@ def base_schema(root: str, mode: Mode) -> Schema | None:
     if current is None:
         raise PackError(f"{root} holds no dataset to append to: pack without --append (append=True)", dataset=root)
     return current.parsed_schema
+
+
+def _far_schema(url: str, mode: Mode, options: Mapping[str, Any] | None) -> Schema | None:
+    storage = storage_of(url, options)
+    current = read_current(storage) if mode != "replace" else None
+    if mode == "create" and current is not None:
+        raise PackError(f"{storage.root} exists and holds a dataset: choose another target, or replace it (--replace)")
+    if mode == "append" and current is None:
+        raise PackError(f"{storage.root} holds no dataset to append to: pack without --append (append=True)")
+    return current.parsed_schema if mode == "append" and current is not None else None
 
 
 def try_source(plan: SourcePlan, schema: Schema, compression: str) -> Trial:

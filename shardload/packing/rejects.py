@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from shardload.format.schema import canonical_json
-from shardload.storage import FileWriter, LocalStorage
+from shardload.storage import FileWriter, LocalStorage, Storage
 from shardload.writer.journal_lines import lines_of
 from shardload.writer.target import REJECTS_NAME, WORK
 
@@ -14,7 +14,7 @@ _PREPARED = f"{WORK}/rejects"
 
 
 def prepare_rejects(
-    storage: LocalStorage, rejects: Iterable[tuple[int, str, str]], generation: int, source: str, keep: bool
+    storage: LocalStorage, rejects: Iterable[tuple[int, str, str]], generation: int, source: str, keep: Storage | None
 ) -> str:
     """Writes the rejects of a pack to a file that the commit puts in its place.
 
@@ -23,14 +23,14 @@ def prepare_rejects(
         rejects: unit, place and reason of each.
         generation: that of the pack.
         source: what the user called the source.
-        keep: whether the rejects of earlier generations stay, before those of this one.
+        keep: where the rejects of earlier generations are, which stay before those of this one; None for none.
 
     Returns:
         The name of the file, or nothing where there is no reject.
     """
     with FileWriter(storage.path(_PREPARED), storage.operations) as writer:
-        if keep and storage.exists(REJECTS_NAME):
-            for line in lines_of(storage.open(REJECTS_NAME)):
+        if keep is not None and keep.exists(REJECTS_NAME):
+            for line in lines_of(keep.open(REJECTS_NAME)):
                 # After a commit that was cut off those of this generation may be there already.
                 if json.loads(line)["generation"] < generation:
                     writer.write(line)

@@ -59,12 +59,12 @@ class Session:
         self, options: Mapping[str, Any], plan: SourcePlan
     ) -> tuple[Manifest, list[ShardEntry], Count] | None:
         """Returns manifest, shards and counts of what is there, if the same pack made it, or None."""
-        packed, current = read_packed(self.place.storage), self.place.current
+        packed, current = read_packed(self.place.public), self.place.current
         if self._continued or packed is None or current is None or packed.version != current.version:
             return None
         if packed.job != make_record(options, plan).digest:
             return None
-        entries = read_entries(self.place.storage, current, packed.generation)
+        entries = read_entries(self.place.public, current, packed.generation)
         self.place.leave_finished()
         return current, entries, Count(num_rejects=packed.num_rejects, **packed.counts)
 
@@ -89,7 +89,7 @@ class Session:
         before = read_record(place.storage)
         check_same(place.storage, before, record, units)
         self._committed = place.take_up(before.version, before.generation)
-        journal = Journal(place.storage, place.generation, resume=True)
+        journal = Journal(place.storage, place.generation, resume=True, intact=place.intact)
         if self._committed is None:
             place.keep_only(journal.entries)
         return journal
@@ -140,10 +140,11 @@ class Session:
         if self.set_aside is not None:
             rows = self.set_aside.rows()
             done = replace(self.set_aside.done, num_duplicates=done.num_dropped)
+        keep = place.public if place.mode == "append" else None
         counts = {name: number for name in _TOLD_LATER if (number := getattr(done, name))}
         packed = PackedRecord(place.generation, self._digest, done.num_rejects, place.version, counts)
         with named(place.root):
-            rejects = prepare_rejects(place.storage, rows, place.generation, source, place.mode == "append")
+            rejects = prepare_rejects(place.storage, rows, place.generation, source, keep)
             place.storage.write(f"{WORK}/packed", packed.encode())
         place.beside |= {REJECTS_NAME: rejects, PACKED_NAME: f"{WORK}/packed"}
         with signals_held(), named(place.root):

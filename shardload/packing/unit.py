@@ -13,7 +13,9 @@ from shardload.format.record import record_layout
 from shardload.format.schema import Field
 from shardload.format.table import ShardEntry
 from shardload.importers import Item, Outcome, Reject, Sample, Unit, UnitReader, preparing, read_from
+from shardload.packing.outbox import Outbox
 from shardload.packing.progress import NO_COUNT, REPORT_SECONDS, Count
+from shardload.packing.step import Step as Step
 from shardload.preparation.digest import ContentDigest
 from shardload.storage import LocalStorage
 from shardload.writer.encode import SampleEncoder
@@ -50,6 +52,8 @@ class Job:
     """Added to the error of a sample that does not fit the schema."""
     on_error: OnError = "raise"
     digest: DigestField | None = None
+    deliver: Callable[[ShardEntry], None] | None = None
+    """What is done with each finished shard before it counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +70,6 @@ class Task:
     """Of the next item, which is an outcome of several samples then: how many at its start are in earlier parts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a unit has come to: all up to here is on the device, or set aside."""
-
-    unit: int
-    num_items: int
-    """Items of what its reader yields, from the first one on."""
-    count: Count
-    """What was packed, from the first part on."""
-    rejects: tuple[tuple[str, str], ...] = ()
-    """Place and reason of what was set aside since the step before."""
-    entry: ShardEntry | None = None
-    """The shard that was finished with this step, if one was."""
-    finished: bool = False
-    """Whether this is the last step of the unit."""
-    num_outputs: int = 0
-    """Samples of the next item, an outcome, that are in the parts up to here."""
-
-
 def pack_unit(job: Job, task: Task, tell: Callable[[Step | Count], None]) -> None:
     """Packs a unit, or what is left of one.
 
@@ -98,13 +83,32 @@ def pack_unit(job: Job, task: Task, tell: Callable[[Step | Count], None]) -> Non
             finished stay.
     """
     try:
-        _UnitPack(job, task, tell).run()
+        if job.deliver is None:
+            _UnitPack(job, task, tell).run()
+        else:
+            _pack_and_deliver(job, task, tell, job.deliver)
     except PackError:
         raise
     except OSError as error:
         raise write_error(job.storage.root, error) from error
     except MemoryError:
         raise PackError(f"{task.unit}: there is not enough memory for its samples") from None
+
+
+def _pack_and_deliver(
+    job: Job, task: Task, tell: Callable[[Step | Count], None], deliver: Callable[[ShardEntry], None]
+) -> None:
+    outbox = Outbox(deliver, tell)
+    try:
+        try:
+            _UnitPack(job, task, outbox).run()
+        except Exception:
+            # What was finished before stays, as on a disk. Of two failures the first shard's counts.
+            outbox.finish()
+            raise
+        outbox.finish()
+    finally:
+        outbox.close()
 
 
 class _UnitPack:

@@ -14,6 +14,7 @@ from shardload.storage.remote import RemoteStorage
 from shardload.storage.retrying import RetryingStorage
 from shardload.storage.schedule import RetryPolicy
 from shardload.storage.secrets import is_url, shown
+from shardload.storage.uploading import UploadStorage, WritableObjects, refuse_to_write
 
 OWN_OPTIONS = "shardload"
 """Storage options below this name are for this package; all others are for the file system."""
@@ -49,9 +50,14 @@ def local_path(location: str | os.PathLike[str]) -> str:
     path = _without_scheme(os.fspath(location))
     if is_url(path):
         raise ValueError(
-            f"{shown(path)} is a URL: datasets are written to a directory; upload it from there, manifest.json last"
+            f"{shown(path)} is a URL: only pack and ShardWriter write to such; use a directory and upload it, manifest.json last"
         )
     return os.path.abspath(path)
+
+
+def is_far(location: str | os.PathLike[str]) -> bool:
+    """Tells whether a location is a URL that leads to no directory of this machine."""
+    return is_url(_without_scheme(os.fspath(location)))
 
 
 def _without_scheme(path: str) -> str:
@@ -59,10 +65,29 @@ def _without_scheme(path: str) -> str:
     return unquote(rest) if separator and scheme in _LOCAL_SCHEMES else path
 
 
+def upload_storage_of(url: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> UploadStorage:
+    """Returns the storage of a URL that a dataset is written to, without looking at it.
+
+    Raises:
+        ValueError: nothing there keeps two writers from publishing at once, or there is no such option of ours.
+    """
+    refuse_to_write(url)
+    own, policy = _policy(dict(options or {}))
+    return UploadStorage(WritableObjects(os.fspath(url), own, _limits(policy)), policy)
+
+
 def _far(url: str, options: dict[str, Any]) -> Storage:
+    options, policy = _policy(options)
+    return RetryingStorage(RemoteStorage(url, options, _limits(policy)), policy)
+
+
+def _policy(options: dict[str, Any]) -> tuple[dict[str, Any], RetryPolicy]:
+    """Returns the options of the file system, and what ours say."""
     own = options.pop(OWN_OPTIONS, {})
     if not isinstance(own, Mapping):
         raise ValueError(f"storage_options[{OWN_OPTIONS!r}] must be a mapping, such as {{'deadline': 60}}")
-    policy = RetryPolicy.from_options(own)
-    limits = Limits(policy.progress_seconds, policy.deadline_seconds)
-    return RetryingStorage(RemoteStorage(url, options, limits), policy)
+    return options, RetryPolicy.from_options(own)
+
+
+def _limits(policy: RetryPolicy) -> Limits:
+    return Limits(policy.progress_seconds, policy.deadline_seconds)

@@ -166,7 +166,7 @@ class RemoteStorage:
         """Returns the error of a file that cannot be the one that was written."""
         return FormatError(f"{self.root}: {name} {reason}", dataset=self.root, shard=name)
 
-    def _asked(self, name: str, place: tuple[int, int] | None, ask: Any) -> Any:
+    def _asked(self, name: str, place: tuple[int, int] | None, ask: Any, doing: str = "read") -> Any:
         """Returns what a way of fetching answers; its failures come out as errors of ours, without those of libraries.
 
         What libraries raise may hold the URL with all that is secret in it, and would be printed as the cause.
@@ -178,11 +178,11 @@ class RemoteStorage:
         except (ShardloadError, ImportError) as error:
             failure = error
         except Exception as error:
-            failure = self._failed(name, place, error)
+            failure = self._failed(name, place, error, doing)
         failure.__cause__ = failure.__context__ = None
         raise failure
 
-    def _failed(self, name: str, place: tuple[int, int] | None, error: Exception) -> AnswerError:
+    def _failed(self, name: str, place: tuple[int, int] | None, error: Exception, doing: str) -> AnswerError:
         start, stop = place or (None, None)
         if self._own is None:
             kind, reason, wait = "refused", f"{type(error).__name__}: {error}", None
@@ -190,7 +190,7 @@ class RemoteStorage:
             told = self._own[1].explain(error)
             kind, reason, wait = told.kind, told.reason, told.retry_after_seconds
         where = "" if place is None or kind == "missing" else f" at bytes {start} to {stop}"
-        what = "is missing" if kind == "missing" else f"cannot be read{where}: {redact(reason, self._secrets)}"
+        what = "is missing" if kind == "missing" else f"cannot be {doing}{where}: {redact(reason, self._secrets)}"
         message = f"{self.root}: {name} {what}" if name else f"{self.root} {what}"
         told_kind: Kind = kind  # type: ignore[assignment]
         facts = {"dataset": self.root, "shard": name, "start": start, "stop": stop}
@@ -200,8 +200,11 @@ class RemoteStorage:
         """Returns what this process fetches through; of two threads that make it at once one has its own."""
         limits = self.limits or Limits()
         if self._own is None or self._own[0] != os.getpid():
-            self._own = os.getpid(), _ranges_of(self.url, self.options, limits)
+            self._own = os.getpid(), self._way(limits)
         return self._own[1], limits
+
+    def _way(self, limits: Limits) -> RangeFetch:
+        return _ranges_of(self.url, self.options, limits)
 
 
 class RemoteFile:

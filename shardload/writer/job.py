@@ -12,7 +12,7 @@ import numpy as np
 from shardload.codecs.zstd import library_version
 from shardload.errors import FormatError, PackError
 from shardload.format.schema import canonical_json
-from shardload.storage import LocalStorage
+from shardload.storage import LocalStorage, Storage
 from shardload.version import VERSION
 from shardload.writer.target import JOB, PACKED_NAME, WORK
 
@@ -83,7 +83,7 @@ def read_record(storage: LocalStorage) -> JobRecord:
         ) from None
 
 
-def read_packed(storage: LocalStorage) -> PackedRecord | None:
+def read_packed(storage: Storage) -> PackedRecord | None:
     """Returns which job made the newest generation, or None where nothing readable says so."""
     if not storage.exists(PACKED_NAME):
         return None

@@ -15,7 +15,7 @@ from shardload.errors import FormatError, StorageError
 from shardload.format.schema import canonical_json
 from shardload.format.shard import TAIL_READ_BYTES, tail_bytes
 from shardload.format.table import ShardEntry
-from shardload.storage import FileReader, LocalStorage
+from shardload.storage import Storage, StoredFile
 
 _READ_BYTES = 1 << 20
 
@@ -47,7 +47,7 @@ def entry_of(facts: list[Any]) -> ShardEntry:
     return ShardEntry(generation, unit, part, num_samples, num_bytes, *digests, tuple(num_items))
 
 
-def is_intact(storage: LocalStorage, entry: ShardEntry) -> bool:
+def is_intact(storage: Storage, entry: ShardEntry) -> bool:
     """Tells whether a shard is there with the length and the head that it was finished with.
 
     Its bytes were on the device before the journal told of it, so that a crash cannot have taken some of them.
@@ -62,7 +62,7 @@ def is_intact(storage: LocalStorage, entry: ShardEntry) -> bool:
     return hashlib.sha256(tail).digest() == entry.head_digest
 
 
-def lines_of(file: FileReader) -> Iterator[bytes]:
+def lines_of(file: StoredFile) -> Iterator[bytes]:
     """Yields the lines of a file with their ends; what comes after the last end is left out."""
     rest = b""
     for start in range(0, file.num_bytes, _READ_BYTES):

@@ -12,7 +12,7 @@ from shardload.format.keys import KEY_ENTRY
 from shardload.format.schema import Schema
 from shardload.format.shard import TAIL_READ_BYTES, parse_tail, tail_bytes
 from shardload.format.table import ShardEntry
-from shardload.storage import LocalStorage
+from shardload.storage import Storage
 
 
 class DuplicateKeyError(PackError):
@@ -46,7 +46,7 @@ RANGE_KEYS = 1 << 22
 class _Cursor:
     """The sorted keys of one shard, taken from the front."""
 
-    def __init__(self, storage: LocalStorage, entry: ShardEntry, schema: Schema) -> None:
+    def __init__(self, storage: Storage, entry: ShardEntry, schema: Schema) -> None:
         self._storage = storage
         self._entry = entry
         file = storage.open(entry.name, entry.num_bytes)
@@ -74,7 +74,7 @@ class _Cursor:
         return np.concatenate(taken)
 
 
-def check_keys(storage: LocalStorage, entries: Sequence[ShardEntry], schema: Schema) -> None:
+def check_keys(storage: Storage, entries: Sequence[ShardEntry], schema: Schema) -> None:
     """Checks that no two samples of the shards have the same key. Within a shard the writer has seen to it.
 
     Digests are spread evenly, so ranges of them hold about equally many keys: each shard's section is read once, front

@@ -54,7 +54,7 @@ class ResumableTarget(Target):
         Raises:
             PackError: the commit is that of another writer, or the storage failed.
         """
-        if read_entries(self.storage, manifest, self.generation) != sorted(entries):
+        if read_entries(self.public, manifest, self.generation) != sorted(entries):
             raise PackError(
                 f"{self.root}: version {self.version} was published by another writer; remove {self.root}/{WORK} to "
                 "give up the unfinished pack",
@@ -100,6 +100,6 @@ class ResumableTarget(Target):
     def _published(self, version: int) -> Manifest | None:
         """Returns the manifest of a version if that is the newest one."""
         name = f"manifests/{version}"
-        if version != self.version - 1 or not self.storage.exists(name):
+        if version != self.version - 1 or not self.public.exists(name):
             return None
-        return read_manifest(self.storage, name)
+        return read_manifest(self.public, name)

@@ -13,16 +13,17 @@ from typing import Literal
 from shardload.errors import FormatError, PackError, ShardloadError
 from shardload.format.manifest import MANIFEST_NAME, Description, Manifest, complete, decode_manifest
 from shardload.format.table import ShardEntry, make_table, table_name
-from shardload.storage import OPERATIONS, LocalStorage, Operations, local_path
+from shardload.storage import OPERATIONS, LocalStorage, Operations, Storage, local_path
 from shardload.writer.failures import NOTHING, named
 from shardload.writer.failures import write_error as write_error
+from shardload.writer.journal_lines import is_intact
 from shardload.writer.keys import check_keys
 from shardload.writer.lock import DirectoryLock
 from shardload.writer.versions import find_versions, own_names, read_current, read_entries
 from shardload.writer.work import JOB as JOB
 from shardload.writer.work import JOURNAL_NAMES as JOURNAL_NAMES
 from shardload.writer.work import WORK as WORK
-from shardload.writer.work import remove_work
+from shardload.writer.work import missing_directories, remove_work
 
 REJECTS_NAME = "rejects.jsonl"
 PACKED_NAME = "packed.json"
@@ -65,8 +66,8 @@ class Target:
         Raises:
             PackError: something is there that the mode does not allow, or another writer is at work.
         """
-        self.root = local_path(root)
-        self.storage = LocalStorage(self.root, operations)
+        self.storage = LocalStorage(local_path(root), operations)
+        self.root, self.public = self._publishes_at()
         self.mode = mode
         self.version, self.generation = 1, 1
         self.current: Manifest | None = None
@@ -74,17 +75,17 @@ class Target:
         self.beside = {REJECTS_NAME: "", PACKED_NAME: ""}
         """Files that a commit puts beside the manifest: name -> prepared file; an empty one means there is none."""
         self._locked, self._others = False, others
-        self._table = ""
-        self._unfinished = ""
+        self._table = self._unfinished = ""
+        directory = self.storage.root
         with named(self.root):
-            if os.path.lexists(self.root) and not os.path.isdir(self.root):
+            if os.path.lexists(directory) and not os.path.isdir(directory):
                 raise PackError(f"{root} exists and is not a directory", dataset=root)
-            self._missing = _missing_directories(self.root)
+            self._missing = missing_directories(directory)
             self._created = bool(self._missing)
             for name in reversed(self._missing):
                 with contextlib.suppress(FileExistsError):
                     operations.mkdir(name)
-            self._lock = DirectoryLock(self.root)
+            self._lock = DirectoryLock(directory)
         try:
             self._locked = self._take_lock()
             self._check(resume)
@@ -92,11 +93,24 @@ class Target:
             # Without the lock the empty directory may be that of another writer who has just begun.
             if self._created and self._locked:
                 with contextlib.suppress(OSError):
-                    operations.rmdir(self.root)
+                    operations.rmdir(directory)
             self._lock.release()
             raise
         if not resume:
             self.prepare()
+
+    def _publishes_at(self) -> tuple[str, Storage]:
+        """Returns the place as messages name it, and what its versions are read through."""
+        return self.storage.root, self.storage
+
+    @property
+    def deliver(self) -> Callable[[ShardEntry], None] | None:
+        """What is to be done with each shard that is finished before it counts, if anything; picklable."""
+        return None
+
+    def intact(self, entries: Sequence[ShardEntry]) -> set[str]:
+        """Returns the names of those shards that are there as they were finished."""
+        return {entry.name for entry in entries if is_intact(self.storage, entry)}
 
     @property
     def base(self) -> Manifest | None:
@@ -144,9 +158,9 @@ class Target:
         """
         self.check_process()
         with named(self.root):
-            everything = [*(read_entries(self.storage, self.base) if self.base is not None else []), *entries]
+            everything = [*(read_entries(self.public, self.base) if self.base is not None else []), *entries]
             if description.key:
-                check_keys(self.storage, everything, description.parsed_schema)
+                check_keys(self.public, everything, description.parsed_schema)
         data = make_table(everything, len(description.parsed_schema.stream_fields)).encode()
         manifest = complete(
             description,
@@ -203,7 +217,7 @@ class Target:
 
     def _holds(self, name: str, content: bytes) -> bool:
         try:
-            return self.storage.read_small(name, len(content)) == content
+            return self.public.read_small(name, len(content)) == content
         except FormatError:
             return False
 
@@ -211,7 +225,7 @@ class Target:
         """Tells whether this writer's manifest is there; None where the storage does not tell."""
         name = f"manifests/{self.version}"
         try:
-            return self.storage.exists(name) and self._holds(name, encoded)
+            return self.public.exists(name) and self._holds(name, encoded)
         except OSError:
             return None
 
@@ -219,7 +233,7 @@ class Target:
         """Says what a failure after the commit has left."""
         there = f"this came after the commit: version {self.version} is there whole"
         with contextlib.suppress(OSError, ShardloadError):
-            current = read_current(self.storage)
+            current = read_current(self.public)
             if current is not None and current.version != self.version:
                 return (
                     f"{there}, but {MANIFEST_NAME} is still version {current.version}: open gives that one until "
@@ -235,7 +249,7 @@ class Target:
         """
         try:
             with named(self.root):
-                self._refuse(own_names(self.storage, OWN_NAMES, self._others), resume=True)
+                self._refuse(own_names(self.public, OWN_NAMES, self._others), resume=True)
         except BaseException:
             self._lock.release()
             raise
@@ -276,7 +290,7 @@ class Target:
         removed = ["tables", "manifests", "shards"] if self.version == 1 else []
         steps += [partial(storage.operations.rmdir, storage.path(name)) for name in removed]
         if self._created:
-            steps.append(lambda: storage.operations.rmdir(self.root))
+            steps.append(lambda: storage.operations.rmdir(storage.root))
         for step in steps:
             # What stays is removed by the next writer; the error that led here counts, not this one.
             with contextlib.suppress(OSError):
@@ -305,12 +319,11 @@ class Target:
 
     def _check(self, resume: bool) -> None:
         """Refuses a place that may not be written to, before anything there is changed."""
-        storage = self.storage
         with named(self.root):
-            there = own_names(storage, OWN_NAMES, self._others)
+            there = own_names(self.public, OWN_NAMES, self._others)
             if not resume:
                 self._refuse(there)
-            found = find_versions(self.storage, self._locked)
+            found = find_versions(self.public, self._locked)
             self.current, self._unfinished, self._tables = found.current, found.unfinished, found.tables
             self.version, self.generation = found.next_version, found.next_generation
             if self.mode == "append" and self.current is None:
@@ -357,7 +370,7 @@ class Target:
         if not self._missing:
             # A writer that was killed may have made the directory. Who may not read its parent has not made it.
             with contextlib.suppress(PermissionError):
-                self.storage.sync_directory(os.path.dirname(self.root))
+                self.storage.sync_directory(os.path.dirname(self.storage.root))
         self.storage.make_directory("shards")
         self.storage.make_directory(WORK)
 
@@ -385,12 +398,3 @@ class Target:
 
     def _remove_work(self) -> None:
         remove_work(self.storage)
-
-
-def _missing_directories(path: str) -> list[str]:
-    """Returns the directory and those of its parents that are not there."""
-    missing = []
-    while not os.path.isdir(path):
-        missing.append(path)
-        path = os.path.dirname(path)
-    return missing

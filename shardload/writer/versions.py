@@ -9,7 +9,7 @@ from shardload.errors import FormatError, PackError, ShardloadError, Unsupported
 from shardload.format import layout
 from shardload.format.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from shardload.format.table import ShardEntry, decode_table, table_bytes, table_name
-from shardload.storage import LocalStorage
+from shardload.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class FoundVersions:
     """SHA-256 of the shard tables that published versions name."""
 
 
-def own_names(storage: LocalStorage, own: set[str], others: bool) -> set[str]:
+def own_names(storage: Storage, own: set[str], others: bool) -> set[str]:
     """Returns the names in a target's directory that are a dataset's.
 
     Args:
@@ -47,7 +47,7 @@ def own_names(storage: LocalStorage, own: set[str], others: bool) -> set[str]:
     return there & own
 
 
-def _lies_in_others(storage: LocalStorage) -> bool:
+def _lies_in_others(storage: Storage) -> bool:
     """Tells whether a version is there whose records may lie in existing files."""
     for name in [MANIFEST_NAME, *(f"manifests/{name}" for name in storage.list("manifests") if name.isdecimal())]:
         with contextlib.suppress(OSError, ShardloadError):
@@ -56,7 +56,7 @@ def _lies_in_others(storage: LocalStorage) -> bool:
     return False
 
 
-def find_versions(storage: LocalStorage, locked: bool) -> FoundVersions:
+def find_versions(storage: Storage, locked: bool) -> FoundVersions:
     """Looks at all manifests.
 
     Args:
@@ -96,7 +96,7 @@ def find_versions(storage: LocalStorage, locked: bool) -> FoundVersions:
     return FoundVersions(current, max(taken) + 1, max(generations) + 1, unfinished, frozenset(tables))
 
 
-def read_current(storage: LocalStorage) -> Manifest | None:
+def read_current(storage: Storage) -> Manifest | None:
     """Returns what manifest.json says, or None where it is not there.
 
     Raises:
@@ -117,12 +117,12 @@ def read_current(storage: LocalStorage) -> Manifest | None:
         ) from error
 
 
-def read_manifest(storage: LocalStorage, name: str) -> Manifest:
+def read_manifest(storage: Storage, name: str) -> Manifest:
     """Returns a manifest, checked."""
     return decode_manifest(storage.read_small(name, layout.MAX_MANIFEST_BYTES), f"{storage.root}/{name}")
 
 
-def read_entries(storage: LocalStorage, manifest: Manifest, generation: int | None = None) -> list[ShardEntry]:
+def read_entries(storage: Storage, manifest: Manifest, generation: int | None = None) -> list[ShardEntry]:
     """Returns the shards of a published version, or of one of its generations, in their order."""
     name = table_name(manifest.table)
     data = storage.read_small(name, table_bytes(manifest))

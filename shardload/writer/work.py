@@ -44,3 +44,12 @@ def _files(storage: LocalStorage, folder: str) -> Iterator[str]:
             yield from _files(storage, path)
         else:
             yield path
+
+
+def missing_directories(path: str) -> list[str]:
+    """Returns a directory and those of its parents that are not there."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    return missing

@@ -7,6 +7,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,10 +17,11 @@ from shardload.errors import PackError
 from shardload.format.manifest import Manifest, Metadata, check_metadata
 from shardload.format.schema import FieldType, Schema, parse_schema
 from shardload.quantities import parse_bytes
-from shardload.storage import OPERATIONS, Operations
+from shardload.storage import OPERATIONS, Operations, is_far, shown
 from shardload.writer.batch import BatchEncoder
 from shardload.writer.describe import make_recipe, schema_for
 from shardload.writer.encode import EncodedSample, SampleEncoder
+from shardload.writer.far import staging_place, target_at
 from shardload.writer.first import FirstSamples
 from shardload.writer.keys import DuplicateKeyError, check_new
 from shardload.writer.lock import num_forks
@@ -63,12 +65,15 @@ class ShardWriter:
         replace: bool = False,
         append: bool = False,
         metadata: Metadata | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        staging: str | os.PathLike[str] | None = None,
         operations: Operations = OPERATIONS,
     ) -> None:
         """Describes the dataset to be written.
 
         Args:
-            target: directory of the dataset; created if it is not there.
+            target: directory of the dataset; created if it is not there. Or an s3:// URL: there each shard is uploaded when
+                it is finished.
             schema: field name -> type, such as `{"image": "jpeg", "label": "int64", "caption": "str?"}`; in place of a type
                 may stand `{"type": "uint16[*]", "compression": "zstd"}`. Only an append may leave it out, or name new
                 nullable fields beside those of the dataset.
@@ -80,13 +85,20 @@ class ShardWriter:
             replace: write the next version of a dataset that is there; readers keep the version they opened.
             append: add to a dataset that is there, as its next version.
             metadata: facts kept in the manifest: text, booleans, integers or lists of these by name.
+            storage_options: for a target that is a URL, as of `open`.
+            staging: for a target that is a URL: directory on the disk for what is not uploaded yet; None for one in the user's
+                cache directory, by the URL.
             operations: the file operations; tests replace them.
 
         Raises:
             FormatError: the schema, compression or metadata is not of the format.
             ValueError: the shard size is not a size, or options contradict each other.
         """
-        self.target = os.fspath(target)
+        self.target = shown(os.fspath(target)) if is_far(target) else os.fspath(target)
+        if is_far(target):
+            # Before anything is touched it is known whether datasets are written to such URLs.
+            staging_place(os.fspath(target), storage_options, staging)
+        self._claim = partial(target_at, os.fspath(target), options=storage_options, staging=staging)
         self.num_samples = 0
         self._mode: Mode = _mode(replace, append)
         if schema is None and not append:
@@ -278,7 +290,7 @@ class ShardWriter:
         if self._encoder is not None and num_forks() == self._forks:
             return self._encoder
         if self._place is None:
-            self._place, self._forks = Target(self.target, self._mode, self._operations), num_forks()
+            self._place, self._forks = self._claim(self._mode, self._operations), num_forks()
         else:
             self._place.check_process()
         if self._encoder is None:
@@ -318,7 +330,7 @@ class ShardWriter:
             dictionary = first.dictionary()
             settings = (self._compression, dictionary, self._metadata, self._shard_size, 1)
             recipe = make_recipe(self._place, self.schema, *settings)
-            self._unit = UnitWriter(self._place.storage, recipe, 0)
+            self._unit = UnitWriter(self._place.storage, recipe, 0, on_part=self._place.deliver)
             for sample, place in first.samples:
                 self._unit.add(sample, place)
         return self._unit

@@ -268,8 +268,10 @@ def test_what_cannot_be_packed_is_one_sentence(server, memory, folder, tmp_path)
             pack(source, tmp_path / "out", **options)
     with pytest.raises(ValueError, match="storage_options are for URLs"):
         pack(folder / "csv", tmp_path / "out", storage_options={"key": "x"})
-    with pytest.raises(PackError, match="s3://bucket/out: datasets are written into a directory"):
-        pack(folder / "csv", "s3://user:secret@bucket/out")
+    with pytest.raises(ValueError, match=r"^gs://bucket/out: of gs URLs it is not known how a file is created only if"):
+        pack(folder / "csv", "gs://user:secret@bucket/out")
+    with pytest.raises(PackError, match=r"^source and target lie inside of each other .*: choose another target$"):
+        pack("s3://user:secret@bucket/a/b/", "s3://bucket/a")
     assert not (tmp_path / "out").exists()
 
 

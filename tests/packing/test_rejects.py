@@ -148,7 +148,7 @@ def test_appended_rejects_come_after_those_that_are_there_and_once(tmp_path: Pat
     before = b'{"generation":1,"place":"a","reason":"b","source":"c","unit":0}\n'
     (tmp_path / "rejects.jsonl").write_bytes(before)
     for _ in range(2):
-        assert prepare_rejects(storage, journal.rejects(), 2, "source", keep=True) == ".work/rejects"
+        assert prepare_rejects(storage, journal.rejects(), 2, "source", keep=storage) == ".work/rejects"
         os.replace(tmp_path / ".work/rejects", tmp_path / "rejects.jsonl")
         found = rejects(tmp_path)
         assert [(facts["generation"], facts["unit"], facts["place"]) for facts in found] == [

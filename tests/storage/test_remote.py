@@ -8,6 +8,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -274,9 +275,13 @@ def test_local_or_remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     far = storage_of("s3://bucket/data", {"key": "k", "shardload": {"retries": 2}})
     assert isinstance(far, RetryingStorage) and isinstance(far.inner, RemoteStorage)
     assert far.inner.options == {"key": "k"} and far.policy == RetryPolicy(max_retries=2)
-    for write in (lambda url: shardload.ShardWriter(url, {"a": "int64"}).__enter__(), prune, rebuild_index):
-        with pytest.raises(ValueError, match="s3://bucket/data is a URL: datasets are written to a directory"):
-            write("s3://me:secret@bucket/data")
+    with pytest.raises(ValueError, match="s3://bucket/data is a URL: only pack and ShardWriter write to such"):
+        rebuild_index("s3://me:secret@bucket/data")
+    for url, reason in {"https://me:secret@host/data": "not written", "memory://data": "only if there is none"}.items():
+        for write in (lambda url: shardload.ShardWriter(url, {"a": "int64"}), partial(shardload.pack, tmp_path), prune):
+            with pytest.raises(ValueError, match=reason) as caught:
+                write(url)
+            assert "secret" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 

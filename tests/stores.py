@@ -10,7 +10,6 @@ Engines are taken for the one of stores, and `FILES_ONLY` is skipped.
 from __future__ import annotations
 
 import atexit
-import functools
 import hashlib
 import json
 import os
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import botocore.loaders
 import fsspec
 from range_server import RangeServer
 from servers import BUCKET, ObjectStore
@@ -90,8 +88,6 @@ def _s3() -> Any:
     settings = json.loads(given) if given else {"bucket": BUCKET, **_own_store().s3_options}
     bucket, uploaded = settings.pop("bucket"), set()
     files = fsspec.filesystem("s3", **settings)
-    # Each new client reads the same megabytes of JSON, for half a second.
-    botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
 
     def place(path: str) -> Storage:
         # What a test has changed since is another upload.

@@ -39,8 +39,8 @@ if store := os.environ.get("SHARDLOAD_TEST_STORE"):
 
     def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
-            if item.name.partition("[")[0] in stores.FILES_ONLY:
-                item.add_marker(pytest.mark.skip(reason="is about files"))
+            if reason := stores.reason_to_skip(str(item.path), item.name):
+                item.add_marker(pytest.mark.skip(reason=f"not for stores: {reason}"))
 
 
 @pytest.fixture(scope="session")

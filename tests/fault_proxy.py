@@ -66,7 +66,9 @@ class Fault:
     ending: str = ""
     """How: `reset`, `fin` or `stall`."""
     step_seconds: float = 0.0
-    """Time between two bytes of the body."""
+    """Time between two parts of the body."""
+    step_bytes: int = 1
+    """Length of such a part."""
     whole: bool = False
     """Whether the server is not told of the range."""
     num_hits: int = field(default=0, compare=False)
@@ -113,7 +115,7 @@ def cut(where: str, ending: str, **options: Any) -> Fault:
 
 
 def trickle(step_seconds: float, **options: Any) -> Fault:
-    """The body comes byte by byte."""
+    """The body comes byte by byte, or by `step_bytes`."""
     return Fault("trickle", step_seconds=step_seconds, **options)
 
 
@@ -356,8 +358,8 @@ class FaultProxy:
             return await self._finish(reader, writer, fault.ending)
         if fault is not None and fault.step_seconds:
             writer.write(head)
-            for place in range(len(content)):
-                writer.write(content[place : place + 1])
+            for place in range(0, len(content), fault.step_bytes):
+                writer.write(content[place : place + fault.step_bytes])
                 await writer.drain()
                 await asyncio.sleep(fault.step_seconds)
             return True

@@ -10,7 +10,6 @@ Engines are taken for the one of stores, and `FILES_ONLY` is skipped.
 from __future__ import annotations
 
 import atexit
-import functools
 import hashlib
 import json
 import os
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import botocore.loaders
 import fsspec
 from range_server import RangeServer
 from servers import BUCKET, ObjectStore
@@ -31,14 +29,31 @@ from shardload.reader.engine_choice import EngineName, check_engine
 from shardload.storage import LocalStorage, RemoteStorage, RetryingStorage, Storage, storage_of
 
 FILES_ONLY = {
-    "test_opening_leaves_nothing_open",
-    "test_a_commit_without_its_copy_opens",
-    "test_hints_of_a_table_that_is_not_held_whole_read_nothing",
-    "test_a_hint_that_fails_is_no_error",
-    "test_a_damaged_block_is_named_with_the_first_sample_that_has_part_of_it",
-    "test_parts_of_a_batch_that_differ_in_how_they_are_stored",
+    "tests/reader/test_damage.py": "opens a file anew for each byte that is changed in place: thousands of uploads",
+    "tests/reader/test_damage_everywhere.py": "as test_damage.py",
+    "tests/reader/test_engines.py": "is about the engines of files",
+    "tests/reader/test_read_faults.py": "has the system's reads fail",
+    "tests/reader/test_runs.py": "is about the engines of files",
+    "tests/reader/test_arrivals.py": "reads nothing by its path",
+    "tests/reader/test_cached.py": "has stores of its own",
+    "tests/reader/test_far.py": "has stores of its own",
+    "tests/loader/test_shared_cache.py": "has stores of its own",
+    "test_opening_leaves_nothing_open": "is about descriptors",
+    "test_a_commit_without_its_copy_opens": "lists a directory",
+    "test_hints_of_a_table_that_is_not_held_whole_read_nothing": "is about hints to the system",
+    "test_a_hint_that_fails_is_no_error": "is about hints to the system",
+    "test_a_damaged_block_is_named_with_the_first_sample_that_has_part_of_it": "changes a file that is open",
+    "test_parts_of_a_batch_that_differ_in_how_they_are_stored": "is about the engines of files",
+    "test_local_datasets_have_no_cache_and_others_files_no_owner": "is about paths",
 }
-"""Tests of descriptors, listings, hints to the system, engines by their names, and files that change while they are open."""
+"""Tests, or files of them, that are about files alone, and why."""
+
+
+def reason_to_skip(path: str, name: str) -> str | None:
+    """Returns why a test, or another parameter of it, is not for stores; None if it is."""
+    return FILES_ONLY.get(name.partition("[")[0]) or next(
+        (why for file, why in FILES_ONLY.items() if path.endswith(file)), None
+    )
 
 
 class InPlace(RemoteStorage):
@@ -90,8 +105,6 @@ def _s3() -> Any:
     settings = json.loads(given) if given else {"bucket": BUCKET, **_own_store().s3_options}
     bucket, uploaded = settings.pop("bucket"), set()
     files = fsspec.filesystem("s3", **settings)
-    # Each new client reads the same megabytes of JSON, for half a second.
-    botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
 
     def place(path: str) -> Storage:
         # What a test has changed since is another upload.

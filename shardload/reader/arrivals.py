@@ -246,7 +246,15 @@ class Arrivals:
         while self._num_threads < self._max_requests and self._num_idle < count and self._num_threads < self._work():
             self._num_threads += 1
             self._num_idle += 1
-            threading.Thread(target=self._run, name="shardload-fetch", daemon=True).start()
+            try:
+                threading.Thread(target=self._run, name="shardload-fetch", daemon=True).start()
+            except RuntimeError as error:
+                # The system, or an interpreter that ends, gives no more threads.
+                self._num_threads -= 1
+                self._num_idle -= 1
+                if not self._num_threads:
+                    raise StorageError(f"no thread can be started to fetch with: {error}") from error
+                return
 
     def _work(self) -> int:
         return self._num_running + len(self._urgent) + len(self._later)

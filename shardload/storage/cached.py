@@ -155,10 +155,12 @@ class CachedFile:
 
     def will_need(self, start: int, num_bytes: int) -> None:
         """Passes on what is not in the cache."""
-        if num_bytes > 0:
-            cache, stop = self._storage.cache, start + num_bytes
+        # Whoever wants all of a file may say so by a number that is larger than any.
+        stop = min(start + num_bytes, self.num_bytes)
+        if start < stop:
+            cache = self._storage.cache
             if not cache.will_need(self.key[None], np.array([start]), np.array([stop])).all():
-                self._origin().will_need(start, num_bytes)
+                self._origin().will_need(start, stop - start)
 
     def discard(self, start: int, stop: int) -> bool:
         """Drops the blocks of a range; the next read fetches them.

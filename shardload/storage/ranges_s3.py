@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -9,6 +10,8 @@ from typing import Any
 
 import aiohttp
 import botocore.exceptions
+import botocore.loaders
+from aiobotocore.session import AioSession
 from s3fs import S3FileSystem
 
 from shardload.storage.answers import RefusalError, kind_of_status, refused, seconds_of
@@ -48,6 +51,7 @@ class S3Ranges:
         _quiet()
         self._files = S3FileSystem(**(settings | fixed), config_kwargs=config)
         self._files.retries = 1
+        self._files.session = self._files.session or _session(self._files.kwargs)
         self._root = self._files._strip_protocol(url).rstrip("/")
         self._ready = False
         self._loop = Loop(self)
@@ -146,6 +150,17 @@ class S3Ranges:
             if not page.get("IsTruncated"):
                 return found - {""}
             asked["ContinuationToken"] = page["NextContinuationToken"]
+
+
+_loader = functools.cache(botocore.loaders.create_loader)
+"""What botocore reads of its own files, once in a process: each dataset would wait half a second for it else."""
+
+
+def _session(settings: Mapping[str, Any]) -> AioSession:
+    """Returns what s3fs would make for itself, but for who reads the descriptions of services."""
+    session = AioSession(**settings)
+    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+    return session
 
 
 def _quiet() -> None:

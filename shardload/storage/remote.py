@@ -15,6 +15,7 @@ from shardload.storage.secrets import redact, secrets_of, shown
 if TYPE_CHECKING:
     from shardload.storage.ranges import RangeFetch, Told
 
+_making = threading.Lock()
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3"}
 
 
@@ -172,22 +173,25 @@ class RemoteStorage:
         What libraries raise may hold the URL with all that is secret in it, and would be printed as the cause.
         """
         failure: Exception
+        ranges = None
         try:
             ranges, limits = self._ranges()
             return ask(ranges, limits)
         except (ShardloadError, ImportError) as error:
             failure = error
         except Exception as error:
-            failure = self._failed(name, place, error, doing)
+            failure = self._failed(name, place, error, doing, ranges)
         failure.__cause__ = failure.__context__ = None
         raise failure
 
-    def _failed(self, name: str, place: tuple[int, int] | None, error: Exception, doing: str) -> AnswerError:
+    def _failed(
+        self, name: str, place: tuple[int, int] | None, error: Exception, doing: str, ranges: RangeFetch | None
+    ) -> AnswerError:
         start, stop = place or (None, None)
-        if self._own is None:
+        if ranges is None:
             kind, reason, wait = "refused", f"{type(error).__name__}: {error}", None
         else:
-            told = self._own[1].explain(error)
+            told = ranges.explain(error)
             kind, reason, wait = told.kind, told.reason, told.retry_after_seconds
         where = "" if place is None or kind == "missing" else f" at bytes {start} to {stop}"
         what = "is missing" if kind == "missing" else f"cannot be {doing}{where}: {redact(reason, self._secrets)}"
@@ -197,11 +201,15 @@ class RemoteStorage:
         return AnswerError(message, kind=told_kind, retry_after_seconds=wait, **facts)  # type: ignore[arg-type]
 
     def _ranges(self) -> tuple[RangeFetch, Limits]:
-        """Returns what this process fetches through; of two threads that make it at once one has its own."""
-        limits = self.limits or Limits()
-        if self._own is None or self._own[0] != os.getpid():
-            self._own = os.getpid(), self._way(limits)
-        return self._own[1], limits
+        """Returns what this process fetches through."""
+        limits, own = self.limits or Limits(), self._own
+        if own is None or own[0] != os.getpid():
+            # Dozens of threads come here at once, and a client of its own for each would cost seconds.
+            with _making:
+                own = self._own
+                if own is None or own[0] != os.getpid():
+                    own = self._own = os.getpid(), self._way(limits)
+        return own[1], limits
 
     def _way(self, limits: Limits) -> RangeFetch:
         return _ranges_of(self.url, self.options, limits)
@@ -218,8 +226,8 @@ class RemoteFile:
         self.name = name
         self.num_bytes = -1 if num_bytes is None else num_bytes
         self._storage = storage
-        self._tag: str | None = None
-        self._lock = threading.Lock()
+        self._tags: dict[str, str] = {}
+        """Under its own name the first one that was told. No lock: one that a fork caught would never be released."""
 
     def ask_length(self) -> None:
         """Asks the store for the length, by way of the first byte."""
@@ -263,7 +271,7 @@ class RemoteFile:
             self._note(told)
             return buffer
 
-        self._storage.fetch(self.name, start, stop, self._tag, accept, within_seconds)
+        self._storage.fetch(self.name, start, stop, self._tags.get(self.name), accept, within_seconds)
 
     def read(self, start: int, stop: int) -> bytes:
         """Returns the bytes of a half-open range; raises as `read_into`."""
@@ -280,10 +288,7 @@ class RemoteFile:
 
     def _note(self, told: Told) -> None:
         """Notes the tag of the first answer, and compares it with those of others."""
-        with self._lock:
-            if self._tag is None:
-                self._tag = told.tag
-        if told.tag != self._tag and told.tag is not None:
+        if told.tag is not None and self._tags.setdefault(self.name, told.tag) != told.tag:
             raise self._wrong(told.start, told.stop, "it changed since it was opened", "changed")
 
     def _wrong(self, start: int, stop: int, reason: str, kind: Kind = "wrong") -> AnswerError:
@@ -316,3 +321,11 @@ def _ranges_of(url: str, options: Mapping[str, Any], limits: Limits) -> RangeFet
         raise ImportError(
             f"{shown(url)}: reading from {scheme or 'there'} needs a package that is missing: {hint}"
         ) from None
+
+
+def _renew_lock() -> None:
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)

@@ -160,9 +160,10 @@ def _given_up(error: AnswerError, num_attempts: int, seconds: float) -> AnswerEr
 class RetryingFile:
     """A file whose reads are made again where that helps."""
 
-    def __init__(self, file: StoredFile, retries: Retries) -> None:
+    def __init__(self, file: StoredFile, retries: Callable[[], Retries]) -> None:
         self._file = file
         self._retries = retries
+        """Gives those of the process that asks."""
 
     @property
     def dataset(self) -> str:
@@ -181,11 +182,11 @@ class RetryingFile:
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fills a buffer; each call has a deadline of its own."""
-        self._retries.call(lambda: self._file.read_into(buffer, start))
+        self._retries().call(lambda: self._file.read_into(buffer, start))
 
     def read(self, start: int, stop: int) -> bytes:
         """Returns the bytes of a half-open range."""
-        return self._retries.call(lambda: self._file.read(start, stop))
+        return self._retries().call(lambda: self._file.read(start, stop))
 
     def will_need(self, start: int, num_bytes: int) -> None:
         """Passes on that a range will be read soon."""
@@ -232,8 +233,8 @@ class RetryingStorage:
 
     def open(self, name: str, num_bytes: int | None = None) -> RetryingFile:
         """Opens a file; `num_bytes` is the length it must have."""
-        retries = self._process_retries()
-        return RetryingFile(retries.call(lambda: self.inner.open(name, num_bytes)), retries)
+        file = self._process_retries().call(lambda: self.inner.open(name, num_bytes))
+        return RetryingFile(file, self._process_retries)
 
     def read_small(self, name: str, max_bytes: int) -> bytes:
         """Returns a whole file that may not be longer than `max_bytes`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -60,6 +61,14 @@ class Stop:
 
 _current: ContextVar[Stop | None] = ContextVar("shardload_stop", default=None)
 _never = Stop()
+
+
+def _renew_never() -> None:
+    """A lock that another thread of the parent held when it forked is never released in the child."""
+    _never._lock, _never._event, _never._calls = threading.Lock(), threading.Event(), {}
+
+
+os.register_at_fork(after_in_child=_renew_never)
 
 
 def current_stop(otherwise: Stop = _never) -> Stop:

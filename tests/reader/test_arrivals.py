@@ -161,16 +161,20 @@ def test_all_that_has_room_again_is_fetched_at_a_time(monkeypatch: pytest.Monkey
     monkeypatch.setattr(arrivals_module, "_IDLE_SECONDS", 0.01)
     first, later = ([(shard_id, at, at + 10_000) for at in range(0, 2_000_000, 200_000)] for shard_id in (0, 1))
     with arriving(max_held_bytes=100_000, max_requests=16) as (store, arrivals):
-        announce(arrivals, first)
+        # By halves: there is room for twice the largest announcement in any case.
+        for half in (first[:5], first[5:]):
+            announce(arrivals, half)
         _, taken = arrivals.views(first)
         for _ in first:
             assert store.begun.acquire(timeout=WAIT)
         store.open.clear()
-        announce(arrivals, later)
+        for half in (later[:5], later[5:]):
+            announce(arrivals, half)
         assert not store.begun.acquire(blocking=False)
         for thread in threading.enumerate():
             if thread.name == "shardload-fetch":
                 thread.join(WAIT)
+        assert not arrivals._num_threads and not store.begun.acquire(blocking=False)
         arrivals.used(taken)
         # None of them has come yet.
         for _ in later:
@@ -237,6 +241,28 @@ def test_threads_end_when_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch
             assert not thread.is_alive()
         assert arrivals._num_threads == arrivals._num_idle == 0
         assert read(arrivals, [(1, 5, 9)]) == [DATA[1][5:9]]
+
+
+def test_a_thread_that_cannot_be_started_leaves_no_reader_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, num_started = threading.Thread.start, itertools.count()
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "shardload-fetch" and next(num_started) >= most:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    places = [(0, begin, begin + 10) for begin in range(0, 4_000_000, 500_000)]
+    for most in (0, 1):
+        num_started = itertools.count()
+        with arriving() as (_, arrivals):
+            if not most:
+                with pytest.raises(StorageError, match="no thread can be started to fetch with"):
+                    read(arrivals, places)
+                most = 1
+                num_started = itertools.count()
+            # One thread does what more would have done.
+            assert read(arrivals, places) == [DATA[0][begin:end] for _, begin, end in places]
 
 
 @pytest.mark.parametrize(("latency", "speed"), [(0.02, 100e6), (0.2, 20e6), (0.001, 1e9)])

@@ -18,6 +18,7 @@ from shardload.storage import Storage
 DATA = np.random.default_rng(7).bytes(10_000)
 OTHER = np.random.default_rng(8).bytes(10_000)
 FILES = {"file": DATA, "empty": b"", "shards/b": DATA[:300], "shards/a": DATA[:7], "shards/deeper/c": b"c"}
+FILES |= {"odd/1": b"1", "odd/12": b"12", "odd/two words +%": b"odd name"}
 
 RANGES = [(0, 10_000), (0, 1), (9_999, 10_000), (17, 4242), (5, 5), (0, 0), (10_000, 10_000), (9_000, 10_000)]
 
@@ -133,9 +134,13 @@ class StorageContract:
 
     def test_names(self, storage: Storage) -> None:
         assert storage.exists("file") and storage.exists("empty") and storage.exists("shards/a")
+        assert not storage.exists("fil") and not storage.exists("odd/two")
+        assert storage.read_small("odd/two words +%", 100) == b"odd name" == storage.open("odd/two words +%").read(0, 8)
         if self.lists:
-            assert storage.list("shards") == ["a", "b", "deeper"] and storage.list("") == ["empty", "file", "shards"]
-            assert storage.list("shards/deeper") == ["c"]
+            assert storage.list("shards") == ["a", "b", "deeper"]
+            assert storage.list("") == ["empty", "file", "odd", "shards"]
+            assert storage.list("shards/deeper") == ["c"] and storage.list("odd") == ["1", "12", "two words +%"]
+            assert storage.list("od") == []
         else:
             assert storage.list("shards") == [] == storage.list("")
         assert storage.list("nothing") == []

@@ -1,15 +1,27 @@
-"""All storages keep the one contract, on their own and with retries around them."""
+"""All storages keep the one contract, on their own, with retries around them, and through a cache."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from range_server import RangeServer
 from servers import BUCKET, ObjectStore
 from storage.contract import Place, StorageContract
 
-from shardload.storage import LocalStorage, RemoteStorage, RetryingStorage, RetryPolicy, Storage
+from shardload.storage import (
+    CachedStorage,
+    LocalStorage,
+    RemoteStorage,
+    RetryingStorage,
+    RetryPolicy,
+    Storage,
+    StoredFile,
+)
+from shardload.storage.slots import MIN_LIMIT_BYTES
 
 _numbers = itertools.count()
 
@@ -48,6 +60,35 @@ class Memory(Place):
 
     def storage(self, below: str = "") -> Storage:
         return RemoteStorage(f"memory://{self.root}/{below}")
+
+
+class Served(Directory):
+    """A directory, read by plain HTTP."""
+
+    def __init__(self, path: Path, url: str) -> None:
+        super().__init__(path)
+        self.url = url
+
+    def storage(self, below: str = "") -> Storage:
+        return RemoteStorage(f"{self.url}/{below}")
+
+
+class Named(CachedStorage):
+    """Takes a digest of its name for that of a file's content, so that every file of known length is cached."""
+
+    def open(self, name: str, num_bytes: int | None = None, digest: bytes | None = None) -> StoredFile:
+        return super().open(name, num_bytes, hashlib.sha256(name.encode()).digest())
+
+
+class Cached(Directory):
+    """A directory, read through a cache."""
+
+    def __init__(self, path: Path, kind: type[CachedStorage]) -> None:
+        super().__init__(path / "place")
+        self.cache_dir, self.kind = str(path / "cache"), kind
+
+    def storage(self, below: str = "") -> Storage:
+        return self.kind(super().storage(below), self.cache_dir, MIN_LIMIT_BYTES)
 
 
 class Bucket(Place):
@@ -89,6 +130,11 @@ def around(request: pytest.FixtureRequest) -> type[Retried] | None:
     return Retried if request.param == "retrying" else None
 
 
+@pytest.fixture(params=["alone", pytest.param("retrying", marks=pytest.mark.slow)])
+def around_far(request: pytest.FixtureRequest) -> type[Retried] | None:
+    return Retried if request.param == "retrying" else None
+
+
 class TestLocal(StorageContract):
     @pytest.fixture
     def place(self, tmp_path: Path, around: type[Retried] | None) -> Place:
@@ -104,17 +150,34 @@ class TestMemory(StorageContract):
         return Memory() if around is None else around(Memory())
 
 
+class TestCached(StorageContract):
+    @pytest.fixture(params=[CachedStorage, Named])
+    def place(self, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+        return Cached(tmp_path, request.param)
+
+
+class TestHttpOfOurOwn(StorageContract):
+    """Where no object store can be installed this much of HTTP is tested."""
+
+    lists = False
+
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Iterator[Place]:
+        with RangeServer(tmp_path) as server:
+            yield Served(tmp_path, server.url)
+
+
 class TestHttp(StorageContract):
     lists = False
 
     @pytest.fixture
-    def place(self, object_store: ObjectStore, around: type[Retried] | None) -> Place:
+    def place(self, object_store: ObjectStore, around_far: type[Retried] | None) -> Place:
         place = Bucket(object_store, "http")
-        return place if around is None else around(place)
+        return place if around_far is None else around_far(place)
 
 
 class TestS3(StorageContract):
     @pytest.fixture
-    def place(self, object_store: ObjectStore, around: type[Retried] | None) -> Place:
+    def place(self, object_store: ObjectStore, around_far: type[Retried] | None) -> Place:
         place = Bucket(object_store, "s3")
-        return place if around is None else around(place)
+        return place if around_far is None else around_far(place)

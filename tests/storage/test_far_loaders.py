@@ -8,16 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from fault_proxy import FaultProxy, changed, cut, s3_error
+from fault_proxy import FaultProxy, changed, cut, s3_error, trickle
 from servers import BUCKET, ObjectStore, http_url, s3_options
 from storage.test_faults import SLACK_SECONDS
 
 import shardload
 from shardload.errors import ChecksumError, FormatError, LoaderClosedError, StorageError
+from shardload.loader import ahead
+from shardload.reader import range_engine
+from shardload.reader.arrivals import Arrivals, Fetch
 
 QUICK = {"deadline": 5, "progress_timeout": 3, "retries": 3, "first_wait": 0.002}
+HELD_BYTES = 256 << 10
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +39,21 @@ def far(request: pytest.FixtureRequest, name: str) -> tuple[FaultProxy, str, dic
     return proxy, f"{http_url(proxy.port)}/{name}", {"shardload": QUICK}
 
 
-def batches(location: Any, options: dict[str, Any] | None = None, **settings: Any) -> Iterator[Any]:
-    with shardload.ShardLoader(shardload.open(location, storage_options=options), 64, shuffle=True, seed=3) as loader:
+@pytest.fixture(scope="module")
+def wide(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """256 samples of 8 KiB, and where they are in the store."""
+    path = tmp_path_factory.mktemp("wide") / "dataset"
+    with shardload.ShardWriter(path, {"tokens": "int32[2048]"}, shard_size="256KiB") as writer:
+        for number in range(256):
+            writer.write({"tokens": np.full(2048, number, dtype=np.int32)})
+    return path, object_store.upload(path, "far-loaders-wide")
+
+
+def batches(
+    location: Any, options: dict[str, Any] | None = None, batch_size: int = 64, **settings: Any
+) -> Iterator[Any]:
+    dataset = shardload.open(location, storage_options=options)
+    with shardload.ShardLoader(dataset, batch_size, shuffle=True, seed=3, **settings) as loader:
         yield from loader
         yield loader.stats()
 
@@ -168,6 +186,36 @@ def test_a_loader_that_is_closed_waits_for_nothing(
     thread.join(20)
     assert not thread.is_alive() and isinstance(failures[0], LoaderClosedError)
     assert time.monotonic() - start < SLACK_SECONDS
+
+
+@pytest.mark.parametrize("far", ["http", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
+def test_a_slow_link_stalls_the_loop_and_fills_no_memory(
+    far: tuple[FaultProxy, str, dict[str, Any]], wide: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F38: all comes by two requests at a time and a part each ten milliseconds, which is far less than the loop could use."""
+    proxy, location, options = far
+    path, place = wide
+    made: list[Arrivals] = []
+
+    def few(fetch: Fetch) -> Arrivals:
+        made.append(Arrivals(fetch, max_held_bytes=HELD_BYTES, max_requests=2))
+        return made[-1]
+
+    monkeypatch.setattr(range_engine, "Arrivals", few)
+    monkeypatch.setattr(ahead, "_HINTED_BYTES", HELD_BYTES // 2)
+    dataset = shardload.open(f"{location.rpartition('/')[0]}/{place}", storage_options=options)
+    proxy.arm(trickle(0.01, step_bytes=8192, path="shards/"))
+    held = [0]
+    with shardload.ShardLoader(dataset, 4, shuffle=True, seed=3, epochs=1) as loader:
+        for got, want in zip(loader, batches(path, batch_size=4, epochs=1)):
+            assert_equal(got, want)
+            held.append(made[0]._held_bytes)
+        stats = loader.stats()
+    assert stats.num_samples == 256
+    # What is waited for has room in any case.
+    assert HELD_BYTES / 4 < max(held) <= 2 * HELD_BYTES < stats.needed_bytes / 2, (max(held), stats)
+    least_seconds = stats.requested_bytes / 8192 / 2 * 0.01
+    assert stats.stall_fraction > 0.5 and stats.stall_seconds > least_seconds / 3, stats
 
 
 def test_replaced_in_mid_epoch(

@@ -1,21 +1,21 @@
-"""Storages of URLs: the contract, answers that are wrong, and what must not be shown."""
+"""Storages of URLs: answers that are wrong, and what must not be shown."""
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import subprocess
 import sys
+import threading
 import traceback
-import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import numpy as np
 import pytest
 from range_server import Answer, RangeServer
-from storage_contract import DATA, FILES, StorageContract
 
 import shardload
 from shardload.errors import FormatError, ShardloadError, StorageError
@@ -25,14 +25,17 @@ from shardload.storage import (
     RemoteStorage,
     RetryingStorage,
     RetryPolicy,
-    Storage,
+    remote,
     storage_of,
 )
-from shardload.storage.answers import seconds_of
+from shardload.storage.answers import RefusalError, seconds_of
 from shardload.storage.ranges import Limits
 from shardload.storage.secrets import is_url, redact, secrets_of, shown
 from shardload.writer.prune import prune
 from shardload.writer.rebuild import rebuild_index
+
+DATA = np.random.default_rng(5).bytes(100_003)
+FILES = {"manifest.json": b'{"a": 1}', "shards/one": DATA}
 
 
 @pytest.fixture(scope="module")
@@ -55,29 +58,6 @@ def server(running: RangeServer) -> Iterator[RangeServer]:
     running.requests.clear()
     yield running
     running.change = None
-
-
-class TestLocal(StorageContract):
-    @pytest.fixture
-    def storage(self, directory: Path) -> Storage:
-        return storage_of(directory)
-
-
-class TestMemory(StorageContract):
-    @pytest.fixture
-    def storage(self, directory: Path) -> Iterator[Storage]:
-        files, name = fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}"
-        files.put(f"{directory}/", name, recursive=True)
-        yield storage_of(f"memory:/{name}/")
-        files.rm(name, recursive=True)
-
-
-class TestHttp(StorageContract):
-    lists = False
-
-    @pytest.fixture
-    def storage(self, server: RangeServer) -> Storage:
-        return storage_of(f"{server.url}/")
 
 
 def test_a_range_is_one_request_of_the_first_tag(server: RangeServer) -> None:
@@ -254,6 +234,41 @@ def test_errors_of_ours_come_without_those_of_libraries(server: RangeServer) -> 
     with pytest.raises(FormatError, match="of ours") as caught:
         RemoteStorage(server.url)._asked("name", None, ask)
     assert caught.value.__cause__ is None and caught.value.__context__ is None
+
+
+def test_threads_that_begin_at_once_share_one_client(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, make, together = [], remote._ranges_of, threading.Barrier(2)
+
+    def noted(*arguments: Any) -> Any:
+        made.append(make(*arguments))
+        # Another one that makes a client has time to come, too.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.3)
+        return made[-1]
+
+    monkeypatch.setattr(remote, "_ranges_of", noted)
+    storage, got = RemoteStorage(server.url), list[bytes]()
+    threads = [
+        threading.Thread(target=lambda: got.append(storage.read_small("manifest.json", 99)), daemon=True)
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(got) == 8 and len(made) == 1
+
+
+def test_a_failure_is_explained_though_credentials_are_read_anew_meanwhile(server: RangeServer) -> None:
+    storage = RemoteStorage(server.url)
+
+    def ask(ranges: Any, limits: Any) -> None:
+        storage.renew()
+        raise RefusalError("throttled", "later", 3.0)
+
+    with pytest.raises(AnswerError, match="later") as caught:
+        storage._asked("name", None, ask)
+    assert (caught.value.kind, caught.value.retry_after_seconds) == ("throttled", 3.0)
 
 
 def test_locations_as_shown() -> None:

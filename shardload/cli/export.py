@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from shardload.reader import SampleSource
 
 
-@click.command()
+@click.command(short_help="Write a dataset, or a part of it, as tars or Parquet.")
 @click.argument("dataset")
 @click.argument("target")
-@storage_option
 @click.option(
     "--to",
     type=click.Choice(["webdataset", "parquet"]),
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     metavar="FIELD",
     help="Field of str that names the samples in tars; '' for their numbers.  [default: key, if there is one]",
 )
+@storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def export(
     dataset: str,

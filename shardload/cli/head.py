@@ -24,10 +24,10 @@ _SHOWN_BYTES = 16
 _SHOWN_ITEMS = 6
 
 
-@click.command()
+@click.command(short_help="Show the first samples.")
 @click.argument("dataset")
-@storage_option
 @click.option("-n", "count", type=click.IntRange(min=0), default=5, show_default=True, help="Samples to show.")
+@storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print the samples as JSON.")
 def head(dataset: str, storage_options: dict[str, Any], count: int, as_json: bool) -> int:
     """Show the first samples of DATASET: text as text, images by format and size, arrays by their first values."""

@@ -15,7 +15,7 @@ from shardload.quantities import format_bytes
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
 
 
-@click.command()
+@click.command(short_help="Make a dataset of tars that stay where they are.")
 @click.argument("tars")
 @click.option(
     "--schema",

@@ -21,14 +21,14 @@ SIZED_SAMPLES = 5_000_000
 _MAX_BINS = 16
 
 
-@click.command()
+@click.command(short_help="Show schema, counts, sizes and what the fields hold.")
 @click.argument("dataset")
-@storage_option
 @click.option(
     "--sizes/--no-sizes",
     default=None,
     help=f"Read all rows for ratio and sizes of samples.  [default: up to {SIZED_SAMPLES:,} samples]",
 )
+@storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def info(dataset: str, storage_options: dict[str, Any], sizes: bool | None, as_json: bool) -> int:
     """Show what DATASET is: schema, counts, sizes, compression, fingerprint, and a histogram of sample sizes."""

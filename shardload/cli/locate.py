@@ -39,9 +39,8 @@ class Found:
     sample_ids: Int64
 
 
-@click.command()
+@click.command(short_help="Tell which samples a step has, or when a sample comes.")
 @click.argument("dataset")
-@storage_option
 @click.option("--state", type=click.Path(dir_okay=False), help="A saved state: JSON, alone or in a document.")
 @click.option("--run-log", type=click.Path(dir_okay=False), help="A run log, of ShardLoader.log_to.")
 @click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), help="Seed of the order.  [default: 0]")
@@ -57,6 +56,7 @@ class Found:
 @click.option("--key", help="When the sample with this key is seen, instead.")
 @click.option("--version", type=click.IntRange(1), help="Version of the dataset.  [default: the current one]")
 @click.option("--rank", type=click.IntRange(0), help="Only what this rank gets.")
+@storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def locate(
     dataset: str,

@@ -36,7 +36,14 @@ _CLOSED_OUTPUT = 128 + signal.SIGPIPE
 _ENDING_SIGNALS = {signal.SIGTERM: "terminated", signal.SIGHUP: "ended by a hang-up"}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _InOrder(click.Group):
+    """Lists the commands as they were added: as they are needed, not by the alphabet."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(VERSION, prog_name="shardload", message="%(prog)s %(version)s")
 def shardload() -> None:
     """Pack a corpus into shards that are read in true random order, and look after the result."""

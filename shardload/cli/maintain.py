@@ -14,7 +14,7 @@ from shardload.storage import shown
 _SHOWN = 10
 
 
-@click.command("rebuild-index")
+@click.command("rebuild-index", short_help="Write a lost manifest and table again, from the shards.")
 @click.argument("dataset")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
@@ -53,7 +53,7 @@ def rebuild_index(dataset: str, workers: int | None, as_json: bool) -> int:
     return 0
 
 
-@click.command()
+@click.command(short_help="Remove old versions and their shards.")
 @click.argument("dataset")
 @click.option(
     "--keep", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Newest versions to keep."

@@ -101,10 +101,9 @@ class _InOrder(click.Command):
         return super().parse_args(context, arguments)
 
 
-@click.command(cls=_InOrder)
+@click.command(cls=_InOrder, short_help="Pack a corpus into a dataset.")
 @click.argument("source", nargs=-1, required=True)
 @click.argument("target")
-@storage_option
 @click.option(
     "--schema", callback=types_option, metavar="JSON|FILE", help='Types by field, such as \'{"text": "bytes"}\'.'
 )
@@ -214,6 +213,7 @@ class _InOrder(click.Command):
 )
 @click.option("--log-json", metavar="FILE", help="Add events to a file, a JSON object a line.")
 @click.option("--dry-run", is_flag=True, help="Write nothing; show the schema, the first samples and an estimate.")
+@storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def pack(source: tuple[str, ...], target: str, as_json: bool, **options: Any) -> int:
     """Pack SOURCE into the dataset TARGET.

@@ -89,7 +89,7 @@ def _fact_options(command: Callable[..., int]) -> Callable[..., int]:
     return command
 
 
-@click.command()
+@click.command(short_help="Tell what a training asks of its storage.")
 @_fact_options
 @click.option(
     "--dataset",

@@ -52,8 +52,8 @@ def echo_reads(plans: Sequence[ReadPlan]) -> None:
     echo("reading from the store, if it answers after 30 ms and gives 50 MB/s to each request:")
     for plan in plans:
         echo(
-            f"  {plan.shuffle} shuffle: {plan.requests_per_sample:.3g} requests a sample, {plan.amplification:.3g} bytes for each "
-            f"that is needed; a cache of {format_decimal(plan.cache_bytes, 'B')} fetches each once "
+            f"  {plan.shuffle} shuffle: {plan.requests_per_sample:.3g} requests a sample, {plan.amplification:.2f} bytes read for "
+            f"each that is needed; a cache of {format_decimal(plan.cache_bytes, 'B')} fetches each once "
             f"({counted(plan.num_samples, 'sample')} looked at)"
         )
 

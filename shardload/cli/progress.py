@@ -19,6 +19,8 @@ from shardload.quantities import format_bytes
 
 PLAIN_SECONDS = 5.0
 """Time between plain lines; the first comes with the first samples."""
+_KNOWN_SECONDS = 60.0
+"""After so long, or a hundredth of the work, what is left is told."""
 
 
 class PackDisplay:
@@ -77,7 +79,7 @@ class PackDisplay:
 def facts(progress: Progress) -> str:
     """Returns counts, speeds, ratio and the time left as text."""
     parts = [
-        f"{progress.done.num_samples:,} samples",
+        counted(progress.done.num_samples, "sample"),
         f"{progress.samples_per_second:,.0f} samples/s",
         f"{progress.bytes_per_second / 1e6:,.1f} MB/s",
     ]
@@ -89,7 +91,8 @@ def facts(progress: Progress) -> str:
         parts.append(f"{progress.done.num_rejects:,} rejected")
     if progress.done.stored_bytes and progress.stage != "indexing":
         parts.append(f"ratio {progress.ratio:.2f}")
-    if progress.seconds_left is not None:
+    # The very first samples bear the cost of every start, and would tell of hours.
+    if progress.seconds_left is not None and (progress.fraction >= 0.01 or progress.seconds >= _KNOWN_SECONDS):
         parts.append(f"{duration(progress.seconds_left)} left")
     if rates := stage_rates(progress.fresh):
         # Of one worker: the lowest is what holds up the others. Last, as a narrow terminal cuts it off.

@@ -27,9 +27,8 @@ _POINTS = 20_000
 _STRETCHES = 200
 
 
-@click.command("shuffle-report")
+@click.command("shuffle-report", short_help="Measure how well an order mixes a dataset.")
 @click.argument("dataset")
-@storage_option
 @click.option("--shuffle", default="full", help="full, block, BLOCK_SAMPLESxWINDOW_BLOCKS or none.", show_default=True)
 @click.option("--seed", default=0, type=click.IntRange(0, (1 << 64) - 1), show_default=True)
 @click.option("--epoch", default=0, type=click.IntRange(0), show_default=True)
@@ -46,6 +45,7 @@ _STRETCHES = 200
     help="Most positions looked at.",
 )
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw a picture (matplotlib).")
+@storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def shuffle_report(
     dataset: str,

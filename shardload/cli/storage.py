@@ -21,8 +21,8 @@ def storage_option(command: Command) -> Command:
         multiple=True,
         metavar="KEY=VALUE",
         callback=_parsed,
-        help="For a URL: an option of fsspec for it, such as endpoint_url=http://host:9000. May be repeated; "
-        "a VALUE may be true, false, or JSON in braces. Keys and secrets are better left to the environment.",
+        help="For a URL: an option of fsspec, such as endpoint_url=http://host:9000; repeatable. A VALUE may be true, false or "
+        "JSON in braces. Leave keys and secrets to the environment.",
     )(command)
 
 

@@ -19,11 +19,11 @@ from shardload.reader.verify import Damage, verify_dataset
 from shardload.storage.secrets import shown as shown_location
 
 
-@click.command()
+@click.command(short_help="Compare every byte with what was written.")
 @click.argument("dataset")
-@storage_option
 @click.option("--samples", is_flag=True, help="Also read and decode every sample.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one a core; 16 of a URL]")
+@storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def verify(dataset: str, storage_options: dict[str, Any], samples: bool, workers: int | None, as_json: bool) -> int:
     """Compare every byte of DATASET with what was written, and name what is damaged; exit status 1 if anything is."""

@@ -25,7 +25,7 @@ from shardload.reader.batch import SampleBatch
 from shardload.reader.engine_choice import EngineName
 from shardload.reader.sizes import sample_sizes
 from shardload.storage import OPERATIONS, Operations
-from shardload.storage.secrets import is_url
+from shardload.storage.secrets import is_url, shown
 
 DEFAULT_FILE_SIZE = "256MiB"
 FORMATS = ("webdataset", "parquet")
@@ -108,6 +108,8 @@ def export(
         StorageError: it cannot be read.
         ValueError: an argument cannot be, or the dataset has no order of its own or functions of yours.
     """
+    if is_url(os.fspath(target)):
+        raise ExportError(f"{shown(os.fspath(target))} is a URL: export to a local path, and copy it from there")
     path = os.path.abspath(target)
     to, single = _format(path, os.fspath(target), to)
     max_bytes = parse_bytes(shard_size, "shard_size")

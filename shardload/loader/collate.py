@@ -84,7 +84,7 @@ def collate_samples(samples: Sequence[Any]) -> Any:
     if any(sample is None for sample in samples):
         raise ValueError(
             "the transform returned None, which would silently make the batch smaller: return a substitute, leave such samples "
-            "out when packing (a coming `pack --filter`), or let ShardLoader put others in their place (`on_error`)"
+            "out when packing (`shardload pack --filter`), or let ShardLoader put others in their place (`on_error`)"
         )
     if not samples:
         raise ValueError(

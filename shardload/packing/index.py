@@ -18,6 +18,7 @@ from shardload.packing.summary import PackSummary
 from shardload.packing.unit import OnError
 from shardload.reader import open_dataset
 from shardload.storage import OPERATIONS, Operations
+from shardload.storage.secrets import is_url, shown
 from shardload.writer.job import read_record
 from shardload.writer.target import OWN_NAMES, Mode
 from shardload.writer.writer import DEFAULT_SHARD_SIZE
@@ -76,6 +77,10 @@ def index(
     types = None if schema is None else dict(schema)
     settings = checked_settings(types, "none", "off", key, shard_size, unit_size, workers)
     root = os.fspath(tars)
+    if is_url(root):
+        raise PackError(
+            f"{shown(root)} is a URL: tars are indexed in a local folder; shardload pack takes them from URLs"
+        )
     if not os.path.isdir(root):
         raise PackError(f"{root} is not a folder of tars")
     if os.path.lexists(os.path.join(root, MANIFEST_NAME)) and not (replace or append or resume):

@@ -153,7 +153,8 @@ def _told(error: BaseException) -> str:
         text = " ".join(str(error).split())
     except Exception:
         text = "its message cannot be shown"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    machinery = ("<frozen", importlib.__file__ or "<frozen")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(machinery)]
     # The first frame is the one here; without another it has failed before it began.
     where = f" ({os.path.basename(frames[-1].filename)} line {frames[-1].lineno})" if len(frames) > 1 else ""
     return type(error).__name__ + (f": {text[:_MAX_MESSAGE_CHARACTERS]}" if text else "") + where

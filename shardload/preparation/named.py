@@ -33,7 +33,8 @@ def named_step(text: str) -> Step:
     field, *settings = rest.split(",")
     if name not in STEP_NAMES or not field:
         raise ValueError(
-            f"a step is {', '.join(STEP_NAMES)}, a colon and what it is done to, such as nfc:text, not {text!r}"
+            f"a step is {', '.join(STEP_NAMES[:-1])} or {STEP_NAMES[-1]}, a colon and a field or function, such as nfc:text, "
+            f"not {text!r}"
         )
     given = {}
     for setting in settings:
@@ -56,7 +57,7 @@ def _length(text: str, field: str, given: dict[str, str]) -> Step:
     unit: Any = given.pop("unit", None)
     if unit not in (None, "characters", "bytes", "tokens"):
         raise ValueError(f"step {text!r}: unit must be characters, bytes or tokens, not {unit!r}")
-    if minimum is None and maximum is None:
+    if minimum is None and maximum is None and not given:
         raise ValueError(f"step {text!r}: give min, max or both")
     if maximum is not None and maximum < (minimum or 0):
         raise ValueError(f"step {text!r}: max is below min")

@@ -249,6 +249,11 @@ def test_wrong_usage(capsys, words: list[str], message: str) -> None:
 def test_help_and_version(run) -> None:
     status, output, errors = run("--help")
     assert status == 0 and errors == [] and all(f"  {name} " in output for name in ("pack", "info", "head", "verify"))
+    # As they are needed, and each told in full.
+    assert (
+        output.index("  pack ") < output.index("  info ") < output.index("  prune ")
+        and "..." not in output[output.index("Commands:") :]
+    )
     assert run("pack", "--help")[0] == 0
     assert run("--version") == (0, f"shardload {shardload.__version__}\n", [])
     status, output, errors = run()

@@ -48,3 +48,6 @@ def test_facts_of_a_progress() -> None:
     progress = Progress(Count(2000, 30_000_000, 10_000_000), 90_000_000, 2.0, {"a": "str"}, 3, 2)
     assert facts(progress) == "2,000 samples, 1,000 samples/s, 15.0 MB/s, ratio 3.00, 4.0 s left"
     assert facts(Progress(Count(), 90, 2.0, {}, 3, 2)) == "0 samples, 0 samples/s, 0.0 MB/s"
+    first = Count(num_samples=1, source_bytes=1)
+    assert facts(Progress(first, 1_000, 2.0, {}, 3, 2)) == "1 sample, 0 samples/s, 0.0 MB/s"
+    assert facts(Progress(first, 1_000, 60.0, {}, 3, 2)).endswith("MB/s, 16 h 39 min left")

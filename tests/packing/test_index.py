@@ -360,6 +360,8 @@ def test_what_cannot_be_indexed_is_named(tmp_path: Path, make, message: str) -> 
     with pytest.raises(PackError, match=message):
         shardload.index(folder, workers=1)
     assert sorted(folder.rglob("*")) == before
+    with pytest.raises(PackError, match="s3://bucket/tars is a URL: tars are indexed in a local folder"):
+        shardload.index("s3://bucket/tars")
     with pytest.raises(PackError, match="is not a folder of tars"):
         shardload.index(tmp_path / "nothing")
 

@@ -180,7 +180,7 @@ def test_types_that_steps_take_and_give(step: str, outcome: dict[str, str] | str
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "a step is nfc, length, image, map, filter, a colon and what it is done to"),
+        ("", "a step is nfc, length, image, map or filter, a colon and a field or function"),
         ("nfc", "such as nfc:text, not 'nfc'"),
         ("nfc:text,form=D", "step 'nfc:text,form=D': nfc has no setting 'form'"),
         ("length:text", "step 'length:text': give min, max or both"),

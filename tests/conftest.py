@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy
+from hypothesis import settings
 from samples import write_mixed
 from servers import ObjectStore, find_program
 
@@ -20,6 +21,11 @@ import shardload
 # tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+# How long an example takes says more of who else uses the machine than of the code.
+settings.register_profile("shardload", deadline=None)
+settings.load_profile("shardload")
 
 
 def pytest_collection_finish() -> None:

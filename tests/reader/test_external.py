@@ -203,7 +203,7 @@ def test_more_tars_than_addresses_are_read_by_position(indexed: Path, monkeypatc
 
 def test_a_few_open_files_are_enough(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = shardload.open(indexed, engine="pread")
-    dataset._process_access()._files._max_files = 1
+    dataset._process_access()._shards._files._max_files = 1
     assert not outcomes(dataset)
 
 

@@ -11,6 +11,9 @@ from shardload.importers.files import Opened
 _READ_BYTES = 1 << 18
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 4096
+# What a batch may come to where pages say little of it: a value that stands once in them may come in every row.
+_REPEATED_BYTES = 64 << 20
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 
 
 class ParquetTable:
@@ -27,11 +30,10 @@ class ParquetTable:
         """
         import pyarrow.parquet
 
-        source = pyarrow.PythonFile(opened, mode="r")
+        self._source = pyarrow.PythonFile(opened, mode="r")
         # Without pre_buffer a row group is read page by page, however large it is.
-        self._file = pyarrow.parquet.ParquetFile(
-            source, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True
-        )
+        self._how = {"buffer_size": _READ_BYTES, "pre_buffer": False, "page_checksum_verification": True}
+        self._file = pyarrow.parquet.ParquetFile(self._source, **self._how)
         self._footer = self._file.metadata
         self.schema = self._file.schema_arrow
         self.num_rows = self._footer.num_rows
@@ -71,8 +73,8 @@ class ParquetTable:
         if not num_rows:
             return
         stored = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
-        size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * num_rows // max(1, group.total_byte_size)))
         names = [self.schema.field(i).name for i in columns]
+        size = self._batch_rows(number, group, columns)
         done = 0
         for batch in self._file.iter_batches(size, row_groups=[number], columns=names, use_threads=False):
             stop = done + batch.num_rows
@@ -80,6 +82,64 @@ class ParquetTable:
             done = stop
         if done != num_rows:
             raise pyarrow("it").ArrowInvalid(f"row group {number} has {done} rows, not {num_rows} as its footer says")
+
+    def _batch_rows(self, number: int, group: Any, columns: Sequence[int]) -> int:
+        """Returns how many rows of a group are read at once, so that they take little memory also where values repeat."""
+        leaves = self._leaves(columns)
+        # Of values of one width it is known what they take, however little their pages take.
+        widths = 0
+        for leaf in leaves:
+            part = group.column(leaf)
+            widths += part.num_values * _WIDTHS.get(part.physical_type, self._footer.schema.column(leaf).length or 0)
+        num_rows: int = group.num_rows
+        rows: int = max(1, min(_BATCH_ROWS, _BATCH_BYTES * num_rows // max(1, group.total_byte_size, widths)))
+        for part in map(group.column, leaves):
+            values = max(1, -(-part.num_values // num_rows))
+            if _repeats(part) and rows * values * part.total_uncompressed_size > _REPEATED_BYTES:
+                rows = min(rows, max(1, _REPEATED_BYTES // (values * self._longest(number, part))))
+        return rows
+
+    def _leaves(self, columns: Sequence[int]) -> list[int]:
+        """Returns the numbers of the leaves of columns; all where it is not known which are whose."""
+        counts = [_num_leaves(self.schema.field(i).type) for i in range(len(self.schema))]
+        if sum(counts) != self._footer.num_columns:
+            return list(range(self._footer.num_columns))
+        return [sum(counts[:column]) + leaf for column in columns for leaf in range(counts[column])]
+
+    def _longest(self, number: int, leaf: Any) -> int:
+        """Returns the most bytes of a value that may stand in a column more often than in its pages."""
+        most: int = max(1, leaf.total_uncompressed_size)
+        if "DELTA_BYTE_ARRAY" in leaf.encodings:
+            return most
+        import pyarrow as pa
+        import pyarrow.compute
+        import pyarrow.parquet
+
+        path = leaf.path_in_schema
+        try:
+            file = pa.parquet.ParquetFile(self._source, metadata=self._footer, read_dictionary=[path], **self._how)
+            batch = next(file.iter_batches(1, row_groups=[number], columns=[path], use_threads=False))
+            lengths = pa.compute.binary_length(_dictionary(batch.column(0)))
+        # What cannot be read alone, such as the keys of a map, or at all, which shows when it is read.
+        except (pa.ArrowException, AttributeError, IndexError, StopIteration):
+            return most
+        # Nothing is read of a dictionary before it is needed, as for a list that is empty.
+        longest = pa.compute.max(lengths).as_py()
+        return most if longest is None else max(1, int(longest))
+
+
+def _repeats(leaf: Any) -> bool:
+    """Tells whether values of a column may stand in it more often than in its pages."""
+    return leaf.physical_type == "BYTE_ARRAY" and any(
+        "DICTIONARY" in name or name == "DELTA_BYTE_ARRAY" for name in leaf.encodings
+    )
+
+
+def _dictionary(array: Any) -> Any:
+    """Returns the dictionary of the one leaf of a column."""
+    while not hasattr(array, "dictionary"):
+        array = array.field(0) if hasattr(array, "field") else array.values
+    return array.dictionary
 
 
 def _start(group: Any) -> int:

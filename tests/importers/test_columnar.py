@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import shardload
 from shardload.errors import PackError
-from shardload.importers import Reject, arrow_ipc, open_source
+from shardload.importers import Reject, arrow_ipc, open_source, parquet
 from shardload.packing import pack
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'shardload[parquet]'")
@@ -364,3 +364,31 @@ def test_only_a_little_of_a_large_row_group_is_in_memory(tmp_path) -> None:
     for _ in plan.reader.read(plan.units[0]):
         most = max(most, pa.total_allocated_bytes() - before)
     assert most < 16 << 20
+
+
+LONG = "x" * (1 << 18)
+REPEATING = {
+    "text": lambda: pa.array([None] + [LONG] * 200),
+    "texts": lambda: pa.array([[]] + [[LONG, "a"]] * 200),
+    "in a struct": lambda: pa.array([{"t": LONG, "n": 1}] * 200),
+    "numbers": lambda: pa.ListArray.from_arrays(np.arange(201) << 15, np.zeros(200 << 15, np.int64)),
+    "fixed bytes": lambda: pa.array([bytes(1 << 18)] * 200, pa.binary(1 << 18)),
+    "deltas": lambda: pa.array([LONG] * 200),
+}
+
+
+@pytest.mark.parametrize("kind", REPEATING)
+def test_a_value_that_repeats_is_not_in_memory_for_all_of_its_rows(tmp_path, monkeypatch, kind: str) -> None:
+    monkeypatch.setattr(parquet, "_REPEATED_BYTES", 4 << 20)
+    column = REPEATING[kind]()
+    table = pa.table({"x": column, "y.z": [1] * len(column)})
+    deltas = {"column_encoding": {"x": "DELTA_BYTE_ARRAY"}, "use_dictionary": False} if kind == "deltas" else {}
+    path = tmp_path / "a.parquet"
+    write(path, table, compression="zstd", **deltas)
+    num_rows = len(column)
+    del column, table
+    assert path.stat().st_size < 1 << 18
+    plan = open_source([str(path)]).plan(None, None)
+    before = pa.total_allocated_bytes()
+    taken = [pa.total_allocated_bytes() - before for _ in plan.reader.read(plan.units[0])]
+    assert len(taken) == num_rows and max(taken) < 24 << 20

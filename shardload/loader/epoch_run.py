@@ -38,7 +38,7 @@ class EpochRun:
         after = progress.batches(partition, self.rank, Place(place.epoch + 1))
         facts = place.epoch, progress.seed, progress.key.num_samples
         return Entered(
-            *facts, batches, after, progress.windows(place.epoch), forecast_of(progress, partition, self.rank)
+            *facts, batches, after, progress.windows(place.epoch), lambda: forecast_of(progress, partition, self.rank)
         )
 
     def deliver(self, cursor: int) -> None:

@@ -319,7 +319,7 @@ class Iteration:
             processes = ProcessPool(course.dataset, course.recipe, course.num_processes, course.prefetch_batches)
             batches = processes.batches(run.batches, seed, epoch)
         else:
-            forecast = run.forecast if is_cached(course.dataset) else None
+            forecast = run.forecast() if is_cached(course.dataset) else None
             batches = maker.batches(run.batches, epoch, run.after, run.windows, forecast)
         deliveries = course.on_their_way(maker.deliveries(batches, epoch))
         if course.prefetch_batches == 0:

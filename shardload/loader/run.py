@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from shardload.order.cursor import RankBatch
 from shardload.order.epoch import WindowEnd
 from shardload.order.next_use import Forecast
+
+
+def _unknown() -> Forecast | None:
+    return None
 
 
 class Entered(NamedTuple):
@@ -23,8 +27,8 @@ class Entered(NamedTuple):
     """The batches that are to come after it."""
     windows: tuple[WindowEnd, WindowEnd] | None = None
     """Where windows of both end, which are announced as a whole; None where there are none."""
-    forecast: Forecast | None = None
-    """When samples are needed again; None where nobody can tell."""
+    forecast: Callable[[], Forecast | None] = _unknown
+    """Returns what tells a cache when samples are needed again, or None; of packed sequences it measures some."""
 
 
 class Run(Protocol):

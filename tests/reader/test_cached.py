@@ -137,6 +137,7 @@ def test_an_epoch_with_a_cache_of_half_the_size_hits_nearly_as_often_as_is_possi
     assert 0 < after.cache_bytes <= MIN_LIMIT_BYTES
 
 
+@pytest.mark.slow
 def test_batch_samplers_tell_when_samples_are_needed_again(server: RangeServer, tmp_path: Path) -> None:
     far = shardload.open(f"{server.url}/rows", cache_dir=tmp_path / "cache", cache_limit=MIN_LIMIT_BYTES)
     best = Geometry.within(MIN_LIMIT_BYTES).num_sets * 512 / NUM_ROWS

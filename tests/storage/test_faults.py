@@ -237,7 +237,7 @@ def test_replaced_and_deleted_under_the_reader(
     assert proxy.num_asked() == 2
 
 
-@pytest.mark.parametrize("scheme", ["s3", "http"])
+@pytest.mark.parametrize("scheme", [pytest.param("s3", marks=pytest.mark.slow), "http"])
 def test_nobody_listens(scheme: str) -> None:
     """F37: connection refused; and no address for the name."""
     with socket.socket() as taken:

@@ -42,6 +42,7 @@ FILES_ONLY = {
     "test_zeros_that_are_cut_are_missed_by_nobody_who_reads": "changes a file that is open",
     "test_more_tars_than_addresses_are_read_by_position": "is about the engines of files",
     "test_a_few_open_files_are_enough": "is about descriptors",
+    "test_pickle_is_small_and_pins_the_content": "a URL and its options are longer than a path",
     "test_opening_leaves_nothing_open": "is about descriptors",
     "test_a_commit_without_its_copy_opens": "lists a directory",
     "test_hints_of_a_table_that_is_not_held_whole_read_nothing": "is about hints to the system",

@@ -67,7 +67,9 @@ def export(
     opened: SampleSource = open_to_export(dataset, version, storage_options)
     names = None if fields is None else _names(fields, set(opened.schema))
     if samples is not None:
-        opened = opened[_slice(samples)]
+        whole, opened = len(opened), opened[_slice(samples)]
+        if not len(opened):
+            raise click.UsageError(f"--samples: {samples!r} has none of the {counted(whole, 'sample')}")
     with _Display() as display:
         summary = write(opened, target, to=to, fields=names, shard_size=shard_size, key=key, progress=display)
     if as_json:

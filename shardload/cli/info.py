@@ -13,6 +13,7 @@ import numpy as np
 from shardload.cli.storage import storage_option
 from shardload.cli.text import bars, counted, echo, echo_facts, echo_json, line_width, printable
 from shardload.format import layout
+from shardload.format.external import EXTERNAL_BYTES
 from shardload.quantities import format_bytes
 
 SIZED_SAMPLES = 5_000_000
@@ -54,7 +55,9 @@ def info(dataset: str, storage_options: dict[str, Any], sizes: bool | None, as_j
         "generations": msgspec.to_builtins(manifest.generations),
         "writer": msgspec.to_builtins(newest.writer),
         "metadata": {
-            name: len(value) if isinstance(value, list) else value for name, value in manifest.metadata.items()
+            name: len(value) if isinstance(value, list) else value
+            for name, value in manifest.metadata.items()
+            if not name.startswith(EXTERNAL_BYTES)
         },
     }
     if sizes or (sizes is None and len(opened) <= SIZED_SAMPLES):

@@ -48,6 +48,7 @@ def test_what_is_wrong_is_one_sentence(dataset, tmp_path, capsys):
     for words, status, message in [
         ([tmp_path / "new"], 1, "say what to write"),
         ([tmp_path / "a.tar", "--samples", "5"], 2, "no range such as"),
+        ([tmp_path / "a.tar", "--samples", "5:2"], 2, "has none of the 50 samples"),
         ([tmp_path / "a.tar", "--fields", "number,x"], 1, "there is no field 'x'"),
         ([tmp_path, "--to", "parquet"], 1, "is there already"),
         (["s3://bucket/e.tar"], 1, "s3://bucket/e.tar is a URL: export to a local path"),

@@ -7,10 +7,12 @@ when, stands in a page of memory that both processes see, so that the other one 
 from __future__ import annotations
 
 import ctypes
+import io
 import mmap
 import os
 import pickle
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -44,6 +46,9 @@ def serve(pipe_descriptor: int, page_descriptor: int, parent: int) -> None:
     _die_with(parent)
     # What a function prints is no part of a summary on standard output.
     os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Line by line: this process may be killed at any moment, and then nothing is flushed.
+        sys.stdout.reconfigure(line_buffering=True)
     pipe = Connection(pipe_descriptor)
     page = memoryview(mmap.mmap(page_descriptor, PAGE_BYTES)).cast("q")
     try:

@@ -286,7 +286,7 @@ def local(sample: dict[str, Any]) -> dict[str, Any]:
         ({"map": "preparing:same", "map_timeout": 0}, ValueError, "map_timeout must be above 0 seconds, not 0"),
         ({"map_timeout": 5}, ValueError, "map_timeout goes with map or filter"),
         ({"filter": "preparing:no_bool"}, PackError, "line 1: filter preparing:no_bool gave str; a filter gives True or"),
-        ({"steps": "nfd:text"}, ValueError, "a step is nfc, length, image, map, filter, a colon and what"),
+        ({"steps": "nfd:text"}, ValueError, "a step is nfc, length, image, map or filter, a colon and a field"),
     ],
 )  # fmt: skip
 def test_functions_that_cannot_be(tmp_path: Path, hundred: Path, more, kind: type[Exception], message: str) -> None:

@@ -295,7 +295,7 @@ def test_a_measured_plan_has_a_verdict_for_each_stage(tmp_path, planned, told):
     plan = planned("--params", "700T", "--measure", tmp_path, *SMALL)
     assert plan.stages[3].verdict.state == "short" and plan.stages[3].verdict.factor > 1000
     lines = told("--params", "700T", "--measure", tmp_path, *SMALL)
-    assert any(re.search(r"short by [\d,.]+x \((space|restore|checkpoint)\)$", line) for line in lines)
+    assert any(re.search(r"short by [\d,.e+]+x \((space|restore|checkpoint)\)$", line) for line in lines)
     assert any(line.startswith("short: checkpoint & restore: ") and "are free" in line for line in lines)
     assert any(line.startswith("note: ") and "one process on one machine" in line for line in lines)
     slow = ["--params", "1", "--checkpoint-interval", "1d", "--restore-ratio", "1"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench.case import NONE, Arm, Case, Line, c_gather, facts_of, mapped, one_co
 from bench.case import loader_of as row_loader
 from bench.limits import gather
 from bench.workloads import Workload, tokens
+from shardload.format.schema import Field
 
 LENGTH, BATCH_WINDOWS = 2048, 32
 KEPT_BATCHES = 24
@@ -101,6 +103,39 @@ def beside_rows(work: Workload, rows: Workload, batch_size: int) -> Iterator[Lin
     yield Line(f"rows, first, {batch_size}", first, True, NONE, facts=facts)
 
 
+def reading(source: Any, fields: Sequence[Field], batch_size: int) -> float:
+    """Reads every sample once, in random order and into memory that is used again, with no loader; returns seconds a sample."""
+    ids = np.random.default_rng(6).permutation(len(source))
+    made = {field.name: np.ones((batch_size, *field.shape), field.dtype) for field in fields}
+    start = time.perf_counter()
+    for first in range(0, len(ids), batch_size):
+        some = ids[first : first + batch_size]
+        source.read_batches([some], [{name: values[: len(some)] for name, values in made.items()}], fields)
+        assert (made[fields[0].name][: len(some), 0] == some).all()
+    return (time.perf_counter() - start) / len(ids)
+
+
+def read_beside_rows(work: Workload, rows: Workload, batch_size: int) -> Iterator[Line]:
+    """What it takes to read a window beside a row of 4 KiB: as both are stored, which is how windows go to a device."""
+    narrow = [Field("input_ids", "uint16", (LENGTH,))]
+    facts = facts_of(work, verify="once", cores=1, batch=batch_size, delivered="as stored, by read_batches, no loader")
+
+    def windows(later: bool) -> float:
+        windows = shardload.TokenWindows(shardload.open(work.dataset, verify="once"), "tokens", LENGTH)
+        return [reading(windows, narrow, batch_size) for _ in range(1 + later)][-1]
+
+    def stored_rows(later: bool) -> float:
+        dataset = shardload.open(rows.dataset, verify="once")
+        return [reading(dataset, [dataset.schema[rows.field]], batch_size) for _ in range(1 + later)][-1]
+
+    for epoch in ("later", "first"):
+        arms = {
+            name: on_one_core(partial(arm, epoch == "later"))
+            for name, arm in (("windows", windows), ("rows", stored_rows))
+        }
+        yield Line(f"read, {epoch}, {batch_size}", arms, True, NONE, facts=facts)
+
+
 def p31(folder: Path, scale: float) -> Iterator[Line]:
     work = token_stream(folder, int(30_000 * scale))
     order, source = np.random.default_rng(5).permutation(len(work)), mapped(work)
@@ -132,6 +167,7 @@ def p31(folder: Path, scale: float) -> Iterator[Line]:
     rows = tokens(folder, len(work))
     for batch_size in (BATCH_WINDOWS, rows.batch_size):
         yield from beside_rows(work, rows, batch_size)
+        yield from read_beside_rows(work, rows, batch_size)
 
 
 CASES = (

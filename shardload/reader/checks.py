@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PAGE_BITS = 1 << 24
-_BITS_SET = np.array([number.bit_count() for number in range(256)], dtype=np.int64)
+_BITS_SET = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
 
 Verify = Literal["auto", "always", "once", "off"]
 
@@ -82,14 +82,20 @@ class CheckedBlocks:
         for page, _, bits in self._by_page(numbers):
             flags = self._pages.get(page)
             if flags is None:
-                flags = self._pages[page] = np.zeros(_PAGE_BITS // 8, dtype=np.uint8)
+                flags = self._pages[page] = np.zeros(self._page_bytes(page), dtype=np.uint8)
             np.bitwise_or.at(flags, bits >> 3, np.uint8(1) << (bits & 7).astype(np.uint8))
         self._num_added += len(numbers)
         if self._num_blocks is not None and self._num_added >= self._num_blocks:
             # Blocks that were noted twice, or got lost, are found by counting, which is done again after some more.
-            num_noted = sum(int(_BITS_SET[flags].sum()) for flags in self._pages.values())
+            num_noted = sum(int(_BITS_SET[flags].sum(dtype=np.int64)) for flags in self._pages.values())
             self._complete = num_noted == self._num_blocks
             self._num_added = num_noted - self._num_blocks // 16
+
+    def _page_bytes(self, page: int) -> int:
+        """Returns how many bytes a page takes: the last one's bits end with the blocks, and so does the work of counting them."""
+        if self._num_blocks is None:
+            return _PAGE_BITS // 8
+        return min(_PAGE_BITS, -(-(self._num_blocks - page * _PAGE_BITS) // 8) * 8) // 8
 
     def _by_page(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, Any, NDArray[np.int64]]]:
         """Yields the pages of some blocks, with the slots of the blocks and their bits in the page."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from google_crc32c import extend
@@ -102,15 +103,19 @@ def joined_sums(sums: UInt32, row_bytes: int) -> UInt32:
     return sums[..., 0]
 
 
-def data_sums(stored: UInt32, identities: UInt32, num_bytes: int) -> UInt32:
+def data_sums(stored: UInt32, bases: UInt32, local_ids: NDArray[np.int64], num_bytes: int) -> UInt32:
     """Returns the plain CRC32C of each block's data: the stored sums with the parts of their identities taken out.
 
     Args:
         stored: uint32 of shape (blocks,), sums over identity and data.
-        identities: uint32 of shape (blocks,), as of `identity_sums`.
+        bases: for each block `identity_sum` of its shard and field with local id 0, uint32 of shape (blocks,).
+        local_ids: the blocks' numbers in their shards, likewise.
         num_bytes: length of the data of every block.
     """
-    return stored ^ _looked_up(_shift_tables(num_bytes), identities)
+    # Of blocks of one shard the part of the shard is one and the same.
+    if len(bases) and (bases == bases[0]).all():
+        bases = bases[:1]
+    return stored ^ _looked_up(_shift_tables(num_bytes), bases) ^ _looked_up(_id_tables(num_bytes), local_ids)
 
 
 def _apply(matrix: UInt32, values: UInt32) -> UInt32:
@@ -125,10 +130,14 @@ def _tables(matrix: UInt32) -> UInt32:
     return tables
 
 
-def _looked_up(tables: UInt32, values: UInt32) -> UInt32:
-    low, high = values & np.uint32(0xFFFF), values >> np.uint32(16)
-    result: UInt32 = tables[0][low & np.uint32(255)] ^ tables[1][low >> np.uint32(8)]
-    result ^= tables[2][high & np.uint32(255)] ^ tables[3][high >> np.uint32(8)]
+def _looked_up(tables: UInt32, values: NDArray[Any]) -> UInt32:
+    """Returns the images of values: uint32 of their shape, which has one dimension at least."""
+    parts = np.ascontiguousarray(values, dtype="<u4").view(np.uint8).reshape(*values.shape, 4)
+    # Numbers are small, mostly, and the image of nothing is nothing.
+    num_parts = -(-int(values.max(initial=0)).bit_length() // 8)
+    result: UInt32 = tables[0].take(parts[..., 0])
+    for i in range(1, num_parts):
+        result ^= tables[i].take(parts[..., i])
     return result
 
 
@@ -141,6 +150,12 @@ def _local_id_tables() -> UInt32:
     zero = identity_sum(0, 0, 0, 0, 0)
     matrix = np.array([identity_sum(0, 0, 0, 0, 1 << bit) ^ zero for bit in range(32)], dtype=np.uint32)
     return _tables(matrix)
+
+
+@lru_cache(maxsize=256)
+def _id_tables(num_bytes: int) -> UInt32:
+    """Returns by what local ids go into sums, carried past so many bytes."""
+    return _looked_up(_shift_tables(num_bytes), _local_id_tables())
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,6 @@ class Ahead:
 
 
 _BURST_BYTES = 8 << 20
-_ORDERED_BURST_BYTES = 4 << 20
 _MAX_BURST_BATCHES = 8
 _HINTED_BATCHES = 16
 _HINTED_BYTES = 64 << 20
@@ -59,20 +58,6 @@ def plan_ahead(
     burst = int(min(prefetch_batches, _MAX_BURST_BATCHES, max(1, _BURST_BYTES // max(batch_bytes, 1.0))))
     hinted = int(min(_FAR_HINTED_BATCHES if far else _HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0))))
     return Ahead(burst, hinted, far, num_threads)
-
-
-def in_order(ahead: Ahead, batch_bytes: float) -> Ahead:
-    """Returns the same for samples that are read in their order, front to back.
-
-    Such reads are long as they are, and the system reads ahead of them by itself: what larger bursts would save costs more in
-    memory that was never touched.
-
-    Args:
-        ahead: for any order.
-        batch_bytes: bytes of a batch as stored.
-    """
-    burst = max(1, int(_ORDERED_BURST_BYTES // max(batch_bytes, 1.0)))
-    return replace(ahead, burst_batches=min(ahead.burst_batches, burst))
 
 
 def useful_threads(sample_bytes: float, *, plain_strings: bool, in_memory: bool) -> int:

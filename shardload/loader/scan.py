@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,7 +11,6 @@ import torch
 
 from shardload.codecs.images import ImageDecode
 from shardload.errors import LoaderClosedError
-from shardload.loader.ahead import in_order
 from shardload.loader.iteration import Course, Iteration, make_course
 from shardload.loader.ranks import FixedRanks, RankChoice, Ranks, one_of
 from shardload.loader.recipe import make_recipe
@@ -106,8 +104,7 @@ def scan(
     recipe = make_recipe(dataset, fields, decode, transform, batch_transform, collate_fn, dtypes, **flags)
     read = size, pin_memory, prefetch_batches, prefetch_bytes, num_threads, num_processes, helper_process, None, reuse
     course = make_course(dataset, recipe, None if device is None else torch.device(device), *read)
-    ahead = in_order(course.ahead, size * dataset.num_bytes / max(1, len(dataset)))
-    return Scan(dataset, size, ranks, as_integer(seed, "seed"), replace(course, ahead=ahead))
+    return Scan(dataset, size, ranks, as_integer(seed, "seed"), course)
 
 
 def _check_order(dataset: SampleSource) -> None:

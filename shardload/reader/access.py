@@ -42,7 +42,7 @@ from shardload.reader.shard import ShardReader
 from shardload.reader.snapshot import Snapshot
 from shardload.reader.streams import StreamReader
 from shardload.reader.strings import joined_values
-from shardload.reader.wide import WideReader
+from shardload.reader.wide import WideReader, read_ahead
 from shardload.storage import LocalStorage, Storage
 from shardload.telemetry import Transfers
 
@@ -85,8 +85,8 @@ class Access:
         if later is not None:
             weakref.finalize(self, later.close).atexit = False
         shared = self._facts, self.engine
-        own = CheckedBlocks(num_samples), verify, codec_of(shards.readers), external
-        self._records = RecordReader(schema, self._facts, self.engine, *own)
+        codec = codec_of(shards.readers)
+        self._records = RecordReader(schema, *shared, CheckedBlocks(num_samples), verify, codec, external)
         self._wide = {
             field.name: WideReader(field, schema.number(field.name), *shared, CheckedBlocks(num_samples), verify)
             for field in schema.wide_fields
@@ -96,6 +96,7 @@ class Access:
             field.name: StreamReader(field, schema.number(field.name), *shared, CheckedBlocks(), verify, sums_of)
             for field in schema.stream_fields
         }
+        self._read_ahead = functools.partial(read_ahead, self.engine, self._first, shards.store is not None)
         self._hinted_blocks = {field.name: CheckedBlocks() for field in schema.stream_fields}
 
     def shard(self, shard_id: int) -> ShardReader:
@@ -181,6 +182,8 @@ class Access:
                 here and now, which is what hints are to spare the caller.
             uses: when each of them is read, for a cache.
         """
+        if self._read_ahead(sample_ids, fields):
+            return
         if self._fits:
             sample_ids = sample_ids[self._hinted.missing(sample_ids)]
             if not len(sample_ids):
@@ -350,6 +353,8 @@ class Access:
 
         A dataset that fits in half the memory stays there once it was read: then each sample is announced once.
         """
+        if self._read_ahead(samples.sample_ids, fields):
+            return
         if self._fits:
             samples = samples[self._hinted.missing(samples.sample_ids)]
             self._hinted.add(samples.sample_ids)
@@ -368,7 +373,7 @@ class Access:
             if uses is not None and isinstance(self.engine, CachedEngine):
                 # Before anything is fetched: by this it is known what of it is kept.
                 self.engine.expect(samples, uses, self._lie(fields))
-            ranges = self._ranges(samples, fields, hints=True)
+            ranges = self._ranges(samples, fields)
             for field in (field for field in fields if self._far and field.streamed):
                 ranges += self._sum_ranges(field, samples.shard_ids)
             for some in [joined(ranges)] if self._far and ranges else ranges:
@@ -380,17 +385,14 @@ class Access:
                 wanted = np.array([field in fields for field in records.fields])
                 self.engine.will_need(outside.ranges[wanted[outside.fields]])
 
-    def _ranges(self, samples: Located, fields: Sequence[Field], hints: bool = False) -> list[Ranges]:
-        return [ranges_of(samples) for ranges_of in self._lie(fields, hints)]
+    def _ranges(self, samples: Located, fields: Sequence[Field]) -> list[Ranges]:
+        return [ranges_of(samples) for ranges_of in self._lie(fields)]
 
-    def _lie(self, fields: Sequence[Field], hints: bool = False) -> list[Callable[[Located], Ranges]]:
-        """Returns what gives the ranges in which samples have fields; `hints`: those that are worth an announcement."""
-        wide = (self._wide[field.name] for field in fields if field.wide)
-        lie: list[Callable[[Located], Ranges]] = [one.hints if hints else one.ranges for one in wide]
+    def _lie(self, fields: Sequence[Field]) -> list[Callable[[Located], Ranges]]:
+        """Returns what gives the ranges in which samples have fields."""
+        lie: list[Callable[[Located], Ranges]] = [self._wide[field.name].ranges for field in fields if field.wide]
         lie += [self._streams[field.name].hint for field in fields if field.streamed]
-        if any(field.in_record for field in fields):
-            lie.append(self._records.ranges)
-        return lie
+        return lie + [self._records.ranges] * any(field.in_record for field in fields)
 
     def _sum_ranges(self, field: Field, shard_ids: Int64) -> list[Ranges]:
         """Returns where checksums of a stream lie that are to be fetched beside it."""

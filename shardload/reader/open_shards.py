@@ -90,9 +90,10 @@ class OpenShards:
 
     def open(self, shard_ids: Int64) -> None:
         """Opens shards that are not yet; those far away all at once, and with their rows where these are held."""
-        missing = np.unique(shard_ids[~self._opened[shard_ids]])
-        if not len(missing):
+        opened = self._opened[shard_ids]
+        if opened.all():
             return
+        missing = np.unique(shard_ids[~opened])
         if not isinstance(self._files, FarFiles):
             for shard_id in missing.tolist():
                 self.get(shard_id)

@@ -49,24 +49,38 @@ class RunReader:
         Returns:
             Whether all was read: False where the ranges do not lie in long stretches, or something is wrong with a file.
         """
-        edges = _edges(shard_ids, starts, lengths, _MIN_RUN_BYTES)
-        if not edges:
+        num_bytes, num_ranges = int(lengths.sum()), len(starts)
+        if num_bytes < _MIN_RUN_BYTES or num_ranges < 2:
             return False
-        addresses = _addresses(lengths, targets)
+        shard_ids, starts, lengths = _closed_up(shard_ids, starts, lengths)
+        edges = _edges(shard_ids, starts, lengths)
+        num_runs = len(edges) - 1
+        if num_bytes < _MIN_RUN_BYTES * num_runs or num_ranges < 2 * num_runs:
+            return False
+        numbers, starts, lengths, addresses = _placed(starts, lengths, targets)
         with self._lock:
-            for first, last in pairwise(edges):
-                file, part = self._file(int(shard_ids[first])), slice(first, last)
+            for first, last in pairwise(edges.tolist()):
+                file, part = self._file(int(shard_ids[first])), slice(*numbers.searchsorted([first, last]).tolist())
                 if file is None or not read_run(file.descriptor, starts[part], lengths[part], addresses[part]):
                     return False
         return True
 
-    def follows(self, shard_ids: Int64, starts: Int64, lengths: Int64) -> bool:
-        """Tells whether the system reads far enough ahead by itself of who reads ranges in their order."""
-        if len(starts) < _MIN_FOLLOWED_RANGES or int(lengths.sum()) < _MIN_FOLLOWED_BYTES:
+    def follow(self, sample_ids: Int64, num_bytes: int, first_sample_ids: Int64) -> bool:
+        """Tells whether the system reads far enough ahead by itself of who reads columns of samples.
+
+        Args:
+            sample_ids: the samples.
+            num_bytes: what they take of the narrowest column.
+            first_sample_ids: of each shard: int64 of shape (shards + 1,).
+        """
+        if len(sample_ids) < _MIN_FOLLOWED_RANGES or num_bytes < _MIN_FOLLOWED_BYTES:
             return False
-        if not _edges(shard_ids, starts, lengths, _MIN_FOLLOWED_RUN_BYTES):
+        if sample_ids[-1] - sample_ids[0] != len(sample_ids) - 1 or (np.diff(sample_ids) != 1).any():
             return False
-        files = [self._file(shard_id) for shard_id in np.unique(shard_ids).tolist()]
+        first, last = (np.searchsorted(first_sample_ids, sample_ids[[0, -1]], side="right") - 1).tolist()
+        if num_bytes < _MIN_FOLLOWED_RUN_BYTES * (last - first + 1):
+            return False
+        files = map(self._file, {first, last})
         return all(file is not None and read_ahead_bytes(file.descriptor) >= _MIN_READ_AHEAD_BYTES for file in files)
 
     def _file(self, shard_id: int) -> FileReader | None:
@@ -74,25 +88,26 @@ class RunReader:
         return file if isinstance(file, FileReader) else None
 
 
-def _edges(shard_ids: Int64, starts: Int64, lengths: Int64, min_run_bytes: int) -> list[int]:
-    """Returns where stretches begin, and the number of ranges; nothing if they are not that long on average, or single ranges."""
-    num_bytes = int(lengths.sum())
-    if num_bytes < min_run_bytes or len(starts) < 2:
-        return []
+def _closed_up(shard_ids: Int64, starts: Int64, lengths: Int64) -> tuple[Int64, Int64, Int64]:
+    """Returns ranges, those that follow each other without a gap as one."""
+    seams = (starts[1:] != starts[:-1] + lengths[:-1]) | (shard_ids[1:] != shard_ids[:-1])
+    firsts = np.concatenate([[0], np.flatnonzero(seams) + 1])
+    return shard_ids[firsts], starts[firsts], np.add.reduceat(lengths, firsts)
+
+
+def _edges(shard_ids: Int64, starts: Int64, lengths: Int64) -> Int64:
+    """Returns where stretches begin, and the number of ranges."""
     gaps = starts[1:] - (starts[:-1] + lengths[:-1])
     breaks = np.flatnonzero((gaps < 0) | (gaps > _MAX_GAP_BYTES) | (shard_ids[1:] != shard_ids[:-1])) + 1
-    num_runs = len(breaks) + 1
-    if num_bytes < min_run_bytes * num_runs or len(starts) < 2 * num_runs:
-        return []
-    return [0, *breaks.tolist(), len(starts)]
+    return np.concatenate([[0], breaks, [len(starts)]])
 
 
-def _addresses(lengths: Int64, targets: Sequence[tuple[int, int]]) -> Int64:
-    """Returns where each range goes."""
-    pieces = np.array(targets, dtype=np.int64)
-    stops = np.cumsum(pieces[:, 1])
-    positions = np.cumsum(lengths) - lengths
-    # An empty range at the end has no piece, nor needs one.
-    number = np.minimum(np.searchsorted(stops, positions, side="right"), len(pieces) - 1)
-    addresses: Int64 = pieces[number, 0] + positions - (stops - pieces[:, 1])[number]
-    return addresses
+def _placed(starts: Int64, lengths: Int64, targets: Sequence[tuple[int, int]]) -> tuple[Int64, Int64, Int64, Int64]:
+    """Returns pieces of ranges that each go to one place: the number of the range, first byte, bytes, and address."""
+    memory = np.array(targets, dtype=np.int64)
+    own, there = np.cumsum(lengths) - lengths, np.cumsum(memory[:, 1]) - memory[:, 1]
+    cuts = np.unique(np.concatenate([own[lengths > 0], there]))
+    # Of ranges that begin at one byte all but the last are empty.
+    numbers, place = np.searchsorted(own, cuts, side="right") - 1, np.searchsorted(there, cuts, side="right") - 1
+    sizes = np.diff(cuts, append=lengths.sum())
+    return numbers, starts[numbers] + cuts - own[numbers], sizes, memory[place, 0] + cuts - there[place]

@@ -289,18 +289,21 @@ class StreamReader:
     def _wrong(self, blocks: Blocks, data: NDArray[np.uint8]) -> int | None:
         """Returns the first of some blocks that has not its checksum; None where all have."""
         stored = self._stored_sums(blocks)
-        identities = with_local_ids(self._facts.identities(self._number)[blocks.shard_ids], blocks.local_ids)
-        sums = data_sums(stored, identities, layout.BLOCK_BYTES)
+        bases = self._facts.identities(self._number)[blocks.shard_ids]
+        sums = data_sums(stored, bases, blocks.local_ids, layout.BLOCK_BYTES)
         good = True
+
+        def right(i: int) -> bool:
+            identity = with_local_ids(bases[i : i + 1], blocks.local_ids[i : i + 1])
+            return block_sum(data[i, : blocks.lengths[i]], int(identity[0])) == int(stored[i])
+
         for short in np.flatnonzero(blocks.lengths < layout.BLOCK_BYTES).tolist():
-            good &= block_sum(data[short, : blocks.lengths[short]], int(identities[short])) == stored[short]
+            good &= right(short)
             # Now that of the whole row, so that all rows are alike.
             sums[short] = block_sum(data[short], 0)
         if good and all(map(rows_match, _groups(data, _GROUP_BLOCKS), _groups(sums, _GROUP_BLOCKS))):
             return None
-        lengths = blocks.lengths.tolist()
-        wrong = (i for i in range(len(data)) if block_sum(data[i, : lengths[i]], int(identities[i])) != stored[i])
-        return next(wrong, None)
+        return next((i for i in range(len(data)) if not right(i)), None)
 
     def _runs(self, blocks: Blocks, starts: Int64, lengths: Int64) -> Ranges:
         """Returns the ranges of what belongs to blocks.

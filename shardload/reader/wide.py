@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.errors import ChecksumError
-from shardload.format.checksum import block_sum, data_sums, joined_sums, with_local_ids
+from shardload.format.checksum import block_sum, data_sums, joined_sums
 from shardload.format.rows import sum_column
 from shardload.format.schema import Field
 from shardload.reader.checks import CheckedBlocks, Verify
@@ -53,15 +53,6 @@ class WideReader:
             samples, starts = samples[here], starts[here]
         return Ranges(samples.shard_ids, starts + samples.local_ids * size, np.full(len(samples), size, dtype=np.int64))
 
-    def hints(self, samples: Located) -> Ranges:
-        """Returns what is to be announced of values that will be read in this order.
-
-        That is nothing where they lie in long stretches and the system reads ahead by itself of who reads these.
-        """
-        ranges, engine = self.ranges(samples), self._engine
-        alone = isinstance(engine, MapEngine) and engine.runs.follows(ranges.shard_ids, ranges.starts, ranges.lengths)
-        return ranges[:0] if alone else ranges
-
     def read(self, samples: Located, targets: Sequence[NDArray[Any]]) -> None:
         """Fills targets with the samples' values, one after another, and checks those that are due.
 
@@ -101,8 +92,8 @@ class WideReader:
         due = here & self._checked.due(samples.sample_ids, self._verify)
         if not due.any():
             return
-        identities = with_local_ids(self._facts.identities(self._number)[samples.shard_ids], samples.local_ids)
-        sums = data_sums(samples.rows[sum_column(self._field)], identities, self._field.num_bytes)
+        bases = self._facts.identities(self._number)[samples.shard_ids]
+        sums = data_sums(samples.rows[sum_column(self._field)], bases, samples.local_ids, self._field.num_bytes)
         # Rows that are not due are looked at once more: sums of whole pieces cost less than those of single rows.
         if not here.all() or not self._match(flat, sums):
             rows = np.flatnonzero(due)
@@ -130,3 +121,21 @@ class WideReader:
         start = int(ranges.starts[0])
         detail = f"the value of field {self._field.name!r} does not have its checksum"
         return damaged(ChecksumError, samples, slot, detail, start, start + self._field.num_bytes)
+
+
+def read_ahead(
+    engine: Engine, first_sample_ids: Int64, rows_held: bool, sample_ids: Int64, fields: Sequence[Field]
+) -> bool:
+    """Tells whether samples need no announcement, as the system itself reads ahead of who reads these fields of them.
+
+    Args:
+        engine: what reads.
+        first_sample_ids: of each shard: int64 of shape (shards + 1,).
+        rows_held: whether row tables are held whole.
+        sample_ids: the samples, in the order in which they are read.
+        fields: the fields.
+    """
+    sizes = [field.num_bytes for field in fields if field.wide]
+    if not rows_held or not sizes or not isinstance(engine, MapEngine) or not all(field.fixed for field in fields):
+        return False
+    return engine.runs.follow(sample_ids, min(sizes) * len(sample_ids), first_sample_ids)

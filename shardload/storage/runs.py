@@ -30,13 +30,15 @@ def read_run(descriptor: int, starts: Int64, lengths: Int64, addresses: Int64) -
 
     Args:
         descriptor: of the open file.
-        starts: first byte of each range, not below the end of the one before it: int64 of shape (ranges,), at least one.
+        starts: first byte of each range, not below the end of the one before it: int64 of shape (ranges,).
         lengths: bytes of each, likewise; what lies between two is read for nothing.
         addresses: where they go in memory, likewise.
 
     Returns:
         Whether all was read; not where the file has become shorter or its device fails.
     """
+    if not len(starts):
+        return True
     vectors, skipped = _vectors(starts, lengths, addresses)
     offset = int(starts[0])
     for first in range(0, len(vectors), _MAX_VECTORS):

@@ -53,10 +53,17 @@ def test_many_identities(identity: tuple[int, int, int, int], local_ids: list[in
 
 @given(IDENTITIES, st.integers(0, 3000), st.integers(0, 6), st.integers(0, 99))
 def test_identity_is_taken_out(identity: tuple[int, int, int, int], size: int, count: int, seed: int) -> None:
-    rows = random_rows(count, size, seed)
-    identities = identity_sums(*identity, np.arange(count) * 77)
-    stored = np.array([block_sum(row, int(i)) for row, i in zip(rows, identities, strict=True)], dtype=np.uint32)
-    assert data_sums(stored, identities, size).tolist() == plain_sums(rows).tolist()
+    """Of blocks of one shard, and of several."""
+    generation, unit, part, field = identity
+    rows, local_ids = random_rows(count, size, seed), np.arange(count) * 77_777
+    for units in (np.zeros(count, int), np.arange(count) % 3):
+        sums = [identity_sums(generation, unit ^ own, part, field, local_ids) for own in range(3)]
+        bases = np.array(
+            [identity_sum(generation, unit ^ own, part, field, 0) for own in units.tolist()], dtype=np.uint32
+        )
+        own = (int(sums[own][i]) for i, own in enumerate(units.tolist()))
+        stored = np.array([block_sum(row, i) for row, i in zip(rows, own, strict=True)], dtype=np.uint32)
+        assert data_sums(stored, bases, local_ids, size).tolist() == plain_sums(rows).tolist()
 
 
 @pytest.mark.parametrize("size", [1, 2, 511, 512, 4096, 150_528])
@@ -64,7 +71,8 @@ def test_identity_is_taken_out_of_sums_over_large_blocks(size: int) -> None:
     rows = random_rows(3, size)
     identities = identity_sums(1, 2, 3, 4, np.arange(3))
     stored = np.array([block_sum(row, int(i)) for row, i in zip(rows, identities, strict=True)], dtype=np.uint32)
-    assert data_sums(stored, identities, size).tolist() == plain_sums(rows).tolist()
+    bases = np.full(3, identity_sum(1, 2, 3, 4, 0), dtype=np.uint32)
+    assert data_sums(stored, bases, np.arange(3), size).tolist() == plain_sums(rows).tolist()
 
 
 @given(st.integers(0, 40), st.integers(1, 600), st.integers(0, 99))
@@ -119,7 +127,11 @@ def test_a_sound_row_of_another_place_fails() -> None:
     rows = np.ascontiguousarray(np.repeat(random_rows(1, 512), 2, axis=0))
     identities = identity_sums(1, 0, 0, 2, np.arange(2))
     stored = np.array([block_sum(row, int(i)) for row, i in zip(rows, identities, strict=True)], dtype=np.uint32)
-    assert rows_match(rows, data_sums(stored, identities, 512))
-    assert not rows_match(rows, data_sums(stored[::-1].copy(), identities, 512))
+
+    def plain(stored: np.ndarray, *identity: int) -> np.ndarray:
+        return data_sums(stored, np.full(2, identity_sum(*identity, 0), dtype=np.uint32), np.arange(2), 512)
+
+    assert rows_match(rows, plain(stored, 1, 0, 0, 2))
+    assert not rows_match(rows, plain(stored[::-1].copy(), 1, 0, 0, 2))
     for other in ((2, 0, 0, 2), (1, 1, 0, 2), (1, 0, 1, 2), (1, 0, 0, 3)):
-        assert not rows_match(rows, data_sums(stored, identity_sums(*other, np.arange(2)), 512))
+        assert not rows_match(rows, plain(stored, *other))

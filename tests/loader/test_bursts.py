@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from samples import mixed_sample, write_mixed
 
 import shardload
-from shardload.loader.ahead import Ahead, in_order, plan_ahead, useful_threads
+from shardload.loader.ahead import plan_ahead, useful_threads
 from shardload.reader import ShardDataset, access
 from shardload.reader.access import Access
 from shardload.reader.records import RecordReader
@@ -215,11 +215,3 @@ def test_rows_by_page_are_announced_a_window_before_the_records(mixed: Path, mon
 def test_rows_that_are_held_are_not_announced(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ShardReader, "row_ranges", lambda self, ids: pytest.fail("pages were announced"))
     assert len(list(make(mixed, 10, (4, 1)))) == 50
-
-
-def test_ordered_samples_are_read_in_smaller_bursts() -> None:
-    ahead = Ahead(8, 16, 2)
-    assert in_order(ahead, 1 << 20) == Ahead(4, 16, 2)
-    assert in_order(ahead, 10.0) == ahead
-    assert in_order(ahead, 1 << 30) == Ahead(1, 16, 2)
-    assert in_order(Ahead(1, 0), 0.0) == Ahead(1, 0)

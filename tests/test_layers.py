@@ -28,6 +28,7 @@ HEAVY = {
     "torch": ("checkpoint", "integrations", "loader", "memory"),
     "fsspec": ("storage",),
     "aiohttp": ("storage",),
+    "awscrt": ("format",),
     "aiobotocore": ("storage",),
     "botocore": ("storage",),
     "s3fs": ("storage",),

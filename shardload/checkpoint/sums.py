@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from google_crc32c import extend
+
+from shardload.format.crc32c import crc32c
 
 _PIECE_BYTES = 1 << 20
-"""Summed at once, with the interpreter's lock held: 0.15 ms."""
+"""Summed at once: where the interpreter's lock is held for it, for 0.15 ms."""
 
 
 class Crc32c:
@@ -19,7 +20,7 @@ class Crc32c:
         """Takes more bytes in."""
         view = np.frombuffer(data, dtype=np.uint8)
         for start in range(0, len(view), _PIECE_BYTES):
-            self.value = extend(self.value, view[start : start + _PIECE_BYTES])
+            self.value = crc32c(self.value, view[start : start + _PIECE_BYTES])
 
     def digest(self) -> bytes:
         """Returns the sum, little-endian."""

@@ -16,6 +16,7 @@ import numpy as np
 from google_crc32c import extend
 from numpy.typing import NDArray
 
+from shardload.format.crc32c import LONG_BYTES, crc32c
 from shardload.format.layout import IDENTITY
 
 UInt32 = NDArray[np.uint32]
@@ -36,14 +37,14 @@ def identity_sum(generation: int, unit: int, part: int, field: int, local_id: in
 
 def block_sum(data: bytes | NDArray[np.uint8], start: int) -> int:
     """Returns the CRC32C over `data`, continued from `start` (an `identity_sum`)."""
-    return int(extend(start, data))
+    return int(extend(start, data)) if len(data) < LONG_BYTES else crc32c(start, data)
 
 
 def block_sums(data: bytes, starts: Sequence[int], stops: Sequence[int], identities: Sequence[int]) -> list[int]:
     """Returns `block_sum` of many ranges of `data`, each continued from its own start."""
     if len(data) > _COPIED_BYTES * len(starts):
         view = np.frombuffer(data, dtype=np.uint8)
-        return [extend(i, view[a:b]) for i, a, b in zip(identities, starts, stops, strict=True)]
+        return [crc32c(i, view[a:b]) for i, a, b in zip(identities, starts, stops, strict=True)]
     return [extend(i, data[a:b]) for i, a, b in zip(identities, starts, stops, strict=True)]
 
 
@@ -80,7 +81,7 @@ def rows_match(rows: NDArray[np.uint8], sums: UInt32) -> bool:
     num_rows, row_bytes = rows.shape
     if num_rows == 0:
         return True
-    return int(joined_sums(sums, row_bytes)) == int(extend(0, rows.reshape(-1)))
+    return int(joined_sums(sums, row_bytes)) == crc32c(0, rows.reshape(-1))
 
 
 def joined_sums(sums: UInt32, row_bytes: int) -> UInt32:

@@ -77,20 +77,17 @@ class Access:
         self._shards = shards = OpenShards(snapshot, shard_files, external, INDEX_BUDGET_BYTES)
         self._first = table.first_sample_ids
         self._hinted = CheckedBlocks(num_samples)
-        self._facts = shards.facts
+        self._facts = facts = shards.facts
         self._verify = verify = resolve_verify(verify, num_bytes if near else None)
         self._num_rereads = 0
         # Shards have to be opened for what is announced, which takes time where they are a request away.
-        self._later = later = Later() if self._far else None
-        if later is not None:
-            weakref.finalize(self, later.close).atexit = False
-        shared = self._facts, self.engine
-        codec = codec_of(shards.readers)
-        self._records = RecordReader(schema, *shared, CheckedBlocks(num_samples), verify, codec, external)
-        self._wide = {
-            field.name: WideReader(field, schema.number(field.name), *shared, CheckedBlocks(num_samples), verify)
-            for field in schema.wide_fields
-        }
+        self._later = Later() if self._far else None
+        if self._later is not None:
+            weakref.finalize(self, self._later.close).atexit = False
+        checked, shared = functools.partial(CheckedBlocks, num_samples), (facts, self.engine)
+        self._records = RecordReader(schema, *shared, checked(), verify, codec_of(shards.readers), external)
+        wide = ((field, schema.number(field.name)) for field in schema.wide_fields)
+        self._wide = {field.name: WideReader(field, number, *shared, checked(), verify) for field, number in wide}
         sums_of = shards.sums if self._far else None
         self._streams = {
             field.name: StreamReader(field, schema.number(field.name), *shared, CheckedBlocks(), verify, sums_of)

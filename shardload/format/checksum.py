@@ -40,6 +40,11 @@ def block_sum(data: bytes | NDArray[np.uint8], start: int) -> int:
     return int(extend(start, data)) if len(data) < LONG_BYTES else crc32c(start, data)
 
 
+def row_sums(rows: NDArray[np.uint8], starts: Sequence[int]) -> list[int]:
+    """Returns `block_sum` of each row of an array of shape (rows, row_bytes), each continued from its own start."""
+    return list(map(extend if rows.shape[1] < LONG_BYTES else crc32c, starts, rows))
+
+
 def block_sums(data: bytes, starts: Sequence[int], stops: Sequence[int], identities: Sequence[int]) -> list[int]:
     """Returns `block_sum` of many ranges of `data`, each continued from its own start."""
     if len(data) > _COPIED_BYTES * len(starts):

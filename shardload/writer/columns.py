@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.format import layout
-from shardload.format.checksum import block_sum, identity_sums
+from shardload.format.checksum import block_sum, identity_sums, row_sums
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics, range_of
 from shardload.storage import FileWriter
@@ -116,7 +116,7 @@ class Column:
     def value_sums(self, values: NDArray[Any], local_id: int) -> list[int]:
         """Returns the checksums of the values of many samples, the first of which has that local id."""
         rows = values.view(np.uint8).reshape(len(values), self.field.num_bytes)
-        return list(map(block_sum, rows, self._starts.many(local_id, len(rows))))
+        return row_sums(rows, self._starts.many(local_id, len(rows)))
 
     def finish(self) -> list[bytes]:
         """Returns what is not in the file yet."""
@@ -146,8 +146,9 @@ class Column:
             self._chunks.append(chunk)
 
     def _sum_blocks(self, chunk: bytes) -> None:
-        data = np.frombuffer(chunk, dtype=np.uint8)
-        starts = range(0, len(data), layout.BLOCK_BYTES)
-        identities = self._starts.many(len(self._sums) // 4, len(starts))
-        blocks = (data[start : start + layout.BLOCK_BYTES] for start in starts)
-        self._sums += np.fromiter(map(block_sum, blocks, identities), dtype="<u4", count=len(starts)).tobytes()
+        data, size = np.frombuffer(chunk, dtype=np.uint8), layout.BLOCK_BYTES
+        whole, count = len(data) // size, -(-len(data) // size)
+        identities = self._starts.many(len(self._sums) // 4, count)
+        sums = row_sums(data[: whole * size].reshape(whole, size), identities[:whole])
+        sums += [block_sum(data[whole * size :], identity) for identity in identities[whole:]]
+        self._sums += np.array(sums, dtype="<u4").tobytes()

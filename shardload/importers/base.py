@@ -138,8 +138,11 @@ class PreparingReader(SkippingReader, Protocol):
         """Starts the processes that it will need, if they are not there yet."""
         ...
 
-    def release(self) -> None:
-        """Ends the processes that it holds; it takes others when it reads again."""
+    def share(self, num_workers: int) -> None:
+        """Ends the processes that it holds; when it reads again, it takes its share of those that so many workers have.
+
+        At first it takes all.
+        """
         ...
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -41,20 +40,20 @@ INFERRED_ITEMS = 4096
 class PreparedSource:
     """A source whose samples go through steps."""
 
-    def __init__(self, inner: Source, wanted: Preparation, num_workers: int | None) -> None:
+    def __init__(self, inner: Source, wanted: Preparation, num_processes: int) -> None:
         """Describes the source.
 
         Args:
             inner: the source of the samples.
             wanted: the steps.
-            num_workers: processes that are wanted; None for one a core.
+            num_processes: how many do them, those of all workers together.
         """
         self.location = inner.location
         self.skipped = inner.skipped
         self._inner = inner
         self._wanted = wanted
         self._reader: PreparedReader | None = None
-        self._num_workers = num_workers or len(os.sched_getaffinity(0))
+        self._num_processes = num_processes
 
     def plan(self, types: Mapping[str, str] | None, unit_size: int | None) -> SourcePlan:
         """Returns units and types: those given, those of the steps, or what the first samples show.
@@ -64,9 +63,8 @@ class PreparedSource:
         """
         steps = self._wanted.steps
         plan = self._inner.plan(self._inner_types(types), unit_size)
-        # Where there are fewer units than workers, each packs with several processes.
-        num_processes = max(1, self._num_workers // max(1, len(plan.units)))
-        pool = StepPool(steps, num_processes, self._wanted.timeout_seconds) if self._wanted.functions else None
+        functions, timeout_seconds = self._wanted.functions, self._wanted.timeout_seconds
+        pool = StepPool(steps, self._num_processes, timeout_seconds) if functions else None
         reader = PreparedReader(plan.reader, self._wanted, pool)
         options = {**plan.options, "steps": [*plan.options.get("steps", ()), *(step.label for step in steps)]}
         self._reader = reader
@@ -176,6 +174,12 @@ class PreparedReader:
         if self.pool is not None:
             self.pool.start()
 
+    def share(self, num_workers: int) -> None:
+        """Ends the processes; when they are needed again, there is a worker's share of them, at least one."""
+        if self.pool is not None:
+            self.pool.close()
+            self.pool.num_processes = max(1, self.pool.num_processes // num_workers)
+
     def release(self) -> None:
         """Ends the processes; they start again when they are needed."""
         if self.pool is not None:
@@ -228,7 +232,7 @@ def open_prepared(call: Call, held: contextlib.ExitStack) -> Source:
     def prepare(source: Source, wanted: Preparation) -> Source:
         if not wanted.steps:
             return source
-        prepared = PreparedSource(source, wanted, call.settings.num_workers)
+        prepared = PreparedSource(source, wanted, call.settings.wanted_workers)
         held.callback(prepared.release)
         return prepared
 

@@ -86,8 +86,14 @@ def _far_schema(url: str, mode: Mode, options: Mapping[str, Any] | None) -> Sche
     return current.parsed_schema if mode == "append" and current is not None else None
 
 
-def try_source(plan: SourcePlan, schema: Schema, compression: str) -> Trial:
-    """Does to a few samples of the source what a pack would, but writes nothing.
+def try_source(plan: SourcePlan, schema: Schema, compression: str, num_workers: int) -> Trial:
+    """Does to a few samples of the source what one worker of a pack would, but writes nothing.
+
+    Args:
+        plan: the source.
+        schema: of the dataset.
+        compression: of the pack.
+        num_workers: how many workers it would have.
 
     Raises:
         PackError: the source cannot be read.
@@ -98,6 +104,7 @@ def try_source(plan: SourcePlan, schema: Schema, compression: str) -> Trial:
     count = len(plan.units)
     for reader in preparing(plan.reader):
         # Starting takes time once only, and is no part of the estimate.
+        reader.share(num_workers)
         reader.start()
     for number in sorted({count * i // NUM_UNITS for i in range(NUM_UNITS)} if count else ()):
         started = time.monotonic()

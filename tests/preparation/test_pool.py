@@ -34,11 +34,11 @@ def expected(number: int) -> list[tuple[str, Any]]:
     return [(tag, None if values is None else [values] if values["number"] % 5 else []) for tag, values in samples]
 
 
-def test_results_come_in_order_and_no_more_is_read_than_there_are_processes_for(pool: StepPool) -> None:
+def test_results_come_in_order_and_no_more_is_read_than_keeps_the_processes_busy(pool: StepPool) -> None:
     taken: list[int] = []
     results = pool.run(entries(taken, 50))
     found = [next(results)]
-    assert len(taken) == 8
+    assert 16 <= len(taken) <= 24
     found += results
     assert found == expected(50) and pool.cpu_seconds > 0
 

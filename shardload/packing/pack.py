@@ -102,7 +102,8 @@ def pack(
         key: name of the field by which samples are looked up; its values must differ.
         shard_size: most bytes of a shard file, as a number or text such as 256MiB.
         workers: processes; None for one a core, at most one a unit. With one, this process does the work; None is one in
-            a daemonic process, which may start no others.
+            a daemonic process, which may start no others. As many do `map` and `filter`, and this one packs for all of them
+            as long as it keeps them busy.
         include: patterns that select files of a folder, such as `*.py` or `train/**/*.jpg`.
         exclude: patterns of files and folders of a folder that are left out, such as `tests` or `*_old.py`.
         unit_size: bytes of the source in a unit; None for a 64th of it, between 16 MiB and 1 GiB.

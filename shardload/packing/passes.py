@@ -11,7 +11,7 @@ from shardload.errors import PackError
 from shardload.format.manifest import Manifest, Metadata
 from shardload.format.schema import Schema
 from shardload.format.table import ShardEntry
-from shardload.importers import SourcePlan
+from shardload.importers import SourcePlan, preparing
 from shardload.packing.call import Call, Settings
 from shardload.packing.dictionary import train_on_source
 from shardload.packing.processes import Workers
@@ -102,7 +102,7 @@ def run_pass(session: Session, call: Call, described: Pass) -> Published:
     check_set_aside(call, place.root, tally.done.num_rejects)
     tasks = session.tasks(plan.units)
     with Workers() as workers:
-        if num_workers > 1:
+        if num_workers > 1 and not _has_processes(plan):
             # First of all: what they load takes as long as the dictionary often, which is trained meanwhile.
             workers.start(min(num_workers, len(tasks)))
         dictionary = train_on_source(plan, schema, settings.compression, settings.dictionary, settings.shard_size)
@@ -110,11 +110,16 @@ def run_pass(session: Session, call: Call, described: Pass) -> Published:
         facts = (dictionary, described.metadata, settings.shard_size, len(plan.units), external_bytes)
         recipe = make_recipe(place, schema, settings.compression, *facts)
         job = Job(plan.reader, place.storage, recipe, plan.hint, call.on_error, described.digest, place.deliver)
-        session.run(job, tasks, workers, tally, call.max_rejects, call.log)
+        session.run(job, tasks, workers, num_workers, tally, call.max_rejects, call.log)
     manifest, entries = session.commit(recipe.description, described.source)
     tally.tell(last=True)
     read_bytes = (tally.done - tally.before).source_bytes
     return Published(manifest, entries, tally.done, tally.num_workers, tally.seconds, read_bytes)
+
+
+def _has_processes(plan: SourcePlan) -> bool:
+    """Whether others do steps for the process that packs, so that it may be enough that there is one."""
+    return any(reader.waited_seconds is not None for reader in preparing(plan.reader))
 
 
 def check_set_aside(call: Call, root: str, num_rejects: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +36,10 @@ INFERRED_SAMPLES = 256
 """Samples that come out of the steps from which types are inferred, ..."""
 INFERRED_ITEMS = 4096
 """... or fewer, where these many go in before."""
+
+
+_END = Outcome((), 0)
+"""Stands at the end of a unit that is read ahead."""
 
 
 class PreparedSource:
@@ -143,6 +148,15 @@ class PreparedReader:
     pool: StepPool | None
     """Processes for the steps; None where this one does them."""
     map_seconds: float = field(default=0.0, init=False)
+    _expected: deque[tuple[Unit, int]] = field(default_factory=deque, init=False)
+    """What will be read, ..."""
+    _ahead: Generator[Item, None, None] | None = field(default=None, init=False)
+    """... and what comes of it, with a mark at the end of each."""
+
+    @property
+    def waited_seconds(self) -> float | None:
+        """Time that this process has waited for those of the steps."""
+        return None if self.pool is None else self.pool.waited_seconds
 
     @property
     def map_cpu_seconds(self) -> float:
@@ -155,10 +169,47 @@ class PreparedReader:
 
     def read_from(self, unit: Unit, first: int) -> Generator[Item, None, None]:
         """Yields the same from item number `first` on."""
+        if self._expected and self._expected[0] == (unit, first):
+            yield from self._next_expected()
+            return
         with contextlib.closing(read_from(self.inner, unit, first)) as items:
             yield from self.prepared(items)
 
-    def prepared(self, items: Iterator[Item] | list[Item]) -> Iterator[Item]:
+    def expect(self, wanted: Sequence[tuple[Unit, int]]) -> None:
+        """Takes note of what will be read next: units in order, each from an item on, to its end."""
+        self._forget()
+        if self.pool is not None:
+            self._expected.extend(wanted)
+            self._ahead = self.prepared(self._items_of(list(wanted)))
+
+    def _items_of(self, wanted: Sequence[tuple[Unit, int]]) -> Iterator[Item]:
+        for unit, first in wanted:
+            with contextlib.closing(read_from(self.inner, unit, first)) as items:
+                yield from items
+            yield _END
+
+    def _next_expected(self) -> Iterator[Item]:
+        assert self._ahead is not None
+        self._expected.popleft()
+        ended = False
+        try:
+            for item in self._ahead:
+                if item is _END:
+                    ended = True
+                    return
+                yield item
+        finally:
+            if not ended:
+                # Not to its end: what comes is not what will be asked for.
+                self._forget()
+
+    def _forget(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        self._expected.clear()
+        if ahead is not None:
+            ahead.close()
+
+    def prepared(self, items: Iterator[Item] | list[Item]) -> Generator[Item, None, None]:
         """Yields what becomes of items of the source."""
         if self.pool is None:
             for item in items:
@@ -176,12 +227,14 @@ class PreparedReader:
 
     def share(self, num_workers: int) -> None:
         """Ends the processes; when they are needed again, there is a worker's share of them, at least one."""
+        self._forget()
         if self.pool is not None:
             self.pool.close()
             self.pool.num_processes = max(1, self.pool.num_processes // num_workers)
 
     def release(self) -> None:
         """Ends the processes; they start again when they are needed."""
+        self._forget()
         if self.pool is not None:
             self.pool.close()
 

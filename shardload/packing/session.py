@@ -13,6 +13,7 @@ from shardload.errors import PackError, ShardloadError
 from shardload.format.manifest import MANIFEST_NAME, Description, Manifest
 from shardload.format.table import ShardEntry
 from shardload.importers import LostCopyError, SourcePlan, Unit
+from shardload.packing.alone import pack_alone
 from shardload.packing.events import EventLog
 from shardload.packing.journal import Journal
 from shardload.packing.processes import Workers
@@ -20,7 +21,7 @@ from shardload.packing.progress import Count, Tally
 from shardload.packing.record import check_same, make_record
 from shardload.packing.rejects import prepare_rejects
 from shardload.packing.signals import signals_held
-from shardload.packing.unit import Job, Step, Task, pack_unit
+from shardload.packing.unit import Job, Step, Task
 from shardload.writer.failures import named, write_error
 from shardload.writer.job import JobRecord, PackedRecord, read_packed, read_record, write_record
 from shardload.writer.resume import ResumableTarget
@@ -112,19 +113,20 @@ class Session:
         job: Job,
         tasks: Sequence[Task],
         workers: Workers,
+        num_workers: int,
         tally: Tally,
         max_rejects: int | None,
         log: EventLog | None = None,
     ) -> None:
-        """Packs units: with the workers that were started, or here if none was."""
+        """Packs units: with the workers that were started; here if none was, and with workers what that is too slow for."""
         assert self.journal is not None
         take = _Take(self.place, self.journal, tally, max_rejects, log)
         take.check(None)
-        if len(workers):
+        if not len(workers):
+            tasks = pack_alone(job, tasks, take, num_workers)
+            workers.start(min(num_workers, len(tasks)))
+        if tasks:
             workers.pack(job, tasks, take, tally.tell)
-            return
-        for task in tasks:
-            pack_unit(job, task, take.bound(task.unit.number))
 
     def commit(self, description: Description, source: str) -> tuple[Manifest, list[ShardEntry]]:
         """Publishes the shards; returns the manifest and what this pack has added to it.
@@ -207,10 +209,6 @@ class _Take:
         if self._log is not None:
             self._log.step(news, self._tally.stage)
         self.check(news)
-
-    def bound(self, unit: int) -> Callable[[Step | Count], None]:
-        """Returns the same for one unit."""
-        return lambda news: self(unit, news)
 
     def check(self, step: Step | None) -> None:
         """Refuses to go on with too many rejects."""

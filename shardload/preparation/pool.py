@@ -21,6 +21,8 @@ BATCH_SECONDS = 0.05
 """... then as many as take this time, so that processes end about at once, ..."""
 BATCH_BYTES = 1 << 20
 """... and their bytes, about, unless a single one has more."""
+_DROPPED_SECONDS = 0.5
+"""Work that nobody wants any more is let go to its end if it takes this: a new process would have to import everything."""
 BATCHES_A_PROCESS = 3
 """Batches under way: one that a process is at, one behind it, and one whose results are taken, for each process."""
 
@@ -42,6 +44,8 @@ class StepPool:
         self._processes: list[StepProcess] = []
         self._owner = os.getpid()
         self._cpu_seconds = 0.0
+        self.waited_seconds = 0.0
+        """Time that this process has waited for them so far."""
 
     @property
     def cpu_seconds(self) -> float:
@@ -80,7 +84,7 @@ class StepPool:
                     if values is not None:
                         while not process.has_result:
                             self._hand_out(batches, under_way)
-                            exchange(self._processes)
+                            self.waited_seconds += exchange(self._processes)
                         result = process.take()
                     if place == len(batch):
                         # Before the last one goes out: who wants no more then has left nothing under way.
@@ -88,8 +92,7 @@ class StepPool:
                     yield tag, result
         finally:
             if under_way:
-                # Nobody wants the rest: what is still told of it must not be taken for something else.
-                self.close()
+                self._drop()
 
     def _hand_out(self, batches: _Batches[Tag], under_way: deque[tuple[StepProcess, list[Entry[Tag]]]]) -> None:
         """Gives each process as much as keeps it busy."""
@@ -106,6 +109,13 @@ class StepPool:
             under_way.append((process, batch))
             if samples := [values for _, values in batch if values is not None]:
                 process.send(samples)
+
+    def _drop(self) -> None:
+        """Sees to it that nothing that is still told is taken for something else."""
+        if sum(process.seconds_to_go for process in self._processes) > _DROPPED_SECONDS * len(self._processes):
+            self.close()
+        for process in self._processes:
+            process.drop()
 
     def start(self) -> None:
         """Starts all processes that are not there yet.

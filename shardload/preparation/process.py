@@ -120,6 +120,15 @@ class StepProcess:
         assert result is not None
         return result
 
+    @property
+    def seconds_to_go(self) -> float:
+        """About how long it takes over what it was given."""
+        return len(self._untold) * self.sample_seconds
+
+    def drop(self) -> None:
+        """Forgets all results that nobody has taken: those still to come are nobody's."""
+        self._entries.clear()
+
     def close(self) -> None:
         """Ends the process."""
         self._end()
@@ -270,8 +279,11 @@ class StepProcess:
             self._process.wait(_END_SECONDS)
 
 
-def exchange(processes: Sequence[StepProcess]) -> None:
+def exchange(processes: Sequence[StepProcess]) -> float:
     """Waits until one of some processes has told something, or has had its time; gives them what waits for them.
+
+    Returns:
+        The seconds that it has waited.
 
     Raises:
         PackError: a function cannot be imported, or not in time, or a process cannot be started.
@@ -282,9 +294,12 @@ def exchange(processes: Sequence[StepProcess]) -> None:
         seconds_left = process._seconds_left()
         if seconds_left is not None:
             limits.append(max(0.0, seconds_left))
+    started = time.perf_counter()
     events = dict(poll.poll(math.ceil(min(limits) * 1000)))
+    waited = time.perf_counter() - started
     for process, found in [(process, events.get(process._pipe.fileno(), 0)) for process in processes]:
         process._attend(found)
+    return waited
 
 
 def _unpacked(packed: bytes, steps: Sequence[Step]) -> Result | None:

@@ -132,6 +132,24 @@ def summarized(place: Target, done: Published, plan: SourcePlan, skipped: dict[s
     )
 
 
+def complete_before(root: str, manifest: Manifest, skipped: dict[str, int]) -> PackSummary:
+    """Returns the summary of a call that has found nothing to add."""
+    return PackSummary(
+        target=root,
+        version=manifest.version,
+        fingerprint=manifest.fingerprint,
+        types={field.name: field.type for field in manifest.parsed_schema.fields},
+        num_samples=0,
+        num_shards=0,
+        num_units=0,
+        num_workers=0,
+        source_bytes=0,
+        stored_bytes=0,
+        seconds=0.0,
+        skipped=dict(skipped),
+    )
+
+
 def _num_tokens(manifest: Manifest, entries: Sequence[ShardEntry], name: str) -> int:
     """Returns the items of the stream of tokens; 0 where there is none, or they lie in the records."""
     names = [field.name for field in manifest.parsed_schema.stream_fields]

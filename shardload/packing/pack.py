@@ -203,7 +203,7 @@ def _dry_run(root: str, base: Schema | None, call: Call) -> PackSummary:
         schema = parse_schema(types, codec, settings.key) if base is None else extend_schema(base, types, codec)
         _check_dedup(call, source, schema)
         num_workers = check_workers(settings, plan)
-        trial = try_source(plan, schema, settings.compression, num_workers)
+        trial = try_source(plan, schema, settings.compression, num_workers, call.dedup)
         if trial.rejects and call.on_error == "raise":
             raise PackError(trial.rejects[0])
         return estimated(root, call, plan, schema, trial, num_workers, source.skipped)

@@ -54,7 +54,7 @@ class PackSummary:
     num_split: int = 0
     """Samples of the source that a map made several of."""
     num_duplicates: int = 0
-    """Samples left out since an earlier one has the same content."""
+    """Samples left out since an earlier one has the same content; a dry run looks among those that it tries."""
     cpu_seconds: float = field(default=0.0, compare=False)
     """CPU time of all workers in the last call."""
     stage_seconds: dict[str, float] = field(default_factory=dict, compare=False)
@@ -179,6 +179,7 @@ def estimated(
         note=plan.note,
         num_dropped=round(trial.scaled(total, trial.num_dropped)),
         num_split=round(trial.scaled(total, trial.num_split)),
+        num_duplicates=round(trial.scaled(total, trial.num_duplicates)),
         dry_run=True,
         first_samples=trial.samples,
         first_rejects=trial.rejects[:_SHOWN_REJECTS],

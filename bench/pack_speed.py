@@ -10,7 +10,9 @@ Run: python -m bench.pack_speed [--cases raw,peers,memory,dictionary,map] [--pee
   memory      peak memory of packing 10^4 to 10^6 small samples, 10^7 with --long, each in a fresh process.
   dictionary  text of 1 KB, held out: zstd with a trained dictionary / without, bytes and microseconds (dictionary_speed.py).
   map         `pack` of JSON Lines with a map that keeps a core busy: the time with one worker / with two, taking turns; of a source
-              of 16 units, and of one that cannot be cut (pack_map.py). Two cores that nothing else uses are needed.
+              of 16 units, and of one that cannot be cut (pack_map.py). One worker packs beside the process of its map, on a core
+              of its own; `core_ratio` is that of one worker with all its processes on one core. Two cores that nothing else
+              uses are needed.
 
 Workloads: tokens int32[1024]; text, the sources of Python's standard library cut at line ends after 1,000 characters, four
 times over; jpeg, random bytes behind a JPEG's first three, log-normal, mean 110 KB. Each arm is one process on one core, all

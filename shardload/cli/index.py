@@ -79,14 +79,21 @@ def index(tars: str, as_json: bool, **options: Any) -> int:
     speed = f"{summary.num_samples / seconds:,.0f} samples/s, {summary.source_bytes / seconds / 1e6:,.1f} MB/s"
     indexed = summary.num_workers > 0
     state = "indexed and on disk" if indexed else "complete before: nothing was left to do"
-    echo(f"{summary.target}: {counted(summary.num_samples, 'sample')} {state}")
+    samples = counted(summary.num_samples, "sample")
+    tars = f"{format_bytes(summary.source_bytes)} in {counted(summary.num_units, 'unit')}"
+    echo(
+        f"{summary.target}: {samples} {state}"
+        if summary.num_units
+        else f"{summary.target}: nothing to do: no tar is new"
+    )
     echo_facts(
         (
+            ("tars", f"{tars}, which stay as they are" * bool(summary.num_units)),
             (
-                "tars",
-                f"{format_bytes(summary.source_bytes)} in {counted(summary.num_units, 'unit')}, which stay as they are",
+                "index",
+                f"{format_bytes(summary.stored_bytes)} in {counted(summary.num_shards, 'shard')}"
+                * bool(summary.num_units),
             ),
-            ("index", f"{format_bytes(summary.stored_bytes)} in {counted(summary.num_shards, 'shard')}"),
             ("time", f"{duration(summary.seconds)} with {counted(summary.num_workers, 'worker')}: {speed}" * indexed),
             ("rejected", f"{summary.num_rejects:,}, told in rejects.jsonl" if summary.num_rejects else ""),
             ("left out", ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items())),

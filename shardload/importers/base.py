@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -134,12 +134,27 @@ class PreparingReader(SkippingReader, Protocol):
         """CPU time that they have taken in other processes."""
         ...
 
+    @property
+    def waited_seconds(self) -> float | None:
+        """Time that this process has waited for the others so far; None where it does the changes itself."""
+        ...
+
     def start(self) -> None:
         """Starts the processes that it will need, if they are not there yet."""
         ...
 
-    def release(self) -> None:
-        """Ends the processes that it holds; it takes others when it reads again."""
+    def expect(self, wanted: Sequence[tuple[Unit, int]]) -> None:
+        """Takes note of what will be read next: units in order, each from an item on, to its end.
+
+        Its processes go on with the next unit while the last items of one are on their way.
+        """
+        ...
+
+    def share(self, num_workers: int) -> None:
+        """Ends the processes that it holds; when it reads again, it takes its share of those that so many workers have.
+
+        At first it takes all.
+        """
         ...
 
 

@@ -79,7 +79,12 @@ def _span(raw: RawSample, extension: str, kind: str) -> tuple[int, bytes]:
 
 
 def tars_in_place(
-    location: str, include: Sequence[str], exclude: Sequence[str], own: Container[str], known: Mapping[str, int]
+    location: str,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    own: Container[str],
+    known: Mapping[str, int],
+    at_least: int = 1,
 ) -> InPlaceTars:
     """Returns the tars in a folder as a source whose samples stay in them.
 
@@ -89,9 +94,10 @@ def tars_in_place(
         exclude: patterns of tars and sub-folders that are left out.
         own: names in the folder that belong to its dataset.
         known: name -> length of tars that are indexed already; they are left out.
+        at_least: how many others there must be.
 
     Raises:
-        PackError: there is no tar that can be indexed where it is, or one that is known has changed.
+        PackError: there are not as many that can be indexed where they are, or one that is known has changed.
     """
     files: list[SourceFile] = []
     skipped: Counter[str] = Counter()
@@ -111,7 +117,7 @@ def tars_in_place(
             files.append(_examined(location, name))
     for name, num_bytes in known.items():
         _check_known(location, name, num_bytes)
-    if not files:
+    if len(files) < at_least:
         left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         raise PackError(f"{location} holds no tar to index" + (f"; left out: {left_out}" if left_out else ""))
     return InPlaceTars(location, files, dict(sorted(skipped.items())))
@@ -171,6 +177,11 @@ class InPlaceTars:
         self.location = location
         self.skipped = skipped
         self._files = files
+
+    @property
+    def num_files(self) -> int:
+        """How many tars there are."""
+        return len(self._files)
 
     def plan(self, types: Mapping[str, str] | None, unit_size: int | None) -> SourcePlan:
         """Returns units and types; types given are the whole schema, and choose the members that are indexed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,13 @@ class Settings:
     shard_size: int
     unit_size: int | None
     num_workers: int | None
+    """What was asked for."""
+
+    @property
+    def wanted_workers(self) -> int:
+        """Processes that are wanted: one a core, but one in a daemonic process, which may start no others."""
+        daemonic = multiprocessing.current_process().daemon
+        return self.num_workers or (1 if daemonic else len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True, slots=True)

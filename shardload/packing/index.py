@@ -14,7 +14,7 @@ from shardload.packing.pack import Path, pack_source
 from shardload.packing.passes import in_session
 from shardload.packing.progress import Report
 from shardload.packing.session import Session
-from shardload.packing.summary import PackSummary
+from shardload.packing.summary import PackSummary, complete_before
 from shardload.packing.unit import OnError
 from shardload.reader import open_dataset
 from shardload.storage import OPERATIONS, Operations
@@ -100,7 +100,15 @@ def index(
 
 def _index(session: Session, call: Call) -> PackSummary:
     (root,) = call.paths
-    return pack_source(session, call, tars_in_place(root, call.include, call.exclude, OWN_NAMES, _known(session, call)))
+    known = _known(session, call)
+    # Going on where all is done ends well, also where other calls have done it.
+    at_least = 0 if call.resume and known else 1
+    source = tars_in_place(root, call.include, call.exclude, OWN_NAMES, known, at_least)
+    place = session.place
+    if source.num_files or place.current is None:
+        return pack_source(session, call, source)
+    place.leave_finished()
+    return complete_before(place.root, place.current, source.skipped)
 
 
 def _known(session: Session, call: Call) -> dict[str, int]:

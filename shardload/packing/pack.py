@@ -102,7 +102,8 @@ def pack(
         key: name of the field by which samples are looked up; its values must differ.
         shard_size: most bytes of a shard file, as a number or text such as 256MiB.
         workers: processes; None for one a core, at most one a unit. With one, this process does the work; None is one in
-            a daemonic process, which may start no others.
+            a daemonic process, which may start no others. As many do `map` and `filter`, and this one packs for all of them
+            as long as it keeps them busy.
         include: patterns that select files of a folder, such as `*.py` or `train/**/*.jpg`.
         exclude: patterns of files and folders of a folder that are left out, such as `tests` or `*_old.py`.
         unit_size: bytes of the source in a unit; None for a 64th of it, between 16 MiB and 1 GiB.
@@ -202,7 +203,7 @@ def _dry_run(root: str, base: Schema | None, call: Call) -> PackSummary:
         schema = parse_schema(types, codec, settings.key) if base is None else extend_schema(base, types, codec)
         _check_dedup(call, source, schema)
         num_workers = check_workers(settings, plan)
-        trial = try_source(plan, schema, settings.compression)
+        trial = try_source(plan, schema, settings.compression, num_workers, call.dedup)
         if trial.rejects and call.on_error == "raise":
             raise PackError(trial.rejects[0])
         return estimated(root, call, plan, schema, trial, num_workers, source.skipped)

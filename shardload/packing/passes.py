@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -12,9 +11,10 @@ from shardload.errors import PackError
 from shardload.format.manifest import Manifest, Metadata
 from shardload.format.schema import Schema
 from shardload.format.table import ShardEntry
-from shardload.importers import SourcePlan
+from shardload.importers import SourcePlan, preparing
 from shardload.packing.call import Call, Settings
 from shardload.packing.dictionary import train_on_source
+from shardload.packing.processes import Workers
 from shardload.packing.progress import Count, Progress, Tally
 from shardload.packing.session import Session
 from shardload.packing.signals import signals_held
@@ -100,16 +100,26 @@ def run_pass(session: Session, call: Call, described: Pass) -> Published:
     report = call.progress if call.log is None else call.log.told(call.progress)
     tally = Tally(replace(blank, stage=described.stage), report, session.journal.counts)
     check_set_aside(call, place.root, tally.done.num_rejects)
-    dictionary = train_on_source(plan, schema, settings.compression, settings.dictionary, settings.shard_size)
-    external_bytes = plan.num_bytes if plan.in_place else None
-    facts = (dictionary, described.metadata, settings.shard_size, len(plan.units), external_bytes)
-    recipe = make_recipe(place, schema, settings.compression, *facts)
-    job = Job(plan.reader, place.storage, recipe, plan.hint, call.on_error, described.digest, place.deliver)
-    session.run(job, plan.units, num_workers, tally, call.max_rejects, call.log)
+    tasks = session.tasks(plan.units)
+    with Workers() as workers:
+        if num_workers > 1 and not _has_processes(plan):
+            # First of all: what they load takes as long as the dictionary often, which is trained meanwhile.
+            workers.start(min(num_workers, len(tasks)))
+        dictionary = train_on_source(plan, schema, settings.compression, settings.dictionary, settings.shard_size)
+        external_bytes = plan.num_bytes if plan.in_place else None
+        facts = (dictionary, described.metadata, settings.shard_size, len(plan.units), external_bytes)
+        recipe = make_recipe(place, schema, settings.compression, *facts)
+        job = Job(plan.reader, place.storage, recipe, plan.hint, call.on_error, described.digest, place.deliver)
+        session.run(job, tasks, workers, num_workers, tally, call.max_rejects, call.log)
     manifest, entries = session.commit(recipe.description, described.source)
     tally.tell(last=True)
     read_bytes = (tally.done - tally.before).source_bytes
     return Published(manifest, entries, tally.done, tally.num_workers, tally.seconds, read_bytes)
+
+
+def _has_processes(plan: SourcePlan) -> bool:
+    """Whether others do steps for the process that packs, so that it may be enough that there is one."""
+    return any(reader.waited_seconds is not None for reader in preparing(plan.reader))
 
 
 def check_set_aside(call: Call, root: str, num_rejects: int) -> None:
@@ -130,10 +140,8 @@ def check_workers(settings: Settings, plan: SourcePlan) -> int:
     Raises:
         PackError: this one may start no others.
     """
-    daemonic = multiprocessing.current_process().daemon
-    wanted = settings.num_workers or (1 if daemonic else len(os.sched_getaffinity(0)))
-    num_workers = max(1, min(wanted, len(plan.units)))
-    if daemonic and num_workers > 1:
+    num_workers = max(1, min(settings.wanted_workers, len(plan.units)))
+    if num_workers > 1 and multiprocessing.current_process().daemon:
         raise PackError(
             f"{num_workers} workers cannot be started: this is a daemonic process, such as a worker of a "
             "multiprocessing.Pool or a DataLoader, and may start no others: pack with workers=1",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,23 +38,27 @@ INFERRED_ITEMS = 4096
 """... or fewer, where these many go in before."""
 
 
+_END = Outcome((), 0)
+"""Stands at the end of a unit that is read ahead."""
+
+
 class PreparedSource:
     """A source whose samples go through steps."""
 
-    def __init__(self, inner: Source, wanted: Preparation, num_workers: int | None) -> None:
+    def __init__(self, inner: Source, wanted: Preparation, num_processes: int) -> None:
         """Describes the source.
 
         Args:
             inner: the source of the samples.
             wanted: the steps.
-            num_workers: processes that are wanted; None for one a core.
+            num_processes: how many do them, those of all workers together.
         """
         self.location = inner.location
         self.skipped = inner.skipped
         self._inner = inner
         self._wanted = wanted
         self._reader: PreparedReader | None = None
-        self._num_workers = num_workers or len(os.sched_getaffinity(0))
+        self._num_processes = num_processes
 
     def plan(self, types: Mapping[str, str] | None, unit_size: int | None) -> SourcePlan:
         """Returns units and types: those given, those of the steps, or what the first samples show.
@@ -64,9 +68,8 @@ class PreparedSource:
         """
         steps = self._wanted.steps
         plan = self._inner.plan(self._inner_types(types), unit_size)
-        # Where there are fewer units than workers, each packs with several processes.
-        num_processes = max(1, self._num_workers // max(1, len(plan.units)))
-        pool = StepPool(steps, num_processes, self._wanted.timeout_seconds) if self._wanted.functions else None
+        functions, timeout_seconds = self._wanted.functions, self._wanted.timeout_seconds
+        pool = StepPool(steps, self._num_processes, timeout_seconds) if functions else None
         reader = PreparedReader(plan.reader, self._wanted, pool)
         options = {**plan.options, "steps": [*plan.options.get("steps", ()), *(step.label for step in steps)]}
         self._reader = reader
@@ -145,6 +148,15 @@ class PreparedReader:
     pool: StepPool | None
     """Processes for the steps; None where this one does them."""
     map_seconds: float = field(default=0.0, init=False)
+    _expected: deque[tuple[Unit, int]] = field(default_factory=deque, init=False)
+    """What will be read, ..."""
+    _ahead: Generator[Item, None, None] | None = field(default=None, init=False)
+    """... and what comes of it, with a mark at the end of each."""
+
+    @property
+    def waited_seconds(self) -> float | None:
+        """Time that this process has waited for those of the steps."""
+        return None if self.pool is None else self.pool.waited_seconds
 
     @property
     def map_cpu_seconds(self) -> float:
@@ -157,10 +169,47 @@ class PreparedReader:
 
     def read_from(self, unit: Unit, first: int) -> Generator[Item, None, None]:
         """Yields the same from item number `first` on."""
+        if self._expected and self._expected[0] == (unit, first):
+            yield from self._next_expected()
+            return
         with contextlib.closing(read_from(self.inner, unit, first)) as items:
             yield from self.prepared(items)
 
-    def prepared(self, items: Iterator[Item] | list[Item]) -> Iterator[Item]:
+    def expect(self, wanted: Sequence[tuple[Unit, int]]) -> None:
+        """Takes note of what will be read next: units in order, each from an item on, to its end."""
+        self._forget()
+        if self.pool is not None:
+            self._expected.extend(wanted)
+            self._ahead = self.prepared(self._items_of(list(wanted)))
+
+    def _items_of(self, wanted: Sequence[tuple[Unit, int]]) -> Iterator[Item]:
+        for unit, first in wanted:
+            with contextlib.closing(read_from(self.inner, unit, first)) as items:
+                yield from items
+            yield _END
+
+    def _next_expected(self) -> Iterator[Item]:
+        assert self._ahead is not None
+        self._expected.popleft()
+        ended = False
+        try:
+            for item in self._ahead:
+                if item is _END:
+                    ended = True
+                    return
+                yield item
+        finally:
+            if not ended:
+                # Not to its end: what comes is not what will be asked for.
+                self._forget()
+
+    def _forget(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        self._expected.clear()
+        if ahead is not None:
+            ahead.close()
+
+    def prepared(self, items: Iterator[Item] | list[Item]) -> Generator[Item, None, None]:
         """Yields what becomes of items of the source."""
         if self.pool is None:
             for item in items:
@@ -176,8 +225,16 @@ class PreparedReader:
         if self.pool is not None:
             self.pool.start()
 
+    def share(self, num_workers: int) -> None:
+        """Ends the processes; when they are needed again, there is a worker's share of them, at least one."""
+        self._forget()
+        if self.pool is not None:
+            self.pool.close()
+            self.pool.num_processes = max(1, self.pool.num_processes // num_workers)
+
     def release(self) -> None:
         """Ends the processes; they start again when they are needed."""
+        self._forget()
         if self.pool is not None:
             self.pool.close()
 
@@ -228,7 +285,7 @@ def open_prepared(call: Call, held: contextlib.ExitStack) -> Source:
     def prepare(source: Source, wanted: Preparation) -> Source:
         if not wanted.steps:
             return source
-        prepared = PreparedSource(source, wanted, call.settings.num_workers)
+        prepared = PreparedSource(source, wanted, call.settings.wanted_workers)
         held.callback(prepared.release)
         return prepared
 

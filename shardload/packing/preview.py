@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from shardload.errors import PackError
 from shardload.format.rows import row_layout
 from shardload.format.schema import Schema
 from shardload.importers import Item, Outcome, Reject, Sample, SourcePlan, preparing
+from shardload.preparation.digest import ContentDigest
 from shardload.storage import LocalStorage, is_far, storage_of
 from shardload.writer.encode import SampleEncoder
 from shardload.writer.pack import RecordPacker
@@ -39,6 +40,8 @@ class Trial:
     num_samples: int = 0
     num_dropped: int = 0
     num_split: int = 0
+    num_duplicates: int = 0
+    """Of what was tried: one whose like was not tried is missing."""
     source_bytes: int = 0
     stored_bytes: int = 0
     seconds: float = 0.0
@@ -86,25 +89,33 @@ def _far_schema(url: str, mode: Mode, options: Mapping[str, Any] | None) -> Sche
     return current.parsed_schema if mode == "append" and current is not None else None
 
 
-def try_source(plan: SourcePlan, schema: Schema, compression: str) -> Trial:
-    """Does to a few samples of the source what a pack would, but writes nothing.
+def try_source(
+    plan: SourcePlan, schema: Schema, compression: str, num_workers: int, dedup: Sequence[str] | None = None
+) -> Trial:
+    """Does to a few samples of the source what one worker of a pack would, but writes nothing.
+
+    Args:
+        plan: the source.
+        schema: of the dataset.
+        compression: of the pack.
+        num_workers: how many workers it would have.
+        dedup: fields whose content tells duplicates, none of them for all fields; None where duplicates stay.
 
     Raises:
         PackError: the source cannot be read.
     """
-    trial, encoder = Trial(), SampleEncoder(schema)
-    packer = RecordPacker(make_codec(compression))
-    row_bytes = row_layout(schema).dtype.itemsize
+    trial, tools = Trial(), _Tools(schema, compression, dedup)
     count = len(plan.units)
     for reader in preparing(plan.reader):
         # Starting takes time once only, and is no part of the estimate.
+        reader.share(num_workers)
         reader.start()
     for number in sorted({count * i // NUM_UNITS for i in range(NUM_UNITS)} if count else ()):
         started = time.monotonic()
         with contextlib.closing(plan.reader.read(plan.units[number])) as items:
             for item in itertools.islice(items, ITEMS_A_UNIT):
                 for one in _parts(trial, item):
-                    _try(trial, one, encoder, packer, row_bytes)
+                    _try(trial, one, tools)
                 if time.monotonic() - started > SECONDS_A_UNIT:
                     break
             trial.seconds += time.monotonic() - started
@@ -122,18 +133,41 @@ def _parts(trial: Trial, item: Item) -> Iterator[Sample | Reject]:
     yield from item.items
 
 
-def _try(trial: Trial, item: Sample | Reject, encoder: SampleEncoder, packer: RecordPacker, row_bytes: int) -> None:
+class _Tools:
+    """What samples are tried with."""
+
+    def __init__(self, schema: Schema, compression: str, dedup: Sequence[str] | None) -> None:
+        self.encoder = SampleEncoder(schema)
+        self.packer = RecordPacker(make_codec(compression))
+        self.row_bytes = row_layout(schema).dtype.itemsize
+        fields = [schema[name] for name in dedup or ()] or schema.fields
+        self._digest = None if dedup is None else ContentDigest(fields)
+        self._seen: set[bytes] = set()
+
+    def is_duplicate(self, values: Mapping[str, Any]) -> bool:
+        """Tells whether duplicates are to go and a sample is one of an earlier one."""
+        if self._digest is None:
+            return False
+        num_seen = len(self._seen)
+        self._seen.add(self._digest.of(dict(values)).tobytes())
+        return len(self._seen) == num_seen
+
+
+def _try(trial: Trial, item: Sample | Reject, tools: _Tools) -> None:
     trial.source_bytes += item.num_bytes
     if isinstance(item, Reject):
         trial.rejects.append(item.message)
         return
     try:
-        encoded = encoder.encode(item.values, item.place)
+        encoded = tools.encoder.encode(item.values, item.place)
     except PackError as error:
         trial.rejects.append(str(error))
         return
-    record, _ = packer.pack(encoded)
+    if tools.is_duplicate(item.values):
+        trial.num_duplicates += 1
+        return
+    record, _ = tools.packer.pack(encoded)
     trial.num_samples += 1
-    trial.stored_bytes += row_bytes + len(record) + (4 if record else 0) + sum(map(len, encoded.values))
+    trial.stored_bytes += tools.row_bytes + len(record) + (4 if record else 0) + sum(map(len, encoded.values))
     if len(trial.samples) < SHOWN_SAMPLES:
         trial.samples.append(dict(item.values))

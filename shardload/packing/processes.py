@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import Self
 
 from shardload.errors import PackError, ShardloadError
 from shardload.importers import preparing
@@ -40,27 +41,70 @@ class _Worker:
     """What it is packing."""
 
 
-def pack_in_processes(job: Job, tasks: Sequence[Task], num_workers: int, take: Take, tick: Callable[[], None]) -> None:
-    """Packs units with several processes.
+class Workers:
+    """Processes that pack units. They are started first, and load all they need while this one still prepares the work.
 
-    Args:
-        job: what the units are a part of.
-        tasks: the units.
-        num_workers: number of processes.
-        take: called in this process with each step of a unit, in order, and now and then with its count.
-        tick: called in this process about ten times a second.
-
-    Raises:
-        PackError: that of the first unit that failed, or a worker died; all workers have ended then.
+    Used by one thread.
     """
-    waiting = list(reversed(tasks))
-    for reader in preparing(job.reader):
-        # Each worker has processes of its own; those of this one have done their part.
-        reader.release()
-    with contextlib.ExitStack() as stack:
-        workers = {worker.pipe: worker for worker in _start(job, num_workers, stack)}
-        for worker in workers.values():
+
+    def __init__(self) -> None:
+        self._workers: list[_Worker] = []
+        self._parent = os.getpid()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends all processes."""
+        _stop(self._workers, self._parent)
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def start(self, num_workers: int) -> None:
+        """Starts processes.
+
+        Raises:
+            PackError: one cannot be started.
+        """
+        context = multiprocessing.get_context("spawn")
+        for number in range(num_workers):
+            # A signal half-way through would leave a worker that nobody knows of.
+            with signals_held():
+                try:
+                    mine, theirs = context.Pipe()
+                    process = context.Process(
+                        target=_work, args=(theirs,), name=f"shardload-pack-{number}", daemon=True
+                    )
+                    with _signals_blocked(), _without_main():
+                        process.start()
+                except OSError as error:
+                    raise PackError(
+                        f"worker process {number + 1} of {num_workers} cannot be started: {error}"
+                    ) from error
+                theirs.close()
+                self._workers.append(_Worker(process, mine))
+
+    def pack(self, job: Job, tasks: Sequence[Task], take: Take, tick: Callable[[], None]) -> None:
+        """Packs units.
+
+        Args:
+            job: what the units are a part of.
+            tasks: the units.
+            take: called in this process with each step of a unit, in order, and now and then with its count.
+            tick: called in this process about ten times a second.
+
+        Raises:
+            PackError: that of the first unit that failed, or a worker died.
+        """
+        waiting = list(reversed(tasks))
+        for reader in preparing(job.reader):
+            # Each worker has processes of its own; those of this one have done their part.
+            reader.share(len(self._workers))
+        for worker in self._workers:
+            _send(worker, job)
             _hand_out(worker, waiting)
+        workers = {worker.pipe: worker for worker in self._workers}
         while busy := [pipe for pipe, worker in workers.items() if worker.task is not None]:
             for pipe in wait(busy, timeout=REPORT_SECONDS):
                 worker = workers[pipe]  # type: ignore[index]
@@ -68,27 +112,6 @@ def pack_in_processes(job: Job, tasks: Sequence[Task], num_workers: int, take: T
                 if worker.task is None and waiting:
                     _hand_out(worker, waiting)
             tick()
-
-
-def _start(job: Job, num_workers: int, stack: contextlib.ExitStack) -> list[_Worker]:
-    workers: list[_Worker] = []
-    stack.callback(_stop, workers, os.getpid())
-    context = multiprocessing.get_context("spawn")
-    for number in range(num_workers):
-        # A signal half-way through would leave a worker with half a description of its work.
-        with signals_held():
-            try:
-                mine, theirs = context.Pipe()
-                process = context.Process(
-                    target=_work, args=(theirs, job), name=f"shardload-pack-{number}", daemon=True
-                )
-                with _signals_blocked(), _without_main():
-                    process.start()
-            except OSError as error:
-                raise PackError(f"worker process {number + 1} of {num_workers} cannot be started: {error}") from error
-            theirs.close()
-            workers.append(_Worker(process, mine))
-    return workers
 
 
 def _stop(workers: list[_Worker], parent: int) -> None:
@@ -107,10 +130,14 @@ def _stop(workers: list[_Worker], parent: int) -> None:
 def _hand_out(worker: _Worker, waiting: list[Task]) -> None:
     if waiting:
         worker.task = waiting.pop()
-        try:
-            worker.pipe.send(worker.task)
-        except OSError:
-            raise _death(worker) from None
+        _send(worker, worker.task)
+
+
+def _send(worker: _Worker, message: Job | Task) -> None:
+    try:
+        worker.pipe.send(message)
+    except OSError:
+        raise _death(worker) from None
 
 
 def _receive(worker: _Worker, take: Take) -> None:
@@ -164,13 +191,14 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _work(pipe: Connection, job: Job) -> None:
-    """Packs units as they come, until the pipe is closed."""
+def _work(pipe: Connection) -> None:
+    """Packs units as they come after what they are a part of, until the pipe is closed."""
     # Ctrl-C on a terminal reaches every process: this one is ended by its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        job: Job = pipe.recv()
         while True:
             task: Task = pipe.recv()
             try:

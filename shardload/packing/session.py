@@ -13,14 +13,15 @@ from shardload.errors import PackError, ShardloadError
 from shardload.format.manifest import MANIFEST_NAME, Description, Manifest
 from shardload.format.table import ShardEntry
 from shardload.importers import LostCopyError, SourcePlan, Unit
+from shardload.packing.alone import pack_alone
 from shardload.packing.events import EventLog
 from shardload.packing.journal import Journal
-from shardload.packing.processes import pack_in_processes
+from shardload.packing.processes import Workers
 from shardload.packing.progress import Count, Tally
 from shardload.packing.record import check_same, make_record
 from shardload.packing.rejects import prepare_rejects
 from shardload.packing.signals import signals_held
-from shardload.packing.unit import Job, Step, pack_unit
+from shardload.packing.unit import Job, Step, Task
 from shardload.writer.failures import named, write_error
 from shardload.writer.job import JobRecord, PackedRecord, read_packed, read_record, write_record
 from shardload.writer.resume import ResumableTarget
@@ -102,25 +103,30 @@ class Session:
         write_record(place.storage, record)
         return Journal(place.storage, place.generation)
 
+    def tasks(self, units: Sequence[Unit]) -> list[Task]:
+        """Returns what is left to do of the units of the pack that was begun."""
+        assert self.journal is not None
+        return [] if self._committed is not None else self.journal.tasks(units)
+
     def run(
         self,
         job: Job,
-        units: Sequence[Unit],
+        tasks: Sequence[Task],
+        workers: Workers,
         num_workers: int,
         tally: Tally,
         max_rejects: int | None,
         log: EventLog | None = None,
     ) -> None:
-        """Packs what is left of the units."""
+        """Packs units: with the workers that were started; here if none was, and with workers what that is too slow for."""
         assert self.journal is not None
-        tasks = [] if self._committed is not None else self.journal.tasks(units)
         take = _Take(self.place, self.journal, tally, max_rejects, log)
         take.check(None)
-        if num_workers == 1 or not tasks:
-            for task in tasks:
-                pack_unit(job, task, take.bound(task.unit.number))
-        else:
-            pack_in_processes(job, tasks, min(num_workers, len(tasks)), take, tally.tell)
+        if not len(workers):
+            tasks = pack_alone(job, tasks, take, num_workers)
+            workers.start(min(num_workers, len(tasks)))
+        if tasks:
+            workers.pack(job, tasks, take, tally.tell)
 
     def commit(self, description: Description, source: str) -> tuple[Manifest, list[ShardEntry]]:
         """Publishes the shards; returns the manifest and what this pack has added to it.
@@ -203,10 +209,6 @@ class _Take:
         if self._log is not None:
             self._log.step(news, self._tally.stage)
         self.check(news)
-
-    def bound(self, unit: int) -> Callable[[Step | Count], None]:
-        """Returns the same for one unit."""
-        return lambda news: self(unit, news)
 
     def check(self, step: Step | None) -> None:
         """Refuses to go on with too many rejects."""

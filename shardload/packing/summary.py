@@ -54,7 +54,7 @@ class PackSummary:
     num_split: int = 0
     """Samples of the source that a map made several of."""
     num_duplicates: int = 0
-    """Samples left out since an earlier one has the same content."""
+    """Samples left out since an earlier one has the same content; a dry run looks among those that it tries."""
     cpu_seconds: float = field(default=0.0, compare=False)
     """CPU time of all workers in the last call."""
     stage_seconds: dict[str, float] = field(default_factory=dict, compare=False)
@@ -132,6 +132,24 @@ def summarized(place: Target, done: Published, plan: SourcePlan, skipped: dict[s
     )
 
 
+def complete_before(root: str, manifest: Manifest, skipped: dict[str, int]) -> PackSummary:
+    """Returns the summary of a call that has found nothing to add."""
+    return PackSummary(
+        target=root,
+        version=manifest.version,
+        fingerprint=manifest.fingerprint,
+        types={field.name: field.type for field in manifest.parsed_schema.fields},
+        num_samples=0,
+        num_shards=0,
+        num_units=0,
+        num_workers=0,
+        source_bytes=0,
+        stored_bytes=0,
+        seconds=0.0,
+        skipped=dict(skipped),
+    )
+
+
 def _num_tokens(manifest: Manifest, entries: Sequence[ShardEntry], name: str) -> int:
     """Returns the items of the stream of tokens; 0 where there is none, or they lie in the records."""
     names = [field.name for field in manifest.parsed_schema.stream_fields]
@@ -161,6 +179,7 @@ def estimated(
         note=plan.note,
         num_dropped=round(trial.scaled(total, trial.num_dropped)),
         num_split=round(trial.scaled(total, trial.num_split)),
+        num_duplicates=round(trial.scaled(total, trial.num_duplicates)),
         dry_run=True,
         first_samples=trial.samples,
         first_rejects=trial.rejects[:_SHOWN_REJECTS],

@@ -22,7 +22,7 @@ from shardload.preparation.functions import FunctionStep, resolve, source_digest
 from shardload.preparation.steps import Refusal, Result, Step, run_steps
 
 INDEX, STARTED_NS, STEP = 0, 1, 2
-"""Places in the page: number of the sample in its batch, or -1; when it was begun; number of the step."""
+"""Places in the page: number of the sample among all that came, or -1; when it was begun; number of the step."""
 PAGE_BYTES = 4096
 UNCHANGED = b""
 """In the place of a result: filters alone give back what came, which the other process has still."""
@@ -54,8 +54,11 @@ def serve(pipe_descriptor: int, page_descriptor: int, parent: int) -> None:
     try:
         steps: tuple[Step, ...] = pickle.loads(pipe.recv_bytes())
         pipe.send_bytes(pickle.dumps(_ready(steps)))
+        num_served = 0
         while True:
-            _serve_batch(pipe, page, steps, pickle.loads(pipe.recv_bytes()))
+            batch = pickle.loads(pipe.recv_bytes())
+            _serve_batch(pipe, page, steps, batch, num_served)
+            num_served += len(batch)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The other process has no more, or is gone.
         os._exit(0)
@@ -74,27 +77,30 @@ def _ready(steps: Sequence[Step]) -> dict[str, Any]:
     return {"digests": digests}
 
 
-def _serve_batch(pipe: Connection, page: memoryview, steps: Sequence[Step], batch: Sequence[dict[str, Any]]) -> None:
-    told_ns, results = time.monotonic_ns(), []
+def _serve_batch(
+    pipe: Connection, page: memoryview, steps: Sequence[Step], batch: Sequence[dict[str, Any]], first: int
+) -> None:
+    """Runs steps on samples, the first of which has a number among all that came."""
     only_filters = all(isinstance(step, FunctionStep) and step.kind == "filter" for step in steps)
-    last = len(batch) - 1
+    last, results = len(batch) - 1, []
 
     def note(number: int) -> None:
         page[STEP] = number
 
+    told_ns = time.monotonic_ns()
     for number, values in enumerate(batch):
         # The order counts: who sees the new number sees the new time.
         page[STARTED_NS] = time.monotonic_ns()
-        page[INDEX] = number
+        page[INDEX] = first + number
         result = run_steps(steps, values, note)
         unchanged = only_filters and len(result) == 1 and not isinstance(result[0], Refusal)
         results.append(UNCHANGED if unchanged else _packed(result, steps))
-        now = time.monotonic_ns()
-        if number == last or now - told_ns >= _FLUSH_NS:
+        took_ns = time.monotonic_ns() - told_ns
+        if number == last or took_ns >= _FLUSH_NS:
             # Waiting for the reader is no time of the function.
             page[INDEX] = -1
-            pipe.send_bytes(pickle.dumps((time.process_time(), results), 5))
-            told_ns, results = now, []
+            pipe.send_bytes(pickle.dumps((time.process_time(), took_ns / 1e9, results), 5))
+            told_ns, results = time.monotonic_ns(), []
 
 
 def _packed(result: Result, steps: Sequence[Step]) -> bytes:

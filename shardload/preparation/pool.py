@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
-from shardload.preparation.process import StepProcess
+from shardload.preparation.process import StepProcess, exchange
 from shardload.preparation.steps import Result, Step, Values
 
 Tag = TypeVar("Tag")
@@ -15,8 +15,16 @@ Entry = tuple[Tag, Values | None]
 
 BATCH_SAMPLES = 256
 """Samples that are handed to a process together at most, ..."""
-BATCH_BYTES = 4 << 20
+FIRST_SAMPLES = 4
+"""... as long as nothing is known of their time, ..."""
+BATCH_SECONDS = 0.05
+"""... then as many as take this time, so that processes end about at once, ..."""
+BATCH_BYTES = 1 << 20
 """... and their bytes, about, unless a single one has more."""
+_DROPPED_SECONDS = 0.5
+"""Work that nobody wants any more is let go to its end if it takes this: a new process would have to import everything."""
+BATCHES_A_PROCESS = 3
+"""Batches under way: one that a process is at, one behind it, and one whose results are taken, for each process."""
 
 
 class StepPool:
@@ -36,6 +44,8 @@ class StepPool:
         self._processes: list[StepProcess] = []
         self._owner = os.getpid()
         self._cpu_seconds = 0.0
+        self.waited_seconds = 0.0
+        """Time that this process has waited for them so far."""
 
     @property
     def cpu_seconds(self) -> float:
@@ -54,38 +64,58 @@ class StepPool:
     def run(self, entries: Iterable[Entry[Tag]]) -> Generator[tuple[Tag, Result | None], None, None]:
         """Yields for each sample what becomes of it, in order.
 
-        As many batches are under way as there are processes: who does not take results gets no further ones read.
+        Three batches a process are under way at most: who does not take results gets no further ones read.
 
         Args:
             entries: what goes with a sample and stays here, and the sample; None in the place of one, which comes out as
-                it is.
+                it is. What they raise comes after the results of all before it.
         """
-        batches = _batches(entries)
-        free = deque(range(self.num_processes))
-        under_way: deque[tuple[StepProcess, int, list[Entry[Tag]]]] = deque()
+        batches = _Batches(entries)
+        under_way: deque[tuple[StepProcess, list[Entry[Tag]]]] = deque()
         try:
             while True:
-                while free and (batch := next(batches, None)):
-                    number = free.popleft()
-                    process = self._process(number)
-                    under_way.append((process, number, batch))
-                    process.send([values for _, values in batch if values is not None])
+                self._hand_out(batches, under_way)
                 if not under_way:
+                    batches.check()
                     return
-                process, number, batch = under_way[0]
-                results = process.collect()
+                process, batch = under_way[0]
                 for place, (tag, values) in enumerate(batch, 1):
-                    result = None if values is None else next(results)
+                    result = None
+                    if values is not None:
+                        while not process.has_result:
+                            self._hand_out(batches, under_way)
+                            self.waited_seconds += exchange(self._processes)
+                        result = process.take()
                     if place == len(batch):
                         # Before the last one goes out: who wants no more then has left nothing under way.
-                        assert next(results, None) is None
                         under_way.popleft()
-                        free.append(number)
                     yield tag, result
         finally:
             if under_way:
-                # Nobody wants the rest: what is still told of it must not be taken for something else.
-                self.close()
+                self._drop()
+
+    def _hand_out(self, batches: _Batches[Tag], under_way: deque[tuple[StepProcess, list[Entry[Tag]]]]) -> None:
+        """Gives each process as much as keeps it busy."""
+        while len(under_way) < BATCHES_A_PROCESS * self.num_processes:
+            process = min(self._processes, key=_num_untold, default=None)
+            another = process is None or (process.num_untold > 0 and len(self._processes) < self.num_processes)
+            if process is not None and not another and not process.wants_more:
+                return
+            batch = batches.next(_batch_samples(0.0 if process is None else process.sample_seconds))
+            if not batch:
+                return
+            if process is None or another:
+                process = self._process(len(self._processes))
+            under_way.append((process, batch))
+            if samples := [values for _, values in batch if values is not None]:
+                process.send(samples)
+
+    def _drop(self) -> None:
+        """Sees to it that nothing that is still told is taken for something else."""
+        if sum(process.seconds_to_go for process in self._processes) > _DROPPED_SECONDS * len(self._processes):
+            self.close()
+        for process in self._processes:
+            process.drop()
 
     def start(self) -> None:
         """Starts all processes that are not there yet.
@@ -93,8 +123,8 @@ class StepPool:
         Raises:
             PackError: a function cannot be imported.
         """
-        for number in range(self.num_processes):
-            self._process(number)
+        for process in [self._process(number) for number in range(self.num_processes)]:
+            assert process.digests is not None
 
     def close(self) -> None:
         """Ends the processes; they start again when they are needed."""
@@ -118,17 +148,41 @@ class StepPool:
         return self._processes[number]
 
 
-def _batches(entries: Iterable[Entry[Tag]]) -> Iterator[list[Entry[Tag]]]:
-    batch: list[Entry[Tag]] = []
-    num_bytes = 0
-    for tag, values in entries:
-        batch.append((tag, values))
-        num_bytes += 0 if values is None else _weight(values)
-        if len(batch) >= BATCH_SAMPLES or num_bytes >= BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
+class _Batches(Generic[Tag]):
+    """Entries a few at a time."""
+
+    def __init__(self, entries: Iterable[Entry[Tag]]) -> None:
+        self._entries = iter(entries)
+        self._error: Exception | None = None
+
+    def next(self, max_samples: int) -> list[Entry[Tag]]:
+        """Returns the next few; nothing after the last."""
+        batch: list[Entry[Tag]] = []
+        num_bytes = 0
+        try:
+            while self._error is None and len(batch) < max_samples and num_bytes < BATCH_BYTES:
+                tag, values = next(self._entries)
+                batch.append((tag, values))
+                num_bytes += 0 if values is None else _weight(values)
+        except StopIteration:
+            pass
+        except Exception as error:
+            self._error = error
+        return batch
+
+    def check(self) -> None:
+        """Raises what has ended the entries before their end."""
+        if self._error is not None:
+            raise self._error
+
+
+def _batch_samples(sample_seconds: float) -> int:
+    """Returns how many samples to hand out together, from the time that one takes, if that is known."""
+    return min(BATCH_SAMPLES, max(1, int(BATCH_SECONDS / sample_seconds)) if sample_seconds else FIRST_SAMPLES)
+
+
+def _num_untold(process: StepProcess) -> int:
+    return process.num_untold
 
 
 def _weight(values: Values) -> int:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import mmap
 import os
 import pickle
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from shardload.errors import PackError
@@ -28,40 +33,47 @@ START_SECONDS = 120.0
 _END_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 """How often the time is looked at, at least."""
+_NEWS_WEIGHT = 0.3
+"""Of what was told last in the mean time of a sample."""
+_MAX_SHORT = 0x7FFFFFFF
+"""Bytes of a message with a short head."""
 
 
-class _Lost(Exception):
-    """The process is gone, and with it a sample."""
+@dataclass(slots=True)
+class _Entry:
+    """A sample that was given, and what has become of it."""
 
-    def __init__(self, results: list[Result | None], index: int, reason: str) -> None:
-        super().__init__(reason)
-        self.results = results
-        """What it had told before."""
-        self.index = index
-        """Number of the sample in what was sent last; below 0 where it was at none."""
-        self.reason = reason
+    values: Values
+    result: Result | None = None
 
 
 class StepProcess:
-    """A process that runs steps. One batch at a time: `send`, then `collect` to its end. Used by one thread."""
+    """A process that runs steps on samples, in the order in which it is given them. Used by one thread.
+
+    Nothing here waits but `exchange`, which does so for several at once.
+    """
 
     def __init__(self, steps: Sequence[Step], timeout_seconds: float | None) -> None:
-        """Starts the process and imports all functions in it.
+        """Starts the process, which imports all functions meanwhile.
 
         Args:
             steps: what it does to each sample.
             timeout_seconds: longest time for a sample; None for any.
 
         Raises:
-            PackError: it cannot be started, or a function cannot be imported.
+            PackError: it cannot be started.
         """
         self._cpu_gone = self._cpu_now = 0.0
         self._steps = tuple(steps)
         self._timeout_seconds = timeout_seconds
-        self._batch: Sequence[Values] = ()
-        self._first = 0
-        self.digests: Mapping[str, str] = {}
-        """SHA-256 of the source of each function's module, by the function's name."""
+        self._entries: deque[_Entry] = deque()
+        """All that was given and whose result nobody has taken."""
+        self._untold: deque[_Entry] = deque()
+        """What the process was given and has told nothing of."""
+        self._batch_samples = 0
+        """Samples that were given together last."""
+        self.sample_seconds = 0.0
+        """Time that a sample has taken lately."""
         self._start()
 
     @property
@@ -69,38 +81,53 @@ class StepProcess:
         """CPU time of this process, and of those that it has replaced."""
         return self._cpu_gone + self._cpu_now
 
-    def send(self, batch: Sequence[Values]) -> None:
-        """Hands a batch over. Whatever came before has been collected."""
-        self._batch = batch
-        self._submit(0, len(batch))
-
-    def collect(self) -> Iterator[Result]:
-        """Yields what becomes of each sample of the batch, in order.
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """SHA-256 of the source of each function's module, by the function's name.
 
         Raises:
-            PackError: a process in the place of one that was lost cannot be started.
+            PackError: a function cannot be imported.
         """
-        done, refused = 0, dict[int, Refusal]()
-        while done < len(self._batch):
-            if done in refused:
-                yield [refused.pop(done)]
-                done += 1
-                self._submit(done, min(refused, default=len(self._batch)))
-                continue
-            try:
-                results = self._receive()
-            except _Lost as lost:
-                results = lost.results
-                # One that died before it was at a sample has died of what it was given.
-                at = max(self._first + lost.index, done + len(results))
-                refused[at] = Refusal(lost.reason)
-                self._end()
-                self._start()
-                self._submit(done + len(results), at)
-            for result in results:
-                yield [self._batch[done]] if result is None else result
-                done += 1
-        self._batch = ()
+        while self._digests is None:
+            exchange([self])
+        return self._digests
+
+    @property
+    def num_untold(self) -> int:
+        """Samples that it was given and has told nothing of."""
+        return len(self._untold)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether it is at the last of what it was given: with another batch behind that one it need not wait for it."""
+        return len(self._untold) <= self._batch_samples
+
+    def send(self, batch: Sequence[Values]) -> None:
+        """Hands samples over."""
+        entries = [_Entry(values) for values in batch]
+        self._entries += entries
+        self._batch_samples = len(batch)
+        self._submit(entries)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether it is known what has become of the first sample whose result was not taken."""
+        return self._entries[0].result is not None
+
+    def take(self) -> Result:
+        """Returns what has become of that sample."""
+        result = self._entries.popleft().result
+        assert result is not None
+        return result
+
+    @property
+    def seconds_to_go(self) -> float:
+        """About how long it takes over what it was given."""
+        return len(self._untold) * self.sample_seconds
+
+    def drop(self) -> None:
+        """Forgets all results that nobody has taken: those still to come are nobody's."""
+        self._entries.clear()
 
     def close(self) -> None:
         """Ends the process."""
@@ -127,84 +154,152 @@ class StepProcess:
         finally:
             theirs.close()
             os.close(page)
-        self._pipe = Connection(mine.detach())
-        try:
-            self._shake_hands()
-        except BaseException:
-            self._end()
-            raise
+        self._started = time.monotonic()
+        self._socket, self._pipe = mine, Connection(os.dup(mine.fileno()))
+        self._digests: Mapping[str, str] | None = None
+        self._num_told = 0
+        self._outgoing: deque[memoryview] = deque()
+        self._put(pickle.dumps(self._steps))
 
-    def _shake_hands(self) -> None:
-        limit = None if self._timeout_seconds is None else START_SECONDS + self._timeout_seconds
-        labels = ", ".join(step.label for step in self._steps)
-        try:
-            self._pipe.send_bytes(pickle.dumps(self._steps))
-            if not self._pipe.poll(limit):
-                raise PackError(f"{labels}: the import took longer than {limit:g} s")
-            facts = pickle.loads(self._pipe.recv_bytes())
-        except (EOFError, OSError):
-            self._process.wait()
-            raise PackError(f"{labels}: the process {_cause(self._process.returncode)} before it was ready") from None
-        if "failed" in facts:
-            raise PackError(facts["failed"])
-        self.digests = facts["digests"]
+    def _put(self, message: bytes) -> None:
+        """Sends as much as there is room for; the rest waits."""
+        # As a Connection reads it.
+        size = len(message)
+        head = struct.pack("!i", size) if size <= _MAX_SHORT else struct.pack("!iQ", -1, size)
+        self._outgoing += (memoryview(head), memoryview(message))
+        self._flush()
 
-    def _submit(self, start: int, stop: int) -> None:
-        if start < stop:
-            self._first = start
-            # A death shows when the results are asked for.
-            with contextlib.suppress(OSError):
-                self._pipe.send_bytes(pickle.dumps(list(self._batch[start:stop]), 5))
+    def _flush(self) -> None:
+        waiting = self._outgoing
+        while waiting:
+            try:
+                num_sent = self._socket.send(waiting[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except OSError:
+                # A death shows when results are asked for.
+                waiting.clear()
+                return
+            waiting[0] = waiting[0][num_sent:]
+            if not waiting[0]:
+                waiting.popleft()
 
-    def _receive(self) -> list[Result | None]:
-        """Waits for results; None stands for a sample that stays as it was.
+    def _submit(self, entries: Sequence[_Entry]) -> None:
+        if entries:
+            self._untold += entries
+            self._put(pickle.dumps([entry.values for entry in entries], 5))
+
+    def _attend(self, events: int) -> None:
+        """Does what can be done without waiting.
 
         Raises:
-            _Lost: the process has died, or was killed since it took too long.
+            PackError: a function cannot be imported, or not in time, or a process cannot be started.
         """
-        while True:
-            overdue = self._overdue_seconds()
-            if overdue is not None and overdue >= 0:
-                self._process.kill()
-                reason = f"took longer than {self._timeout_seconds:g} s (--map-timeout) and was ended"
-                raise self._lost(reason, " ")
-            wait = None if overdue is None else min(-overdue, _LOOK_SECONDS)
+        if events & select.POLLOUT:
+            self._flush()
+        if events & ~select.POLLOUT:
             try:
-                if self._pipe.poll(wait):
-                    return self._take()
+                self._receive()
             except (EOFError, OSError):
                 self._process.wait()
-                raise self._lost(f"its process {_cause(self._process.returncode)}", ": ") from None
+                self._replace(f": its process {_cause(self._process.returncode)}")
+            return
+        seconds_left = self._seconds_left()
+        if seconds_left is None or seconds_left > 0:
+            return
+        if self._digests is None:
+            raise self._failed(f"the import took longer than {self._start_seconds:g} s")
+        self._process.kill()
+        self._process.wait()
+        self._replace(f" took longer than {self._timeout_seconds:g} s (--map-timeout) and was ended")
 
-    def _take(self) -> list[Result | None]:
-        self._cpu_now, packed = pickle.loads(self._pipe.recv_bytes())
-        return [_unpacked(one, self._steps) for one in packed]
+    def _receive(self) -> None:
+        """Takes one message, which is there."""
+        message = pickle.loads(self._pipe.recv_bytes())
+        if self._digests is None:
+            if "failed" in message:
+                self._end()
+                raise PackError(message["failed"])
+            self._digests = message["digests"]
+            return
+        self._cpu_now, seconds, packed = message
+        mean, before = seconds / len(packed), self.sample_seconds
+        self.sample_seconds = before + (mean - before) * _NEWS_WEIGHT if before else mean
+        self._num_told += len(packed)
+        for one in packed:
+            entry = self._untold.popleft()
+            result = _unpacked(one, self._steps)
+            entry.result = [entry.values] if result is None else result
 
-    def _overdue_seconds(self) -> float | None:
-        """Returns by how much the sample at hand is over its time; below 0 if it is not, None where there is no limit."""
+    @property
+    def _start_seconds(self) -> float:
+        """Time for the import."""
+        return START_SECONDS + (self._timeout_seconds or 0.0)
+
+    def _seconds_left(self) -> float | None:
+        """Returns in what time it is to be looked at, 0 or below where it has had its time; None where there is no limit."""
         if self._timeout_seconds is None:
             return None
+        if self._digests is None:
+            return self._start_seconds - (time.monotonic() - self._started)
         index, started_ns = self._page[INDEX], self._page[STARTED_NS]
         if index < 0:
-            return -_LOOK_SECONDS
-        return (time.monotonic_ns() - started_ns) / 1e9 - self._timeout_seconds
+            return _LOOK_SECONDS
+        return self._timeout_seconds - (time.monotonic_ns() - started_ns) / 1e9
 
-    def _lost(self, reason: str, joint: str) -> _Lost:
-        """Describes a loss: what was told before the end is not lost."""
-        self._process.wait()
-        results: list[Result | None] = []
+    def _replace(self, reason: str) -> None:
+        """Starts another process in the place of one that has ended, and with it the sample that it was at."""
+        if self._digests is None:
+            raise self._failed(f"the process {_cause(self._process.returncode)} before it was ready")
+        # What it told before the end is not lost.
         with contextlib.suppress(EOFError, OSError):
             while self._pipe.poll(0):
-                results += self._take()
-        step = self._steps[min(self._page[STEP], len(self._steps) - 1)]
-        return _Lost(results, self._page[INDEX], f"{step.label}{joint}{reason}")
+                self._receive()
+        untold = list(self._untold)
+        if untold:
+            # One that died before it was at a sample has died of what it was given.
+            at = min(max(self._page[INDEX] - self._num_told, 0), len(untold) - 1)
+            step = self._steps[min(self._page[STEP], len(self._steps) - 1)]
+            untold.pop(at).result = [Refusal(f"{step.label}{reason}")]
+        self._end()
+        self._untold.clear()
+        self._start()
+        self._submit(untold)
+
+    def _failed(self, reason: str) -> PackError:
+        self._end()
+        return PackError(f"{', '.join(step.label for step in self._steps)}: {reason}")
 
     def _end(self) -> None:
         self._cpu_gone, self._cpu_now = self.cpu_seconds, 0.0
         self._pipe.close()
+        self._socket.close()
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
+
+
+def exchange(processes: Sequence[StepProcess]) -> float:
+    """Waits until one of some processes has told something, or has had its time; gives them what waits for them.
+
+    Returns:
+        The seconds that it has waited.
+
+    Raises:
+        PackError: a function cannot be imported, or not in time, or a process cannot be started.
+    """
+    poll, limits = select.poll(), [_LOOK_SECONDS]
+    for process in processes:
+        poll.register(process._pipe.fileno(), select.POLLIN | (select.POLLOUT if process._outgoing else 0))
+        seconds_left = process._seconds_left()
+        if seconds_left is not None:
+            limits.append(max(0.0, seconds_left))
+    started = time.perf_counter()
+    events = dict(poll.poll(math.ceil(min(limits) * 1000)))
+    waited = time.perf_counter() - started
+    for process, found in [(process, events.get(process._pipe.fileno(), 0)) for process in processes]:
+        process._attend(found)
+    return waited
 
 
 def _unpacked(packed: bytes, steps: Sequence[Step]) -> Result | None:

@@ -161,7 +161,7 @@ from shardload.errors import PackError
 from shardload.format.manifest import Generation, Writer, describe
 from shardload.format.schema import parse_schema
 from shardload.importers import Piece, SourceFile, Unit
-from shardload.packing.processes import pack_in_processes
+from shardload.packing.processes import Workers
 from shardload.packing.unit import Job, Task
 from shardload.storage import LocalStorage
 from shardload.writer.recipe import Recipe
@@ -181,7 +181,9 @@ def pack(root, numbers):
     facts = Generation("none", "", 1, 1, 0, 1, 1 << 20, Writer("", "", ""))
     job = Job(Reader(root), LocalStorage(root), Recipe(describe(parse_schema({"a": "str"}), 1, facts, {})))
     tasks = [Task(Unit(number, (Piece(SourceFile("a", 1, 0), 0, 1),))) for number in numbers]
-    pack_in_processes(job, tasks, len(tasks), lambda unit, news: None, lambda: None)
+    with Workers() as workers:
+        workers.start(len(tasks))
+        workers.pack(job, tasks, lambda unit, news: None, lambda: None)
 """
 
 

@@ -234,7 +234,7 @@ def test_the_bytes_are_the_same_for_any_number_of_workers_and_when_continued(tmp
     assert again.num_workers == 0 and again.fingerprint == summary.fingerprint
 
 
-def test_tars_that_come_later(tmp_path: Path) -> None:
+def test_tars_that_come_later(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "tars"
     paths = some_tars(folder, count=2)
     (folder / "README.md").write_text("what this is")
@@ -243,6 +243,12 @@ def test_tars_that_come_later(tmp_path: Path) -> None:
         shardload.index(folder)
     with pytest.raises(PackError, match="holds no tar to index; left out: 2 indexed before, 1 not a tar"):
         shardload.index(folder, append=True)
+    before = files_of(folder)
+    again = shardload.index(folder, append=True, resume=True)
+    assert (again.num_samples, again.num_workers, again.version) == (0, 0, 1)
+    assert again.skipped == {"indexed before": 2, "not a tar": 1} and files_of(folder) == before
+    assert main(["index", str(folder), "--append", "--continue"]) == 0
+    assert "nothing to do: no tar is new" in capsys.readouterr().out
     old = shardload.open(folder)
     paths += some_tars(folder, count=2, first=2)
     summary = shardload.index(folder, append=True, workers=1)

@@ -24,7 +24,8 @@ from PIL import Image
 
 import shardload
 from shardload.errors import PackError
-from shardload.packing import pack
+from shardload.packing import Progress, pack
+from shardload.packing.processes import Workers
 from shardload.reader.verify import verify_dataset
 from shardload.writer.journal_lines import decode_line
 
@@ -97,6 +98,27 @@ def test_bytes_are_the_same_for_any_number_of_workers(tmp_path: Path, source: Pa
     assert taken[0] == taken[1] and summary.num_units > 3
     assert summary.num_dropped == sum(n % 7 == 0 or (n % 7 > 1 and (n + 9) % 5 == 0) for n in range(NUM_SAMPLES))
     assert summary.num_split == sum(n % 7 == 1 for n in range(NUM_SAMPLES))
+
+
+@pytest.mark.parametrize(("look_seconds", "min_waiting", "num_started"), [(60, 0, 0), (60, 2, 2), (0, 2, 2)])
+def test_one_packs_for_all_as_long_as_it_keeps_them_busy(
+    tmp_path: Path, source: Path, digests, monkeypatch, look_seconds: float, min_waiting: float, num_started: int
+) -> None:
+    """Others take over after the first unit, or in the midst of it, and nothing shows that it was begun."""
+    monkeypatch.setattr("shardload.packing.alone.LOOK_SECONDS", look_seconds)
+    monkeypatch.setattr("shardload.packing.alone.MIN_WAITING", min_waiting)
+    monkeypatch.setattr("shardload.packing.unit.REPORT_SECONDS", 0)
+    started: list[int] = []
+    start = Workers.start
+    monkeypatch.setattr(Workers, "start", lambda self, number: (started.append(number), start(self, number))[1])
+    more = options(shard_size="1MiB", operations=Counted())
+    del more["workers"]
+    told: list[Progress] = []
+    pack(source, tmp_path / "two", workers=2, progress=told.append, **more)
+    assert sum(started) == num_started and (told[-1].num_workers, told[-1].done.num_rejects) == (2, 4)
+    check(tmp_path / "two")
+    pack(source, tmp_path / "one", workers=1, **more)
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
 
 
 def test_a_single_unit_is_mapped_by_several_processes(tmp_path: Path, source: Path, monkeypatch) -> None:

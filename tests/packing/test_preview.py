@@ -60,6 +60,15 @@ def test_a_dry_run_tells_what_would_be_rejected(tmp_path: Path) -> None:
         pack(source, tmp_path / "out", dry_run=True, schema={"a": "int64"})
 
 
+def test_a_dry_run_counts_duplicates_among_what_it_tries(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps({"a": n // 2, "b": n}) + "\n" for n in range(100)))
+    told = pack(source, tmp_path / "out", dry_run=True, dedup="a")
+    assert (told.num_samples, told.num_duplicates) == (50, 50)
+    assert [sample["b"] for sample in told.first_samples] == [0, 2, 4]
+    assert pack(source, tmp_path / "out", dry_run=True, dedup=True).num_duplicates == 0
+
+
 def events(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -34,11 +34,11 @@ def expected(number: int) -> list[tuple[str, Any]]:
     return [(tag, None if values is None else [values] if values["number"] % 5 else []) for tag, values in samples]
 
 
-def test_results_come_in_order_and_no_more_is_read_than_there_are_processes_for(pool: StepPool) -> None:
+def test_results_come_in_order_and_no_more_is_read_than_keeps_the_processes_busy(pool: StepPool) -> None:
     taken: list[int] = []
     results = pool.run(entries(taken, 50))
     found = [next(results)]
-    assert len(taken) == 8
+    assert 16 <= len(taken) <= 24
     found += results
     assert found == expected(50) and pool.cpu_seconds > 0
 
@@ -59,3 +59,31 @@ def test_a_copy_has_no_process_yet(pool: StepPool) -> None:
     assert len(pickle.dumps(pool)) < 1000 and not copy._processes
     assert list(copy.digests) == ["preparing:keep"] == list(pool.digests)
     copy.close()
+
+
+def test_what_a_source_raises_comes_after_all_before_it(pool: StepPool) -> None:
+    def broken() -> Iterator[Entry]:
+        yield from entries([], 11)
+        raise ValueError("torn")
+
+    found = []
+    with pytest.raises(ValueError, match="torn"):
+        for result in pool.run(broken()):
+            found.append(result)
+    assert found == expected(11)
+
+
+def test_no_more_processes_are_started_than_there_are_batches_for(pool: StepPool) -> None:
+    assert list(pool.run(entries([], 4))) == expected(4) and len(pool._processes) == 1
+    assert list(pool.run(entries([], 9))) == expected(9) and len(pool._processes) == 2
+
+
+def test_large_samples_pass_while_results_are_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither side waits for the other to read: what goes down and what comes up are each more than a socket holds."""
+    pool = StepPool([function_step("map", "preparing:same")], 2, 30.0)
+    monkeypatch.setattr("shardload.preparation.pool.BATCH_BYTES", 4 << 20)
+    samples = [(str(number), {"number": number, "data": bytes(1 << 20)}) for number in range(12)]
+    try:
+        assert [(tag, result) for tag, result in pool.run(samples)] == [(tag, [values]) for tag, values in samples]
+    finally:
+        pool.close()

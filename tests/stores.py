@@ -47,10 +47,12 @@ FILES_ONLY = {
     "test_a_scan_is_announced_where_the_system_reads_little_ahead": "is about hints to the system",
     "test_what_was_right_is_looked_at_once": "counts what the engines of files read",
     "test_hints_are_given_once_where_the_dataset_stays_in_memory": "is about hints to the system",
+    "test_a_dataset_that_fits_is_hinted_once_others_always": "is about hints to the system",
     "test_rows_by_page_are_announced_a_window_before_the_records": "waits for hints, which a store takes beside the reader",
     "test_other_orders_are_announced": "is about hints to the system",
     "test_hints_of_a_table_that_is_not_held_whole_read_nothing": "is about hints to the system",
     "tests/reader/test_read_faults.py": "has the system's reads fail",
+    "test_opening_leaves_nothing_open": "a connection to a store stays open for the next request",
     "test_local_datasets_have_no_cache_and_others_files_no_owner": "is about paths",
 }
 """Tests, or files of them, that are about files alone, and why."""

@@ -10,13 +10,15 @@ Engines are taken for the one of stores, and `FILES_ONLY` is skipped. Programs t
 from __future__ import annotations
 
 import atexit
+import contextlib
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -51,6 +53,7 @@ FILES_ONLY = {
     "test_rows_by_page_are_announced_a_window_before_the_records": "waits for hints, which a store takes beside the reader",
     "test_other_orders_are_announced": "is about hints to the system",
     "test_hints_of_a_table_that_is_not_held_whole_read_nothing": "is about hints to the system",
+    "test_a_dead_disk_ends_the_run_at_once": "has the system's reads fail",
     "tests/reader/test_read_faults.py": "has the system's reads fail",
     "test_opening_leaves_nothing_open": "a connection to a store stays open for the next request",
     "test_local_datasets_have_no_cache_and_others_files_no_owner": "is about paths",
@@ -132,6 +135,17 @@ def _http() -> Any:
     return lambda path: _far(f"{url}{quote(path)}", None, path)
 
 
+@contextlib.contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """Keeps other processes that ask for the same directory waiting."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _own_store() -> dict[str, Any]:
     """Starts a server that ends with this process."""
     folder = tempfile.mkdtemp()
@@ -148,10 +162,14 @@ def _s3() -> Any:
     @functools.cache
     def upload(path: str, url: str) -> None:
         files = fsspec.filesystem("s3", use_listings_cache=False, **settings)
-        # Another process may have done it.
-        if not files.exists(f"{url}.uploaded"):
-            files.put(f"{path}/", f"{url}/", recursive=True)
-            files.pipe_file(f"{url}.uploaded", b"")
+        sizes = {file.relative_to(path): file.stat().st_size for file in Path(path).rglob("*") if file.is_file()}
+        # Another process may have done it, or be at it: readers see no object that is written again.
+        with _alone(path):
+            if not files.exists(f"{url}.uploaded"):
+                files.put(f"{path}/", f"{url}/", recursive=True)
+                stored = {Path(name).relative_to(url): size for name, size in files.du(url, total=False).items()}
+                assert sizes.items() <= stored.items(), f"{path} is not in the store as it is here"
+                files.pipe_file(f"{url}.uploaded", b"")
 
     def place(path: str) -> Storage:
         # What a test has changed since is another upload.

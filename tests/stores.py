@@ -56,6 +56,7 @@ FILES_ONLY = {
     "test_a_dead_disk_ends_the_run_at_once": "has the system's reads fail",
     "tests/reader/test_read_faults.py": "has the system's reads fail",
     "test_opening_leaves_nothing_open": "a connection to a store stays open for the next request",
+    "test_nothing_is_started_by_making_things": "a connection to a store stays open for the next request",
     "test_local_datasets_have_no_cache_and_others_files_no_owner": "is about paths",
 }
 """Tests, or files of them, that are about files alone, and why."""

@@ -123,7 +123,13 @@ def _shared(name: str, start: Callable[[], Any]) -> Any:
 
 
 def _far(url: str, options: dict[str, Any] | None, root: str) -> Storage:
-    return RetryingStorage(InPlace(url, options, _LIMITS, root), _POLICY)
+    # A client of its own takes a tenth of a second, and tests open the same hundreds of times.
+    if url not in _places:
+        _places[url] = InPlace(url, options, _LIMITS, root)
+    return RetryingStorage(_places[url], _POLICY)
+
+
+_places: dict[str, InPlace] = {}
 
 
 def _http() -> Any:

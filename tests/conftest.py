@@ -45,8 +45,8 @@ if store := os.environ.get("SHARDLOAD_TEST_STORE"):
 
     def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
-            if reason := stores.reason_to_skip(str(item.path), item.name):
-                item.add_marker(pytest.mark.skip(reason=f"not for stores: {reason}"))
+            if reason := stores.reason_to_skip(store, str(item.path), item.name):
+                item.add_marker(pytest.mark.skip(reason=f"not for {store}: {reason}"))
 
 
 @pytest.fixture(scope="session")

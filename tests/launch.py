@@ -11,6 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 AS_RANK = Path(__file__).parent / "as_rank.py"
+_THROUGH_STORE = str(Path(__file__).parent / "through")
 
 
 def launch(script: Path, *arguments: Any, ranks: int = 1, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -29,7 +30,7 @@ def attempt(
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), str(AS_RANK)]
     # A rank or a group of the process that runs the tests is none of the script's; one thread a rank is enough.
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": python_path(ROOT, ROOT / "tests"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, str(script), *map(str, arguments)],
         cwd=cwd,
@@ -38,6 +39,12 @@ def attempt(
         text=True,
         timeout=110,
     )
+
+
+def python_path(*folders: Path | str) -> str:
+    """Returns a PYTHONPATH of folders, with which a program reads through the store that its test reads through, if any."""
+    first = [_THROUGH_STORE] if os.environ.get("SHARDLOAD_TEST_STORE") else []
+    return os.pathsep.join(first + [str(folder) for folder in folders if str(folder) not in ("", _THROUGH_STORE)])
 
 
 def recorded(folder: Path, *names: str, kind: str = "train", rank: int | str = "*") -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launch import python_path
+
 ROOT = Path(__file__).parent.parent
 SERVER = """
 import json, os, signal, socket, sys, warnings
@@ -69,7 +71,7 @@ def _server() -> socket.socket:
     if os.getpid() not in _servers:
         ours, theirs = socket.socketpair()
         # A thread of numpy's would be missing in what is forked.
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": python_path(ROOT), "OPENBLAS_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,

@@ -4,61 +4,84 @@
 they are opened, to an object store of the run's own or to that of `SHARDLOAD_TEST_S3` (JSON: `bucket`, and storage options).
 Messages name the path, as ever. `tests/storage/test_suite_through_stores.py` runs both, marked slow.
 
-Engines are taken for the one of stores, and `FILES_ONLY` is skipped.
+Engines are taken for the one of stores, and `FILES_ONLY` is skipped. Programs that tests start read through the same store.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import fsspec
+from launch import python_path
 from range_server import RangeServer
 from servers import BUCKET, ObjectStore
 
-from shardload.reader import dataset
+from shardload.reader import dataset, verify
 from shardload.reader.engine_choice import EngineName, check_engine
 from shardload.storage import LocalStorage, RemoteStorage, RetryingStorage, Storage, storage_of
+from shardload.storage.limits import Limits
+from shardload.storage.schedule import RetryPolicy
 
 FILES_ONLY = {
-    "tests/reader/test_damage.py": "opens a file anew for each byte that is changed in place: thousands of uploads",
-    "tests/reader/test_damage_everywhere.py": "as test_damage.py",
-    "tests/reader/test_engines.py": "is about the engines of files",
-    "tests/reader/test_read_faults.py": "has the system's reads fail",
-    "tests/reader/test_runs.py": "is about the engines of files",
-    "tests/reader/test_arrivals.py": "reads nothing by its path",
-    "tests/reader/test_cached.py": "has stores of its own",
-    "tests/reader/test_far.py": "has stores of its own",
-    "tests/loader/test_shared_cache.py": "has stores of its own",
     "test_a_tar_that_is_cut_while_it_is_read": "changes a file that is open",
     "test_zeros_that_are_cut_are_missed_by_nobody_who_reads": "changes a file that is open",
+    "test_damage_that_comes_later_is_found_by_who_always_looks": "changes a file that is open",
+    "test_a_file_cut_under_the_mapping_is_an_error": "changes a file that is open",
+    "test_a_file_cut_after_it_was_seen_in_memory_is_an_error": "changes a file that is open",
+    "test_a_shard_that_is_cut_under_a_scan_is_a_named_error": "changes a file that is open",
     "test_more_tars_than_addresses_are_read_by_position": "is about the engines of files",
-    "test_a_few_open_files_are_enough": "is about descriptors",
-    "test_pickle_is_small_and_pins_the_content": "a URL and its options are longer than a path",
-    "test_opening_leaves_nothing_open": "is about descriptors",
-    "test_a_commit_without_its_copy_opens": "lists a directory",
+    "test_values_of_any_size_are_gathered_from_memory": "is about the engines of files",
+    "test_no_room_for_addresses_means_positioned_reads": "is about the engines of files",
+    "test_a_system_that_forbids_the_call": "is about the engines of files",
+    "test_network_file_systems_are_read_by_position": "is about the engines of files",
+    "test_a_scan_is_announced_where_the_system_reads_little_ahead": "is about hints to the system",
+    "test_what_was_right_is_looked_at_once": "counts what the engines of files read",
+    "test_hints_are_given_once_where_the_dataset_stays_in_memory": "is about hints to the system",
+    "test_a_dataset_that_fits_is_hinted_once_others_always": "is about hints to the system",
+    "test_rows_by_page_are_announced_a_window_before_the_records": "waits for hints, which a store takes beside the reader",
+    "test_other_orders_are_announced": "is about hints to the system",
     "test_hints_of_a_table_that_is_not_held_whole_read_nothing": "is about hints to the system",
-    "test_a_hint_that_fails_is_no_error": "is about hints to the system",
-    "test_a_damaged_block_is_named_with_the_first_sample_that_has_part_of_it": "changes a file that is open",
-    "test_parts_of_a_batch_that_differ_in_how_they_are_stored": "is about the engines of files",
+    "test_a_dead_disk_ends_the_run_at_once": "has the system's reads fail",
+    "tests/reader/test_read_faults.py": "has the system's reads fail",
+    "test_opening_leaves_nothing_open": "a connection to a store stays open for the next request",
+    "test_nothing_is_started_by_making_things": "a connection to a store stays open for the next request",
     "test_local_datasets_have_no_cache_and_others_files_no_owner": "is about paths",
 }
 """Tests, or files of them, that are about files alone, and why."""
+NOT_FOR = {
+    "http": {"test_a_commit_without_its_copy_opens": "it lists no directory"},
+    "s3": {
+        "test_every_flipped_byte_is_reported": "each byte is an upload; it runs with http",
+        "test_every_cut_is_an_error": "each cut is an upload; it runs with http",
+        "test_pickle_pins_the_content": "what has changed since is another upload; it runs with http",
+    },
+}
+"""Tests that cannot be run with one of the stores, and why."""
 
 
-def reason_to_skip(path: str, name: str) -> str | None:
-    """Returns why a test, or another parameter of it, is not for stores; None if it is."""
-    return FILES_ONLY.get(name.partition("[")[0]) or next(
-        (why for file, why in FILES_ONLY.items() if path.endswith(file)), None
+def reason_to_skip(store: str, path: str, name: str) -> str | None:
+    """Returns why a test, or another parameter of it, is not for a store; None if it is."""
+    reasons = FILES_ONLY | NOT_FOR[store]
+    return reasons.get(name.partition("[")[0]) or next(
+        (why for file, why in reasons.items() if path.endswith(file)), None
     )
+
+
+_LIMITS = Limits(progress_seconds=600, request_seconds=600)
+_POLICY = RetryPolicy(deadline_seconds=1800, progress_seconds=600)
+"""How long a request takes says more of who else uses the machine than of the code."""
 
 
 class InPlace(RemoteStorage):
@@ -76,7 +99,7 @@ class InPlace(RemoteStorage):
 
 
 def read_through(kind: str) -> None:
-    """Changes where `shardload.open` reads paths from."""
+    """Changes where `shardload.open` and `verify_dataset` read paths from, in this process and in those that it starts."""
     place = {"http": _http, "s3": _s3}[kind]()
 
     def through(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Storage:
@@ -88,28 +111,72 @@ def read_through(kind: str) -> None:
 
     dataset.storage_of = through  # type: ignore[attr-defined]
     dataset.check_engine = engine  # type: ignore[attr-defined]
+    verify.storage_of = through  # type: ignore[attr-defined]
+    os.environ["PYTHONPATH"] = python_path(*os.environ.get("PYTHONPATH", "").split(os.pathsep))
+
+
+def _shared(name: str, start: Callable[[], Any]) -> Any:
+    """Returns where a server is that this process starts for itself and all that it starts, or that it was given."""
+    if not os.environ.get(name):
+        os.environ[name] = json.dumps(start())
+    return json.loads(os.environ[name])
+
+
+def _far(url: str, options: dict[str, Any] | None, root: str) -> Storage:
+    # A client of its own takes a tenth of a second, and tests open the same hundreds of times.
+    if url not in _places:
+        _places[url] = InPlace(url, options, _LIMITS, root)
+    return RetryingStorage(_places[url], _POLICY)
+
+
+_places: dict[str, InPlace] = {}
 
 
 def _http() -> Any:
-    server = RangeServer(Path("/"))
-    server.__enter__()
-    return lambda path: RetryingStorage(InPlace(f"{server.url}{quote(path)}", root=path))
+    def start() -> str:
+        server = RangeServer(Path("/"))
+        server.__enter__()
+        return server.url
+
+    url = _shared("SHARDLOAD_TEST_HTTP", start)
+    return lambda path: _far(f"{url}{quote(path)}", None, path)
 
 
-def _own_store() -> ObjectStore:
-    """Returns a server that ends with this process."""
+@contextlib.contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """Keeps other processes that ask for the same directory waiting."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _own_store() -> dict[str, Any]:
+    """Starts a server that ends with this process."""
     folder = tempfile.mkdtemp()
     store = ObjectStore(Path(folder))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(store.__exit__)
-    return store
+    return {"bucket": BUCKET, **store.s3_options}
 
 
 def _s3() -> Any:
-    given = os.environ.get("SHARDLOAD_TEST_S3")
-    settings = json.loads(given) if given else {"bucket": BUCKET, **_own_store().s3_options}
-    bucket, uploaded = settings.pop("bucket"), set()
-    files = fsspec.filesystem("s3", **settings)
+    settings = _shared("SHARDLOAD_TEST_S3", _own_store)
+    bucket = settings.pop("bucket")
+
+    @functools.cache
+    def upload(path: str, url: str) -> None:
+        files = fsspec.filesystem("s3", use_listings_cache=False, **settings)
+        sizes = {file.relative_to(path): file.stat().st_size for file in Path(path).rglob("*") if file.is_file()}
+        # Another process may have done it, or be at it: readers see no object that is written again.
+        with _alone(path):
+            if not files.exists(f"{url}.uploaded"):
+                files.put(f"{path}/", f"{url}/", recursive=True)
+                stored = {Path(name).relative_to(url): size for name, size in files.du(url, total=False).items()}
+                assert sizes.items() <= stored.items(), f"{path} is not in the store as it is here"
+                files.pipe_file(f"{url}.uploaded", b"")
 
     def place(path: str) -> Storage:
         # What a test has changed since is another upload.
@@ -117,9 +184,8 @@ def _s3() -> Any:
         for file in sorted(Path(path).rglob("*")):
             content.update(str(file).encode() + (file.read_bytes() if file.is_file() else b""))
         url = f"{bucket}/{content.hexdigest()[:16]}"
-        if Path(path).is_dir() and url not in uploaded:
-            files.put(f"{path}/", f"{url}/", recursive=True)
-            uploaded.add(url)
-        return RetryingStorage(InPlace(f"s3://{url}", settings, root=path))
+        if Path(path).is_dir():
+            upload(path, url)
+        return _far(f"s3://{url}", settings, path)
 
     return place

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import ROOT
+from launch import ROOT, python_path
 
 import shardload
 
@@ -34,7 +34,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(few: Path, directory: Path, attempts: list[Attempt]) -> list[list[int]]:
     """Runs attempts one after another and returns how their ranks ended."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": python_path(ROOT, ROOT / "tests"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(PROGRAM), str(few), str(directory), json.dumps(attempts)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 + 20 * len(attempts))
     assert done.returncode == 0, done.stderr[-4000:]

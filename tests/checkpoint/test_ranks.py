@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import ROOT
+from launch import ROOT, python_path
 
 import shardload
 
@@ -35,7 +35,7 @@ def of(facts: Facts, what: str, **more: Any) -> Facts:
 def facts(numbers: Path, tmp_path_factory: pytest.TempPathFactory) -> Facts:
     """What all ranks told."""
     base = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": python_path(ROOT, ROOT / "tests"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(PROGRAM), str(numbers), str(base), json.dumps(RUNS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-6000:]

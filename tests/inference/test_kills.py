@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 from inference.kill_program import BATCH, PIECE, rank_of_job
+from launch import ROOT, python_path
 
 import shardload
 from shardload.reader.verify import verify_dataset
 
 PROGRAM = Path(__file__).parent / "kill_program.py"
-ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    "PYTHONPATH": python_path(ROOT, ROOT / "tests"),
     "OMP_NUM_THREADS": "1",
 }
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import mixed_sample, write_mixed
+from threads import loader_threads
 
 import shardload
 from shardload.loader.ahead import plan_ahead, useful_threads
@@ -75,7 +76,7 @@ def test_an_error_comes_after_the_batches_before_it(tmp_path: Path, way: tuple[i
         assert next(batches)["number"].tolist() == list(range(first, first + 5))
     with pytest.raises(shardload.ChecksumError, match="sample 63"):
         next(batches)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardload")]
+    assert not loader_threads()
 
 
 def test_one_slow_sample_does_not_stop_reading_ahead(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

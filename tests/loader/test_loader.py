@@ -6,7 +6,6 @@ import gc
 import json
 import os
 import pickle
-import threading
 import weakref
 from collections import UserDict
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Program
 from samples import mixed_sample, write_mixed
+from threads import loader_threads
 
 import shardload
 from shardload.order import Permutation
@@ -30,10 +30,6 @@ def make(path, batch_size=16, **options):
 
 def ids_of(loader) -> list[int]:
     return [i for batch in loader for i in batch["_sample_id"].tolist()]
-
-
-def loader_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("shardload")]
 
 
 def test_a_batch_holds_what_the_schema_says(mixed):

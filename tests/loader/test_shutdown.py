@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from programs import Program
+from threads import loader_threads
 from transforms import SENDS, as_slow_ones
 
 import shardload
@@ -156,7 +157,7 @@ def test_what_is_dropped_is_gone_at_once(numbers: Path) -> None:
         assert [one() for one in gone] == [None, None]
     finally:
         gc.enable()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardload")]
+    assert not loader_threads()
 
 
 @pytest.mark.usefixtures("quick_processes")
@@ -265,7 +266,7 @@ def test_closed_by_another_thread_while_it_begins(
     loader = make(numbers, prefetch_batches=prefetch_batches)
     with pytest.raises(shardload.LoaderClosedError):
         next(iter(loader))
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardload")]
+    assert not loader_threads()
 
 
 @pytest.mark.parametrize("leave", ["break", "error", "new iterator", "close", "state"])
@@ -275,7 +276,7 @@ def test_leaving_while_the_queue_is_full(numbers: Path, leave: str) -> None:
     thread = None
     try:
         for _ in loader:
-            thread = next(t for t in threading.enumerate() if t.name.startswith("shardload"))
+            thread = loader_threads()[0]
             if leave == "break":
                 break
             if leave == "error":

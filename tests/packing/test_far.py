@@ -23,7 +23,8 @@ from shardload.errors import PackError
 from shardload.storage import UploadStorage, upload_storage_of
 from shardload.writer.prune import prune
 
-FAST = {"shardload": {"deadline": 10, "first_wait": 0.01}}
+FAST = {"shardload": {"deadline": 300, "progress_timeout": 300, "first_wait": 0.01}}
+"""No test waits for these limits: they are for whoever is stopped meanwhile."""
 OPTIONS: dict[str, Any] = {"shard_size": "64KiB", "unit_size": "100KiB", "compression": "none"}
 _names = iter(range(1_000_000))
 
@@ -71,7 +72,7 @@ class Place:
         self.name = f"packed-{next(_names)}"
         self.url = f"s3://{BUCKET}/{self.name}"
         self.options = s3_options(port) | FAST
-        self.direct = upload_storage_of(self.url, s3_options(store.s3_port))
+        self.direct = upload_storage_of(self.url, s3_options(store.s3_port) | FAST)
 
     def pack(self, source: Path, **options: Any) -> shardload.packing.PackSummary:
         settings = {"workers": 1, **OPTIONS, **options}
@@ -152,7 +153,7 @@ def test_lost_answers_are_no_matter(
 def test_a_store_that_is_gone_leaves_what_is_needed_to_go_on(
     proxied: Place, s3_proxy: FaultProxy, source: Path, local: dict[str, bytes], staging: Path
 ) -> None:
-    proxied.options["shardload"] = {"deadline": 10, "first_wait": 0.01, "retries": 1}
+    proxied.options["shardload"] = FAST["shardload"] | {"retries": 1}
     s3_proxy.arm(fault_proxy.status(500, path="shards/", method="PUT", times=None, skip=4))
     with pytest.raises(PackError, match=r"shards/0001-.* cannot be written: .*; gave up after .*--continue") as caught:
         proxied.pack(source)
@@ -188,7 +189,7 @@ def test_what_fails_after_the_commit_is_finished_later(
     path: str,
     method: str,
 ) -> None:
-    proxied.options["shardload"] = {"deadline": 10, "first_wait": 0.01, "retries": 0}
+    proxied.options["shardload"] = FAST["shardload"] | {"retries": 0}
     s3_proxy.arm(fault_proxy.status(500, path=path, method=method, times=None))
     with pytest.raises(PackError, match="this came after the commit: version 1 is there whole"):
         proxied.pack(source)
@@ -319,7 +320,7 @@ def test_a_pack_that_is_killed_goes_on_to_the_same_bytes(
             return answer
 
         s3_proxy.arm(fault_proxy.Fault("kill", method=None, change=kill, skip=at, times=1))
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode in (-signal.SIGKILL, 0), (at, errors.decode())
         assert process.returncode or number is None
         s3_proxy.reset()

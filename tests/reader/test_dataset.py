@@ -164,12 +164,16 @@ def test_opening_looks_at_no_shard(mixed, tmp_path):
         dataset[0]
 
 
-def test_pickle_is_small_and_pins_the_content(mixed, tmp_path):
+def test_pickle_is_small(mixed):
     dataset = shardload.open(mixed, fields=["number"])
     dataset[0]
     data = pickle.dumps(dataset)
-    assert len(data) < 2000
+    # Of a store it has the options too.
+    assert len(data) < 2000 or (dataset.far and len(data) < 4000)
     assert pickle.loads(data)[3] == {"number": 3}
+
+
+def test_pickle_pins_the_content(tmp_path):
     copy = write_mixed(tmp_path / "d", 20)
     data = pickle.dumps(shardload.open(copy))
     shutil.rmtree(copy)

@@ -267,7 +267,7 @@ def test_many_shards_with_few_descriptors(tmp_path: Path, engine: str, program: 
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
     name, shards = program(MANY, path, engine, preexec_fn=limit).split()
-    assert name == engine
+    assert name == shardload.open(path, engine=engine).engine
     assert int(shards) == 400
 
 

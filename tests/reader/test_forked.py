@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -13,7 +14,10 @@ def test_locks_held_at_the_fork_do_not_hold_the_child(mixed):
     dataset = shardload.open(mixed)
     dataset[0]
     access = dataset._process_access()
-    with access._shards._lock, access._shards._files._lock, access._shards._cache._lock:
+    files, arrivals = access._shards._files, contextlib.nullcontext()
+    if dataset.far:
+        files, arrivals = files._files, access.engine._arrivals._changed
+    with access._shards._lock, files._lock, access._shards._cache._lock, arrivals:
         child = os.fork()
         if child == 0:
             signal.alarm(20)

@@ -83,10 +83,8 @@ def test_a_damaged_block_is_named_with_the_first_sample_that_has_part_of_it(
 ) -> None:
     path = tmp_path / "d"
     shutil.copytree(content, path)
-    dataset = shardload.open(path, fields=["tokens"], engine=engine, verify="once")
-    access = dataset._process_access()
     shard_id = 3
-    shard = access.shard(shard_id)
+    shard = shardload.open(content)._process_access().shard(shard_id)
     section = shard.head.section(layout.SECTION_STREAM, 0)
     number = {"first": 0, "second": 1, "last": (section.num_bytes - 1) // layout.BLOCK_BYTES}[block]
     low = section.start + number * layout.BLOCK_BYTES
@@ -96,6 +94,7 @@ def test_a_damaged_block_is_named_with_the_first_sample_that_has_part_of_it(
         byte = file.read(1)[0]
         file.seek(high - 1)
         file.write(bytes([byte ^ 4]))
+    dataset = shardload.open(path, fields=["tokens"], engine=engine, verify="once")
     first, stop = (int(n) for n in dataset.table.first_sample_ids[shard_id : shard_id + 2])
     ends = np.cumsum([2 * len(sample_of(i)["tokens"]) for i in range(first, stop)])
     starts = np.concatenate([[0], ends[:-1]])

@@ -83,10 +83,18 @@ def _new_seed() -> int:
 
 
 class Mosaic(FarArm):
-    """MosaicML's StreamingDataset with a local cache of whole shards; reads 8 batches ahead, its default."""
+    """MosaicML's StreamingDataset with a local cache of whole shards; reads 8 batches ahead, its default.
+
+    The client that fetched its index is inherited by forked workers, which then read each other's answers from one connection:
+    what they give is wrong now and then. `by_hand` drops it before they start.
+    """
 
     shuffles = "py1e: within blocks of 262,144 samples, here all"
     form = MosaicStreaming()
+
+    def __init__(self, by_hand: bool) -> None:
+        self._by_hand = by_hand
+        self.settings = (2,) if by_hand else (0, 2)
 
     @contextmanager
     def open(self, samples: Samples, stored: Stored, cache: str, workers: int) -> Iterator[Iterable[Any]]:  # noqa: D102
@@ -95,6 +103,9 @@ class Mosaic(FarArm):
         dataset = StreamingDataset(
             remote=stored.url, local=cache, shuffle=True, batch_size=samples.batch_size, shuffle_seed=_new_seed()
         )
+        if self._by_hand:
+            for stream in dataset.streams:
+                stream._downloader.clean_up()
         yield torch_loader(dataset, samples, workers, collate_fn=Column(samples.kind == "tokens"))
 
 
@@ -169,7 +180,8 @@ ARMS: dict[str, FarArm] = {
     "block shuffle": Ours("block", "blocks in a window of some, within it", False),
     "full shuffle": Ours(True, "all samples", False),
     "full shuffle, cache_dir": Ours(True, "all samples", True),
-    "MosaicML streaming": Mosaic(),
+    "MosaicML streaming": Mosaic(False),
+    "MosaicML streaming, a connection each by hand": Mosaic(True),
     "litData": Lit(False),
     "litData, HTTP allowed by hand": Lit(True),
     "webdataset": Tars(False),

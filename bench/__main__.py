@@ -9,8 +9,8 @@ or there were fewer than 5 repeats, the line is no claim. A line of one arm is a
 claim where its middle half is wider than 15 % of the figure, or of the limit where that is more. A line without a limit
 is there for comparison. --plot draws the lines that have a limit, and needs the extra `bench`.
 
-P4 compares with the best of the packaged loaders that are there, each in a process of its own. They are looked for in the
-Pythons that --peers names, which have what bench/peers.txt lists, then in this one; which are missing is said.
+P4, P33 and P34 compare with the best of the packaged loaders that are there, each in a process of its own. They are looked
+for in the Pythons that --peers names, which have what bench/peers.txt lists, then in this one; which are missing is said.
 
 All that is made is removed at the end. P8 takes 11 GB of disk meanwhile and wants them in memory, the others up to 3 GB.
 """
@@ -103,6 +103,19 @@ def measure(line: Line, limits: tuple[float, float], repeats: int) -> dict[str, 
     }
 
 
+def named(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {figure:g}" for name, figure in figures.items())
+
+
+def told(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {fact}" for name, fact in facts.items())
+
+
+def figures_of(arm: str, figures: dict[str, float]) -> dict[str, float]:
+    """Returns those of `also` that are of one arm, by what they tell of it."""
+    return {name[len(arm) + 2 :]: figure for name, figure in figures.items() if name.startswith(f"{arm}: ")}
+
+
 def text(line: dict[str, Any]) -> str:
     """Returns a line for people."""
     unit = "" if line["figure"] == "ratio" else f" {line['figure']}"
@@ -111,13 +124,15 @@ def text(line: dict[str, Any]) -> str:
     wanted = "" if limit is None else f"; {line['limit']} {limit:g}, aim {line['aim']:g}"
     words = [f"{line['case']:4s} {line['line']:24s} {line['value']:.2f}{unit} ({low:.2f}-{high:.2f}{wanted})"]
     arms = (f"{name} {line['arms'][name]:.2f} {line['unit']} (+-{line['spread'][name]:.0%})" for name in line["arms"])
-    also = ", ".join(f"{name} {figure:g}" for name, figure in line["also"].items())
+    also = named(line["also"])
     claim = "" if line["claim"] else "no claim"
     below = [f"MISSING {name}: {why}" for name, why in line["facts"].get("missing", {}).items()]
     if "best" in line["facts"]:
         by_arm = line["facts"].get("by_arm", {})
-        rows = zip(line["arms"], arms, strict=True)
-        below = [", ".join([arm, *(f"{k} {v}" for k, v in by_arm.get(name, {}).items())]) for name, arm in rows] + below
+        own = {name: figures_of(name, line["also"]) for name in line["arms"]}
+        also = named({name: figure for name, figure in line["also"].items() if name.partition(": ")[0] not in own})
+        parts = ([arm, named(own[name]), told(by_arm.get(name, {}))] for name, arm in zip(own, arms, strict=True))
+        below = [", ".join(part for part in row if part) for row in parts] + below
         words += [f"{next(iter(line['arms']))} beside {line['facts']['best'] or 'no packaged peer'}", claim]
         below += [also]
     else:
@@ -149,7 +164,7 @@ def options_given() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="PYTHON",
-        help="has the other loaders of P4 (bench/peers.txt); may be repeated",
+        help="has the other loaders of P4, P33 and P34 (bench/peers.txt); may be repeated",
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
@@ -171,7 +186,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     facts = {"python": platform.python_version(), **packages, "cores": os.cpu_count(), "repeats": options.repeats}
     lines: list[dict[str, Any]] = []
     if not options.json:
-        print(text_of(facts))
+        print(told(facts))
     for name in options.cases:
         if ("cold" if CASES[name].cold else "warm") not in options.cache:
             continue
@@ -190,12 +205,8 @@ def read(paths: list[Path], as_json: bool) -> dict[str, Any]:
         found["cases"] |= run["cases"]
         found["lines"] += run["lines"]
         if not as_json:
-            print("\n".join([text_of(run["facts"]), *map(text, run["lines"])]))
+            print("\n".join([told(run["facts"]), *map(text, run["lines"])]))
     return found
-
-
-def text_of(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,15 +64,17 @@ def store(samples: Samples, count: int) -> dict[str, Any]:
 class Process:
     """One arm with one number of workers, in a process of its own."""
 
-    def __init__(self, python: str, arguments: list[str], log: Path) -> None:
+    def __init__(
+        self, python: str, arguments: list[str], log: Path, program: str = "bench.peers", **variables: str
+    ) -> None:
         here = Path(__file__).parents[1]
         # A peer's Python must find its own packages and the program alone, ours also the package this bench runs with.
         paths = [str(here), *([str(Path(shardload.__file__).parents[1])] if python == sys.executable else [])]
-        environment = HEAP | {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment = HEAP | {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | variables
         self._log = log
         with open(log, "wb") as errors:
             self._process = subprocess.Popen(
-                [python, "-m", "bench.peers", *arguments],
+                [python, "-m", program, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -118,6 +120,23 @@ class Process:
         """Ends at once whatever of the process and its workers is left."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def first_with(module: str, pythons: list[str], start: Callable[[str], Process]) -> tuple[Process, str]:
+    """Starts a process with the first Python that has what it needs; returns it and the version of that."""
+    reasons = []
+    top = module.partition(".")[0]
+    for python in pythons:
+        # Seen from here without starting a process, as most peers are in --peers only.
+        if python == sys.executable and importlib.util.find_spec(top) is None:
+            reasons.append(f"there is no {top} here: give --peers a Python that has bench/peers.txt")
+            continue
+        process = start(python)
+        try:
+            return process, process.answer()["version"]
+        except ArmError as error:
+            reasons.append(str(error))
+    raise ArmError(reasons[0])
 
 
 @dataclass
@@ -177,22 +196,17 @@ class Bench:
         samples = self._samples
         target = self._folder / ARMS[name].form
         arguments = [name, str(workers), samples.kind, str(samples.level or "none"), str(samples.folder), str(target)]
-        reasons = []
+        log = self._folder / f"{name} {workers}.log".replace("/", " ")
         by_hand, ours = [sys.executable, *self._pythons], [sys.executable]
         pythons = ours if name in OURS else by_hand if ARMS[name].by_hand else [*self._pythons, sys.executable]
-        for python in pythons:
-            # Seen from here without starting a process, as most peers are in --peers only.
-            module = ARMS[name].module.partition(".")[0]
-            if python == sys.executable and importlib.util.find_spec(module) is None:
-                reasons.append(f"there is no {module} here: give --peers a Python that has bench/peers.txt")
-                continue
-            process = Process(python, arguments, self._folder / f"{name} {workers}.log".replace("/", " "))
+
+        def process_of(python: str) -> Process:
+            process = Process(python, arguments, log)
             self._stack.callback(process.close)
-            try:
-                return Measured(name, workers, process, self._expected, process.answer()["version"])
-            except ArmError as error:
-                reasons.append(str(error))
-        raise ArmError(reasons[0])
+            return process
+
+        process, version = first_with(ARMS[name].module, pythons, process_of)
+        return Measured(name, workers, process, self._expected, version)
 
     def prepare(self, name: str, workers: int) -> None:
         """Starts an arm, has the samples stored in its form unless they are, and checks what it reads."""

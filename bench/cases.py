@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bench import case_p4, checkpoint, cold, emulation, far, large, loop, scan, warm, windows
+from bench import case_p4, case_p33, checkpoint, cold, emulation, far, large, loop, scan, warm, windows
 from bench.case import Case
 
-_MODULES = (warm, case_p4, cold, emulation, loop, large, windows, checkpoint, scan, far)
+_MODULES = (warm, case_p4, cold, emulation, loop, large, windows, checkpoint, scan, far, case_p33)
 CASES: dict[str, Case] = {
     case.name: case
     for case in sorted(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shardload.errors import StorageError
 from shardload.planner import join_ranges, plan_requests
 from shardload.reader.gauge import Gauge
-from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span
+from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span, current_turn
 from shardload.storage.stopping import Stop, current_stop, heeding
 
 Int64 = NDArray[np.int64]
@@ -31,6 +31,8 @@ _IDLE_SECONDS = 0.2
 _CHECK_SECONDS = 5.0
 _PASSED_READS = 16
 """What was announced before all of the last so many reads' bytes has been passed over."""
+_PART_PLACES = 2048
+"""Ranges that are planned together, and announced at a time."""
 _COPY_PART = 0.75
 """Of a request with less than this part needed, only that is kept."""
 
@@ -72,21 +74,33 @@ class Arrivals:
         """
         joined = join_ranges(shard_ids, starts, lengths, max_gap_bytes=0)
         places = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in joined), strict=True)]
-        worth = self.gauge.worth
-        with self._changed:
-            if not urgent:
+        if not urgent:
+            with self._changed:
                 self._serial += 1
-            missing = [part for place in places for part in self._missing(place, urgent)]
-            if not missing:
-                return
-            columns = np.array(missing, dtype=np.int64).T
-            planned = plan_requests(columns[0], columns[1], columns[2] - columns[1], worth)
-            ends = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in planned), strict=True)]
-            requests = self._add(missing, ends)
-            if not urgent:
-                self._largest_bytes = max(self._largest_bytes, sum(request.num_bytes for request in requests))
-            (self._urgent if urgent else self._later).extend(requests)
-            self._wake(len(requests))
+        num_bytes = 0
+        # Between the parts others have their turn: who reads, and who fetches.
+        for first in range(0, len(places), _PART_PLACES):
+            with self._changed:
+                # Announcements are made beside who asks for them, and may come late.
+                if not urgent and current_stop(self._stop).is_set():
+                    return
+                num_bytes += self._announce(places[first : first + _PART_PLACES], urgent)
+                if not urgent:
+                    self._largest_bytes = max(self._largest_bytes, num_bytes)
+
+    def _announce(self, places: list[Place], urgent: bool) -> int:
+        """Has what is missing of ranges fetched, which are in the order of the files; returns the bytes that are asked for."""
+        turn = current_turn()
+        missing = [part for place in places for part in self._missing(place, turn, urgent)]
+        if not missing:
+            return 0
+        columns = np.array(missing, dtype=np.int64).T
+        planned = plan_requests(columns[0], columns[1], columns[2] - columns[1], self.gauge.worth)
+        ends = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in planned), strict=True)]
+        requests = self._add(missing, ends, turn, urgent)
+        (self._urgent if urgent else self._later).extend(requests)
+        self._wake(len(requests))
+        return sum(request.num_bytes for request in requests)
 
     def views(self, places: Iterable[Place]) -> tuple[list[list[memoryview]], list[tuple[Span, int, int]]]:
         """Returns the pieces of ranges, one after another; what is missing is fetched, and waited for.
@@ -118,11 +132,14 @@ class Arrivals:
         """Notes parts as read, and drops what was read as a whole."""
         if not taken:
             return
+        turn = current_turn()
         with self._changed:
             for span, start, stop in taken:
-                if span.unread and span.read(start, stop):
+                if span.needs and span.read(turn, start, stop):
                     self._remove(span)
-            self._passed.append(max(span.request.serial for span, _, _ in taken))
+            # What was only asked for now tells nothing of what was announced before.
+            announced = [span.request.serial for span, _, _ in taken if span.request.announced]
+            self._passed.append(max(announced, default=self._serial))
             self._wake(self._num_fitting())
 
     def discard(self, shard_id: int, start: int, stop: int) -> None:
@@ -150,32 +167,38 @@ class Arrivals:
         last = bisect.bisect_left(starts, stop)
         return [span for span in spans[first:last] if span.stop > start]
 
-    def _missing(self, place: Place, urgent: bool) -> list[Place]:
-        """Returns what of a range is not there or on its way; what is, is hurried if urgent."""
+    def _missing(self, place: Place, turn: int, urgent: bool) -> list[Place]:
+        """Returns what of a range is not there or on its way; what is, stays until it is read, and is hurried if urgent."""
         shard_id, start, stop = place
         missing = []
         for span in self._overlapping(shard_id, start, stop):
             if span.start > start:
                 missing.append((shard_id, start, span.start))
-            start = span.stop
-            if urgent and span.request.state == WAITING:
-                self._urgent.append(span.request)
+            span.need(turn, start, stop)
+            start, request = span.stop, span.request
+            if not urgent:
+                # Announced once more it is not passed over.
+                request.serial = self._serial
+            elif request.state == WAITING:
+                if not request.hurried:
+                    request.hurried = True
+                    self._urgent.append(request)
                 self._wake(1)
         if start < stop:
             missing.append((shard_id, start, stop))
         return missing
 
-    def _add(self, missing: list[Place], ends: list[Place]) -> list[Request]:
+    def _add(self, missing: list[Place], ends: list[Place], turn: int, urgent: bool) -> list[Request]:
         """Enters spans for what is missing, cut where requests end; both are in the order of the files."""
         requests, at, asked_for = [], 0, current_stop(self._stop)
         new: dict[int, list[Span]] = {}
         for place in ends:
-            request = Request(place, self._serial, asked_for)
+            request = Request(place, self._serial, urgent, asked_for)
             requests.append(request)
             shard_id, low, high = place
             while at < len(missing) and missing[at][0] == shard_id and missing[at][1] < high:
                 _, start, stop = missing[at]
-                span = Span(max(start, low), min(stop, high), request)
+                span = Span(max(start, low), min(stop, high), request, turn)
                 request.spans.append(span)
                 new.setdefault(shard_id, []).append(span)
                 if stop > high:
@@ -196,7 +219,7 @@ class Arrivals:
         if slot == len(spans) or spans[slot] is not span:
             return
         del starts[slot], spans[slot]
-        span.data, span.unread = None, []
+        span.data, span.needs = None, []
         request.spans.remove(span)
         if not request.spans and request.state == DONE:
             self._held_bytes -= request.cost
@@ -299,7 +322,7 @@ class Arrivals:
         passed = min(self._passed) if len(self._passed) == _PASSED_READS else -1
         while self._later:
             request = self._later[0]
-            if request.state != WAITING or not request.spans or self._given_up(request):
+            if request.state != WAITING or request.hurried or not request.spans or self._given_up(request):
                 self._later.popleft()
             elif request.serial < passed:
                 # Announced for a run that was left: whoever reads it nevertheless will ask for it.
@@ -323,8 +346,8 @@ class Arrivals:
         return max(self._max_held_bytes, 2 * self._largest_bytes)
 
     def _drop_passed(self, passed: int) -> bool:
-        """Drops what was announced and passed over; returns whether there was any."""
-        old = [request for request in self._arrived if request.serial < passed]
+        """Drops what was announced and passed over, or for a loader that is closed; returns whether there was any."""
+        old = [request for request in self._arrived if request.serial < passed or request.stop.is_set()]
         for request in old:
             self._forget(request)
         return bool(old)

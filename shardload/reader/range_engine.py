@@ -56,11 +56,11 @@ class RangeEngine:
         self._arrivals.used(taken)
         return joined
 
-    def will_need(self, ranges: Ranges) -> None:
-        """Has ranges fetched as soon as there is room for them."""
+    def will_need(self, ranges: Ranges, urgent: bool = False) -> None:
+        """Has ranges fetched as soon as there is room for them; at once if urgent, as who calls is about to read them."""
         some = ranges[ranges.lengths > 0]
         if len(some):
-            self._arrivals.announce(some.shard_ids, some.starts, some.lengths, urgent=False)
+            self._arrivals.announce(some.shard_ids, some.starts, some.lengths, urgent=urgent)
 
     def add(self, others: Sequence[ExternalFile]) -> list[int]:
         """Adds files beside the shards."""

@@ -135,7 +135,7 @@ class Arrivals:
         turn = current_turn()
         with self._changed:
             for span, start, stop in taken:
-                if span.needs and span.read(turn, start, stop):
+                if span.read(turn, start, stop):
                     self._remove(span)
             # What was only asked for now tells nothing of what was announced before.
             announced = [span.request.serial for span, _, _ in taken if span.request.announced]
@@ -219,7 +219,7 @@ class Arrivals:
         if slot == len(spans) or spans[slot] is not span:
             return
         del starts[slot], spans[slot]
-        span.data, span.needs = None, []
+        span.data, span.needs = None, {}
         request.spans.remove(span)
         if not request.spans and request.state == DONE:
             self._held_bytes -= request.cost

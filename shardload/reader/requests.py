@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -79,47 +80,74 @@ class Request:
 class Span:
     """A range that was announced, within one request; disjoint from all others."""
 
-    __slots__ = ("data", "needs", "request", "start", "stop")
+    __slots__ = ("data", "needs", "request", "start", "stop", "turn")
 
     def __init__(self, start: int, stop: int, request: Request, turn: int) -> None:
         self.start = start
         self.stop = stop
         self.request = request
         self.data: memoryview | None = None
-        self.needs = [(turn, start, stop)]
-        """What is to be read: turn, first byte, byte after the last; those of a turn are disjoint."""
+        self.turn = turn
+        """The turn in which all of it is to be read, as long as that is all."""
+        self.needs: dict[int, Parts] | None = None
+        """What is to be read in each turn; None for what `turn` tells, which is all that there is of most spans."""
 
     def need(self, turn: int, start: int, stop: int) -> None:
         """Notes that a range, which may reach out of this one, will be read in a turn; without one, in any."""
-        start, stop = max(start, self.start), min(stop, self.stop)
-        if len(self.needs) == 1:
-            ((number, low, high),) = self.needs
-            if number == turn and low <= start and stop <= high:
+        if self.needs is None:
+            if turn in (self.turn, NO_TURN):
                 return
-        rest = [(start, stop)]
-        for number, low, high in self.needs:
-            if turn in (number, NO_TURN):
-                rest = [part for one in rest for part in _without(one, low, high)]
-        self.needs += [(turn, low, high) for low, high in rest]
+            self.needs = {self.turn: Parts(self.start, self.stop)}
+        start, stop = max(start, self.start), min(stop, self.stop)
+        if turn != NO_TURN or not any(parts.cover(start, stop) for parts in self.needs.values()):
+            self.needs.setdefault(turn, Parts()).add(start, stop)
 
     def read(self, turn: int, start: int, stop: int) -> bool:
-        """Notes a part as read in a turn, and in all before it; without one, in all. Returns whether that was all."""
-        if len(self.needs) == 1:
-            ((number, low, high),) = self.needs
-            if low == start and high == stop and (number <= turn or turn == NO_TURN):
-                self.needs = []
+        """Notes a part as read in a turn, and in all before it; without one, in all. Returns whether that was the last one."""
+        if self.needs is None:
+            if self.turn > turn != NO_TURN:
+                return False
+            if start <= self.start and stop >= self.stop:
+                self.needs = {}
                 return True
-        left = []
-        for number, low, high in self.needs:
-            if number > turn != NO_TURN:
-                left.append((number, low, high))
-            else:
-                left += [(number, a, b) for a, b in _without((low, high), start, stop)]
-        self.needs = left
-        return not left
+            self.needs = {self.turn: Parts(self.start, self.stop)}
+        elif not self.needs:
+            return False
+        for number in [number for number in self.needs if number <= turn or turn == NO_TURN]:
+            self.needs[number].remove(start, stop)
+            if not self.needs[number]:
+                del self.needs[number]
+        return not self.needs
 
 
-def _without(range_: tuple[int, int], start: int, stop: int) -> list[tuple[int, int]]:
-    """Returns what a half-open range leaves of another."""
-    low, high = range_
-    return [(a, b) for a, b in ((low, min(high, start)), (max(low, stop), high)) if a < b]
+class Parts:
+    """Half-open ranges of one range: in order, and apart."""
+
+    __slots__ = ("_starts", "_stops")
+
+    def __init__(self, start: int = 0, stop: int = 0) -> None:
+        self._starts, self._stops = ([start], [stop]) if start < stop else ([], [])
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def cover(self, start: int, stop: int) -> bool:
+        """Tells whether one of them holds all of a range."""
+        at = bisect.bisect_right(self._starts, start) - 1
+        return at >= 0 and self._stops[at] >= stop
+
+    def add(self, start: int, stop: int) -> None:
+        """Adds a range."""
+        first, last = bisect.bisect_left(self._stops, start), bisect.bisect_right(self._starts, stop)
+        if first < last:
+            start, stop = min(start, self._starts[first]), max(stop, self._stops[last - 1])
+        self._starts[first:last], self._stops[first:last] = [start], [stop]
+
+    def remove(self, start: int, stop: int) -> None:
+        """Takes a range out."""
+        first, last = bisect.bisect_right(self._stops, start), bisect.bisect_left(self._starts, stop)
+        if first >= last:
+            return
+        low, high = self._starts[first], self._stops[last - 1]
+        left = [(a, b) for a, b in ((low, start), (stop, high)) if a < b]
+        self._starts[first:last], self._stops[first:last] = [a for a, _ in left], [b for _, b in left]

@@ -33,8 +33,8 @@ _PASSED_READS = 16
 """What was announced before all of the last so many reads' bytes has been passed over."""
 _PART_PLACES = 2048
 """Ranges that are planned together, and announced at a time."""
-_COPY_PART = 0.75
-"""Of a request with less than this part needed, only that is kept."""
+_COPY_PART = 0.5
+"""Of a request with less than this part needed, or still to be read, only that is kept."""
 
 
 class Arrivals:
@@ -68,8 +68,8 @@ class Arrivals:
 
         Args:
             shard_ids: of each range.
-            starts: first byte, likewise.
-            lengths: bytes, likewise; not 0.
+            starts: first byte.
+            lengths: bytes; not 0.
             urgent: whether somebody waits for them.
         """
         joined = join_ranges(shard_ids, starts, lengths, max_gap_bytes=0)
@@ -78,8 +78,9 @@ class Arrivals:
             with self._changed:
                 self._serial += 1
         num_bytes = 0
-        # Between the parts others have their turn: who reads, and who fetches.
         for first in range(0, len(places), _PART_PLACES):
+            # Between the parts others have their turn: who reads, and who fetches.
+            time.sleep(0)
             with self._changed:
                 # Announcements are made beside who asks for them, and may come late.
                 if not urgent and current_stop(self._stop).is_set():
@@ -93,13 +94,14 @@ class Arrivals:
         turn = current_turn()
         missing = [part for place in places for part in self._missing(place, turn, urgent)]
         if not missing:
+            self._wake(len(self._urgent))
             return 0
         columns = np.array(missing, dtype=np.int64).T
         planned = plan_requests(columns[0], columns[1], columns[2] - columns[1], self.gauge.worth)
         ends = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in planned), strict=True)]
         requests = self._add(missing, ends, turn, urgent)
         (self._urgent if urgent else self._later).extend(requests)
-        self._wake(len(requests))
+        self._wake(len(self._urgent) if urgent else len(requests))
         return sum(request.num_bytes for request in requests)
 
     def views(self, places: Iterable[Place]) -> tuple[list[list[memoryview]], list[tuple[Span, int, int]]]:
@@ -179,11 +181,9 @@ class Arrivals:
             if not urgent:
                 # Announced once more it is not passed over.
                 request.serial = self._serial
-            elif request.state == WAITING:
-                if not request.hurried:
-                    request.hurried = True
-                    self._urgent.append(request)
-                self._wake(1)
+            elif request.state == WAITING and not request.hurried:
+                request.hurried = True
+                self._urgent.append(request)
         if start < stop:
             missing.append((shard_id, start, stop))
         return missing
@@ -221,10 +221,17 @@ class Arrivals:
         del starts[slot], spans[slot]
         span.data, span.needs = None, {}
         request.spans.remove(span)
-        if not request.spans and request.state == DONE:
-            self._held_bytes -= request.cost
-            request.cost = 0
-            self._arrived.pop(request, None)
+        if request.state == DONE and request.error is None:
+            request.needed -= span.stop - span.start
+            if not request.copied and request.needed < _COPY_PART * request.cost:
+                request.copy_spans()
+            self._hold(request, request.needed if request.copied else request.cost)
+            if not request.spans:
+                self._arrived.pop(request, None)
+
+    def _hold(self, request: Request, num_bytes: int) -> None:
+        self._held_bytes += num_bytes - request.cost
+        request.cost = num_bytes
 
     def _there(self, shard_id: int, start: int, stop: int) -> tuple[Span, memoryview]:
         """Returns the span that has a byte, once it is there."""
@@ -296,8 +303,7 @@ class Arrivals:
                     self._changed.wait(rest)
                     continue
                 request.state = RUNNING
-                request.cost = request.num_bytes
-                self._held_bytes += request.cost
+                self._hold(request, request.num_bytes)
                 self._num_idle -= 1
                 self._num_running += 1
                 self._changed.release()
@@ -372,20 +378,18 @@ class Arrivals:
         self.num_requests += 1
         request.state = DONE
         if data is None:
-            self._held_bytes -= request.cost
-            request.cost = 0
+            self._hold(request, 0)
             self._forget(request)
         else:
             self.requested_bytes += request.num_bytes
-            needed = sum(span.stop - span.start for span in request.spans)
-            copied = needed < _COPY_PART * request.num_bytes
             for span in request.spans:
-                part = data[span.start - request.start : span.stop - request.start]
-                span.data = (part.copy() if copied else part).data.toreadonly()
-            self._held_bytes -= request.cost
-            request.cost = needed if copied else request.num_bytes
-            self._held_bytes += request.cost
-            self._arrived[request] = None
+                span.data = data[span.start - request.start : span.stop - request.start].data.toreadonly()
+                request.needed += span.stop - span.start
+            if request.needed < _COPY_PART * request.num_bytes:
+                request.copy_spans()
+                self._hold(request, request.needed)
+            if request.spans:
+                self._arrived[request] = None
         for done in request.waiting:
             done.set()
         self._wake(1)

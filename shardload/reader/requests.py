@@ -44,9 +44,11 @@ class Request:
 
     __slots__ = (
         "announced",
+        "copied",
         "cost",
         "error",
         "hurried",
+        "needed",
         "num_bytes",
         "serial",
         "shard_id",
@@ -71,10 +73,21 @@ class Request:
         self.spans: list[Span] = []
         self.cost = 0
         """Bytes that are held for it."""
+        self.needed = 0
+        """Bytes of its spans, once it is there."""
+        self.copied = False
+        """Whether these have memory of their own, each."""
         self.state = WAITING
         self.error: Exception | None = None
         self.waiting: list[threading.Event] = []
         """Of those who wait for it, each its own."""
+
+    def copy_spans(self) -> None:
+        """Gives each span memory of its own, so that what was fetched beside them is held no longer."""
+        for span in self.spans:
+            if span.data is not None:
+                span.data = memoryview(bytes(span.data))
+        self.copied = True
 
 
 class Span:

@@ -31,8 +31,9 @@ _IDLE_SECONDS = 0.2
 _CHECK_SECONDS = 5.0
 _PASSED_READS = 16
 """What was announced before all of the last so many reads' bytes has been passed over."""
-_PART_PLACES = 2048
-"""Ranges that are planned together, and announced at a time."""
+_PART_PLACES = 512
+_PAUSE_SECONDS = 0.003
+"""Ranges that are planned together, which takes some milliseconds, and the pause after them."""
 _COPY_PART = 0.5
 """Of a request with less than this part needed, or still to be read, only that is kept."""
 
@@ -79,8 +80,9 @@ class Arrivals:
                 self._serial += 1
         num_bytes = 0
         for first in range(0, len(places), _PART_PLACES):
-            # Between the parts others have their turn: who reads, and who fetches.
-            time.sleep(0)
+            if first and not urgent:
+                # Who reads and who fetches have their turn: each would wait long for the interpreter, again and again.
+                time.sleep(_PAUSE_SECONDS)
             with self._changed:
                 # Announcements are made beside who asks for them, and may come late.
                 if not urgent and current_stop(self._stop).is_set():

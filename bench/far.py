@@ -1,4 +1,10 @@
-"""Datasets behind a URL whose store answers late: beside one range request a sample, one after the other; and what they ask for."""
+"""Datasets behind a URL whose store answers late: beside one range request a sample, one after the other; and what they ask for.
+
+What a loop waits at half load is measured as for P10, with two differences. The capacity is that of the second of two epochs in a
+row: one that follows a loop which rested begins with all that was fetched meanwhile, up to a window of 64 MiB, and would tell of a
+capacity that the store does not have. And the datasets are several such windows long, so that most of an epoch is neither its
+start nor its end.
+"""
 
 from __future__ import annotations
 

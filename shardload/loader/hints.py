@@ -115,7 +115,7 @@ class Hints:
         rows_announced = (carried.epoch, carried.cursor) == (self._epoch, cursor)
         num_carried = carried.num_batches - 1 if rows_announced else 0
         sizes = _doubled(max(num_carried, min(2, size)), size)
-        own, later = list[RankBatch](), list[RankBatch]()
+        own, later, first = list[RankBatch](), list[RankBatch](), 0
         window = list(itertools.islice(ids, next(sizes)))
         while window:
             following = list(itertools.islice(ids, next(sizes)))
@@ -124,19 +124,21 @@ class Hints:
                 window, following = window + following, []
             if not following:
                 later = list(itertools.islice(after, size))
+            yield from own[:first]
             # What was carried over is on its way; only a cache is told of it once more.
             self._announce(window[num_carried if self._told is None else 0 :], [], rows_announced)
-            num_carried = 0
             self._announce_rows(following, later)
-            rows_announced = True
-            yield from own
+            yield from own[first:]
+            # What an epoch begins with is waited for: no announcement takes the interpreter from who reads it.
+            first, num_carried, rows_announced = num_carried // 2, 0, True
             own, window = window, following
         if not own:
             later = list(itertools.islice(after, size))
+        yield from own[:first]
         carried.epoch, carried.num_batches = self._epoch + 1, len(later)
         carried.cursor = later[0].cursor if later else 0
         self._announce([], later, rows_announced)
-        yield from own
+        yield from own[first:]
 
     def _by_window(self, windows: Iterator[list[RankBatch]], after: Iterator[list[RankBatch]]) -> Iterator[RankBatch]:
         """Yields the batches of windows; each window is announced as a whole while the one before it is read."""

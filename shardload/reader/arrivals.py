@@ -75,9 +75,6 @@ class Arrivals:
         """
         joined = join_ranges(shard_ids, starts, lengths, max_gap_bytes=0)
         places = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in joined), strict=True)]
-        if not urgent:
-            with self._changed:
-                self._serial += 1
         num_bytes = 0
         for first in range(0, len(places), _PART_PLACES):
             if first and not urgent:
@@ -87,6 +84,7 @@ class Arrivals:
                 # Announcements are made beside who asks for them, and may come late.
                 if not urgent and current_stop(self._stop).is_set():
                     return
+                self._serial += not urgent and not first
                 num_bytes += self._announce(places[first : first + _PART_PLACES], urgent)
                 if not urgent:
                     self._largest_bytes = max(self._largest_bytes, num_bytes)

@@ -143,11 +143,14 @@ class Hints:
     def _by_window(self, windows: Iterator[list[RankBatch]], after: Iterator[list[RankBatch]]) -> Iterator[RankBatch]:
         """Yields the batches of windows; each window is announced as a whole while the one before it is read."""
         own: list[RankBatch] = []
-        for window in windows:
+        for number, window in enumerate(windows):
+            # What an epoch begins with comes first, where all of it shares a way.
+            first = len(own) // 4 if self.ahead.early and number == 1 else 0
+            yield from own[:first]
             # Neighbours share the pages of row tables: who is told of a window reads few of them.
             self._announce_rows(window, [])
             self._announce(window, [], rows_announced=bool(own))
-            yield from own
+            yield from own[first:]
             own = window
         for window in itertools.islice(after, 1):
             self._announce_rows([], window)

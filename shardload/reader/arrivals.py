@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shardload.errors import StorageError
 from shardload.planner import join_ranges, plan_requests
 from shardload.reader.gauge import Gauge
-from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span, current_turn
+from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span, current_turn, giving_way
 from shardload.storage.stopping import Stop, current_stop, heeding
 
 Int64 = NDArray[np.int64]
@@ -92,7 +92,7 @@ class Arrivals:
     def _announce(self, places: list[Place], urgent: bool) -> int:
         """Has what is missing of ranges fetched, which are in the order of the files; returns the bytes that are asked for."""
         turn = current_turn()
-        missing = [part for place in places for part in self._missing(place, turn, urgent)]
+        missing = [part for place in giving_way(places) for part in self._missing(place, turn, urgent)]
         if not missing:
             self._wake(len(self._urgent))
             return 0
@@ -114,7 +114,7 @@ class Arrivals:
             StorageError, FormatError: what `fetch` raised for it.
         """
         found, taken = [], []
-        for shard_id, start, stop in places:
+        for shard_id, start, stop in giving_way(places):
             pieces = []
             while start < stop:
                 span, data = self._there(shard_id, start, stop)
@@ -136,7 +136,7 @@ class Arrivals:
             return
         turn = current_turn()
         with self._changed:
-            for span, start, stop in taken:
+            for span, start, stop in giving_way(taken):
                 if span.read(turn, start, stop):
                     self._remove(span)
             # What was only asked for now tells nothing of what was announced before.

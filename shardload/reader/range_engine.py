@@ -13,7 +13,7 @@ from shardload.format.table import ShardTable
 from shardload.reader.arrivals import Arrivals, Fetch
 from shardload.reader.engines import Ranges, pieces_of
 from shardload.reader.files import NumberedFiles, OpenFiles
-from shardload.reader.requests import Place, Span
+from shardload.reader.requests import Place, Span, giving_way
 from shardload.telemetry import Transfers
 
 Int64 = NDArray[np.int64]
@@ -35,7 +35,7 @@ class RangeEngine:
         """Copies ranges into targets."""
         pieces = pieces_of(ranges.lengths, targets)
         found, taken = self._views(ranges)
-        for piece, views in zip(pieces, found, strict=True):
+        for piece, views in giving_way(zip(pieces, found, strict=True)):
             at = 0
             for view in views:
                 piece[at : at + len(view)] = view

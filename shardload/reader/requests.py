@@ -5,16 +5,22 @@ from __future__ import annotations
 import bisect
 import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from shardload.storage.stopping import Stop
+
+Item = TypeVar("Item")
 
 Place: TypeAlias = tuple[int, int, int]
 """Shard, first byte, byte after the last."""
 
 WAITING, RUNNING, DONE = range(3)
+
+_GIVE_WAY = 128
+"""Steps of some microseconds each."""
 
 NO_TURN = -1
 
@@ -37,6 +43,14 @@ def in_turn(number: int) -> Iterator[None]:
         yield
     finally:
         _turn.reset(token)
+
+
+def giving_way(items: Iterable[Item]) -> Iterator[Item]:
+    """Yields items, now and then when others had the interpreter: who only computes keeps it from them for milliseconds."""
+    for number, item in enumerate(items):
+        if number % _GIVE_WAY == _GIVE_WAY - 1:
+            time.sleep(0)
+        yield item
 
 
 class Request:

@@ -15,8 +15,8 @@ from shardload.loader.reader_process import Asked, ProcessGoneError, ReaderProce
 from shardload.loader.recipe import BatchRecipe
 from shardload.order.cursor import RankBatch
 from shardload.reader.batch import SampleBatch
+from shardload.reader.busy import interpreter_busy
 from shardload.reader.decode import PIXEL
-from shardload.reader.engines import interpreter_busy
 from shardload.reader.serve import Hint, Work
 from shardload.reader.source import SampleSource
 

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from shardload.errors import FormatError, ShardloadError
-from shardload.loader.ahead import Ahead
 from shardload.loader.aside import Aside
 from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
 from shardload.loader.hints import Hints
@@ -34,6 +33,7 @@ from shardload.order.rng import batch_rng
 from shardload.order.sample_ids import SampleIds
 from shardload.reader.batch import VALID, SampleBatch
 from shardload.reader.decode import Lease, decoded
+from shardload.reader.requests import in_turn
 from shardload.reader.serve import announce
 from shardload.reader.source import SampleSource
 from shardload.reader.transform import apply_transform, takes_rng
@@ -81,7 +81,7 @@ class BatchMaker:
         pool: BufferPool,
         seed: int,
         rank: int,
-        ahead: Ahead,
+        hints: Hints,
         num_positions: int,
         aside: Aside | None = None,
     ) -> None:
@@ -93,13 +93,13 @@ class BatchMaker:
             pool: where memory for tensors comes from.
             seed: seed of the order.
             rank: the replica's rank.
-            ahead: how many batches are read together and announced.
+            hints: how many batches are read together, and what is announced.
             num_positions: positions of an epoch.
             aside: who may read in place of this process; None for nobody.
         """
-        self._ahead = ahead
+        self._ahead = hints.ahead
         self._aside = aside
-        self._hints = Hints(ahead)
+        self._hints = hints
         self._dataset = dataset
         self._recipe = recipe
         self._pool = pool
@@ -230,6 +230,10 @@ class BatchMaker:
                 del batch
 
     def _read_together(self, burst: Sequence[RankBatch], epoch: int) -> list[Read]:
+        with in_turn(epoch):
+            return self._read_in_turn(burst, epoch)
+
+    def _read_in_turn(self, burst: Sequence[RankBatch], epoch: int) -> list[Read]:
         recipe, ids = self._recipe, [batch.sample_ids for batch in burst]
         # Lists of ids take as long as small samples do: only where something is keyed by them.
         keyed = [self._keyed(batch, epoch) for batch in burst] if recipe.decode else None

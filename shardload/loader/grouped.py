@@ -11,8 +11,8 @@ import torch
 from numpy.typing import ArrayLike
 
 from shardload.format.schema import Field
+from shardload.loader.course import Course, make_course
 from shardload.loader.draws import orders_of
-from shardload.loader.iteration import Course, make_course
 from shardload.loader.ranks import RankChoice
 from shardload.loader.recipe import BatchRecipe, make_recipe
 from shardload.loader.sequences import LOOKAHEAD, PackedSequences

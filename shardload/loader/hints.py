@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +23,31 @@ _UNREAD_WINDOWS = 6
 """Announcements whose samples may not all be read yet: bursts are on their way in several threads, and ranks are apart."""
 
 
+@dataclass(slots=True)
+class Carried:
+    """Batches of an epoch that were announced to a store at the end of the one before it."""
+
+    epoch: int = -1
+    cursor: int = 0
+    """Cursor after the first of them."""
+    num_batches: int = 0
+
+
 class Hints:
     """Passes batches on, and collects what is to be announced before they are read."""
 
-    def __init__(self, ahead: Ahead) -> None:
-        self._ahead = ahead
+    def __init__(self, ahead: Ahead, carried: Carried | None = None) -> None:
+        """Describes it.
+
+        Args:
+            ahead: how many batches are announced at a time.
+            carried: what the last epoch has announced of this one, which is to be noted of the next one, too.
+        """
+        self.ahead = ahead
+        self._carried = Carried() if carried is None else carried
         self._waiting: list[Hint] = []
         self._told: Told | None = None
+        self._epoch = 0
 
     def take(self) -> list[Hint]:
         """Returns what is to be announced now, once."""
@@ -54,52 +73,101 @@ class Hints:
             epoch: that of the batches.
             forecast: what tells when samples are needed again; None if nobody asks for that.
         """
-        self._told = None if forecast is None else Told(forecast, epoch)
-        size = self._ahead.hinted_batches
-        if not size:
+        self._epoch, self._told = epoch, None if forecast is None else Told(forecast, epoch)
+        if not self.ahead.hinted_batches:
             yield from ids
-            return
-        if windows is not None:
+        elif windows is not None:
             yield from self._by_window(by_window(ids, windows[0]), by_window(after, windows[1]))
-            return
-        # The first batch is read at once, and windows grow: others do not come at the price of the first ones.
-        yield from itertools.islice(ids, 1)
+        else:
+            # The first batch is read at once, and windows grow: others do not come at the price of the first ones.
+            for first in itertools.islice(ids, 1):
+                yield first
+                if self.ahead.early:
+                    yield from self._from_a_store(ids, after, first.cursor)
+                else:
+                    yield from self._from_a_device(ids, after)
+
+    def _from_a_device(self, ids: Iterator[RankBatch], after: Iterator[RankBatch]) -> Iterator[RankBatch]:
+        """Yields batches, those of a window being announced when half of the window before was read."""
+        size = self.ahead.hinted_batches
         waiting: collections.deque[RankBatch] = collections.deque()
-        window, begun = min(2, size), 0
+        window = min(2, size)
         (own, later), rows_announced = _window(ids, after, window), False
         while True:
-            if len(waiting) <= (begun if self._ahead.early else window // 2):
+            if len(waiting) <= window // 2:
                 waiting.extend(own)
-                begun = len(own)
-                if own or later:
-                    self._waiting.append(Hint(False, _ids(own, later), rows_announced, self._uses(own, later)))
+                self._announce(own, later, rows_announced)
                 window = min(2 * window, size)
                 own, later = _window(ids, after, window)
-                if own or later:
-                    self._waiting.append(Hint(True, _ids(own, later), False))
-                    rows_announced = True
+                self._announce_rows(own, later)
+                rows_announced = True
             if not waiting:
                 return
             yield waiting.popleft()
 
+    def _from_a_store(self, ids: Iterator[RankBatch], after: Iterator[RankBatch], cursor: int) -> Iterator[RankBatch]:
+        """Yields the batches after the first one, those of a window being announced when the window before is begun.
+
+        At the end of the epoch a whole window of the next one is announced, which is that one's first: so that where a loop takes
+        less than there could be its batches come as if there had been no end.
+        """
+        carried, size = self._carried, self.ahead.hinted_batches
+        rows_announced = (carried.epoch, carried.cursor) == (self._epoch, cursor)
+        num_carried = carried.num_batches - 1 if rows_announced else 0
+        sizes = _doubled(max(num_carried, min(2, size)), size)
+        own, later, first = list[RankBatch](), list[RankBatch](), 0
+        window = list(itertools.islice(ids, next(sizes)))
+        while window:
+            following = list(itertools.islice(ids, next(sizes)))
+            # What is left at the end would be requests of their own.
+            if len(following) <= len(window) // 2:
+                window, following = window + following, []
+            if not following:
+                later = list(itertools.islice(after, size))
+            yield from own[:first]
+            # What was carried over is on its way; only a cache is told of it once more.
+            self._announce(window[num_carried if self._told is None else 0 :], [], rows_announced)
+            self._announce_rows(following, later)
+            yield from own[first:]
+            # What an epoch begins with is waited for: no announcement takes the interpreter from who reads it.
+            first, num_carried, rows_announced = num_carried // 2, 0, True
+            own, window = window, following
+        if not own:
+            later = list(itertools.islice(after, size))
+        yield from own[:first]
+        carried.epoch, carried.num_batches = self._epoch + 1, len(later)
+        carried.cursor = later[0].cursor if later else 0
+        self._announce([], later, rows_announced)
+        yield from own[first:]
+
     def _by_window(self, windows: Iterator[list[RankBatch]], after: Iterator[list[RankBatch]]) -> Iterator[RankBatch]:
         """Yields the batches of windows; each window is announced as a whole while the one before it is read."""
         own: list[RankBatch] = []
-        for window in windows:
+        for number, window in enumerate(windows):
+            # What an epoch begins with comes first, where all of it shares a way.
+            first = len(own) // 4 if self.ahead.early and number == 1 else 0
+            yield from own[:first]
+            # Neighbours share the pages of row tables: who is told of a window reads few of them.
+            self._announce_rows(window, [])
             self._announce(window, [], rows_announced=bool(own))
-            yield from own
+            yield from own[first:]
             own = window
         for window in itertools.islice(after, 1):
+            self._announce_rows([], window)
             self._announce([], window, rows_announced=bool(own))
         yield from own
 
     def _announce(self, own: list[RankBatch], later: list[RankBatch], rows_announced: bool) -> None:
-        # Neighbours share the pages of row tables: who is told of a window reads few of them.
-        ids = _ids(own, later)
-        self._waiting += [Hint(True, ids, False), Hint(False, ids, rows_announced, self._uses(own, later))]
+        if own or later:
+            uses = None if self._told is None else self._told.uses(own, later)
+            self._waiting.append(Hint(False, _ids(own, later), rows_announced, uses, self._turn(own)))
 
-    def _uses(self, own: list[RankBatch], later: list[RankBatch]) -> Uses | None:
-        return None if self._told is None else self._told.uses(own, later)
+    def _announce_rows(self, own: list[RankBatch], later: list[RankBatch]) -> None:
+        if own or later:
+            self._waiting.append(Hint(True, _ids(own, later), False, turn=self._turn(own)))
+
+    def _turn(self, own: list[RankBatch]) -> int:
+        return self._epoch if own else self._epoch + 1
 
 
 class Told:
@@ -144,6 +212,13 @@ def _window(ids: Iterator[RankBatch], after: Iterator[RankBatch], size: int) -> 
     """Returns so many batches as far as there are, and those after them that fill the window."""
     own = list(itertools.islice(ids, size))
     return own, list(itertools.islice(after, size - len(own)))
+
+
+def _doubled(size: int, most: int) -> Iterator[int]:
+    """Yields sizes of windows, each twice the one before."""
+    while True:
+        yield size
+        size = min(2 * size, most)
 
 
 def _ids(own: list[RankBatch], later: list[RankBatch]) -> list[Int64]:

@@ -8,239 +8,25 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from shardload.errors import FaultLimitError, LoaderClosedError
-from shardload.loader.ahead import Ahead, plan_ahead, useful_threads
-from shardload.loader.aside import Aside
 from shardload.loader.audit import Delivered
 from shardload.loader.batches import BatchMaker, Delivery
-from shardload.loader.collate import WIDENED, take_back, to_device
+from shardload.loader.collate import take_back
+from shardload.loader.course import Course
+from shardload.loader.hints import Hints
 from shardload.loader.origins import count_sources
 from shardload.loader.prefetch import Prefetcher
 from shardload.loader.processes import ProcessPool
-from shardload.loader.recipe import BatchRecipe
 from shardload.loader.run import Run
-from shardload.loader.transfer import CudaTransfer, Pinning, cuda_device
-from shardload.memory import BufferPool
-from shardload.quantities import as_integer, parse_bytes
-from shardload.reader.checks import fits_in_memory
-from shardload.reader.far import cache_stats, is_cached, is_far, retries_of, transfers_of
-from shardload.reader.source import SampleSource
-from shardload.telemetry import LoaderStats
-
-MIN_DEFAULT_BATCHES, MAX_DEFAULT_BATCHES = 2, 16
-DEFAULT_BYTES = 16 << 20
-"""Finished batches that wait unless told otherwise: about so many bytes, within these numbers."""
-DEFAULT_PREFETCH_BYTES = "256MiB"
+from shardload.reader.far import is_cached
 
 _KEPT_BATCHES_WARNING = 64
-_LONG_SAMPLE_BYTES = 16 << 10
 _FAULTS_FREE, _MAX_FAULT_SHARE = 100, 0.05
 
 _log = logging.getLogger("shardload")
-
-
-@dataclass(eq=False)
-class Course:
-    """What the iterations of one loader share."""
-
-    dataset: SampleSource
-    recipe: BatchRecipe
-    device: torch.device | None
-    """Where tensors are delivered; None for host memory."""
-    pinned: bool
-    """Whether batches are page-locked, for the copy to the device or for the training loop."""
-    prefetch_batches: int
-    """Most finished batches that wait; 0 for no thread."""
-    prefetch_bytes: int
-    """Most bytes that wait."""
-    ahead: Ahead
-    """How far reads go ahead of batches."""
-    num_processes: int = 0
-    """Child processes that read, transform and collate; 0 for none."""
-    max_faults: int | None = None
-    """Most stand-ins in an iteration; None for `_FAULTS_FREE` and `_MAX_FAULT_SHARE` of what it delivered."""
-    reuse: bool = False
-    """Whether a batch's memory is taken back when the next one is given."""
-    stats: LoaderStats = field(default_factory=LoaderStats)
-    delivered: Delivered = field(default_factory=Delivered)
-    """What was given to the training loop since the epoch was entered."""
-    pool: BufferPool | None = None
-    """Made for the first iteration."""
-    transfer: CudaTransfer | None = None
-    """What copies batches to a CUDA device; made for the first iteration."""
-    helper: bool | None = None
-    """Whether a child process reads: beside a busy training thread if None."""
-    aside: Aside | None = None
-    """That process, once there is one; made for the first iteration."""
-    pinning: Pinning | None = None
-    """What makes batches in host memory page-locked; made for the first iteration."""
-    warned_kept: bool = False
-    """Whether it was told that batches are being kept."""
-
-    @property
-    def cuda(self) -> bool:
-        """Whether tensors are delivered on a CUDA device."""
-        return self.device is not None and self.device.type == "cuda"
-
-    def buffers(self) -> BufferPool:
-        """Returns the pool, which stays until `close`.
-
-        Raises:
-            RuntimeError: a CUDA device is needed and not there.
-        """
-        if self.pool is None:
-            copies = None
-            if self.cuda:
-                widened = [f.name for f in self.recipe.fields if f.kind in WIDENED and f.name not in self.recipe.dtypes]
-                narrow = frozenset(widened if self.recipe.narrow else ())
-                self.transfer = CudaTransfer(cuda_device(self.device), self.pinned, narrow)
-                # Who sees a batch before it is sent may keep it, or copy from it on a stream that nobody here knows.
-                copies = self.transfer.stream if self.pinned and self.recipe.own else None
-                self.stats.device = str(self.transfer.device)
-            elif self.pinned:
-                self.pinning = Pinning(cuda_device(None))
-            self.stats.pinned = self.pinned
-            self.pool = BufferPool(self.prefetch_bytes * 2, copies=copies, strict=self.takes_back)
-        return self.pool
-
-    def beside(self) -> Aside | None:
-        """Returns what may read in place of this process; None where nothing may.
-
-        Not where buffers are page-locked: shared ones are not.
-        """
-        if self.helper is False or self.num_processes or not self.prefetch_batches or self.pinned:
-            return None
-        if self.aside is not None and self.aside.process_id != os.getpid():
-            # That of the process that this one was forked from.
-            self.aside = None
-        if self.aside is None and (self.helper or self._may_help()):
-            settings = max(1, self.ahead.num_threads), self.prefetch_bytes * 2, self.takes_back, bool(self.helper)
-            self.aside = Aside(self.dataset, self.recipe, *settings)
-        return self.aside
-
-    def _may_help(self) -> bool:
-        """Tells whether a helper process could be of use without being asked for.
-
-        Not on one core; and long byte strings are copied by the kernel into their place, without the interpreter's lock, so that
-        a process would only copy them once more.
-        """
-        plain = any(field.in_record for field in self.recipe.fields) and not self.recipe.decode
-        long = self.dataset.num_bytes >= _LONG_SAMPLE_BYTES * len(self.dataset)
-        return len(os.sched_getaffinity(0)) > 1 and not (plain and long)
-
-    @property
-    def pools(self) -> list[BufferPool]:
-        """The pools that there are."""
-        process = None if self.aside is None else self.aside.process
-        return [pool for pool in (self.pool, None if process is None else process.pool) if pool is not None]
-
-    @property
-    def takes_back(self) -> bool:
-        """Whether the training loop has a batch's own buffers, to be taken back from it."""
-        return self.reuse and not self.cuda and not self.pinned
-
-    def on_their_way(self, deliveries: Generator[Delivery]) -> Iterator[Delivery]:
-        """Returns deliveries as they are to wait for the training loop."""
-        if self.transfer is not None:
-            return self.transfer.sent(deliveries, self.buffers())
-        return deliveries if self.pinning is None else self.pinning.pinned(deliveries)
-
-    def arrived(self, batch: Any) -> Any:
-        """Returns the batch of such a delivery as the training loop gets it."""
-        if self.transfer is not None:
-            return self.transfer.receive(batch)
-        return batch if self.device is None else to_device(batch, self.device)
-
-    def told(self) -> LoaderStats:
-        """Returns the counters and times of all iterations."""
-        stats = replace(self.stats)
-        if self.pool is not None:
-            stats.engine = self.dataset.engine_name
-        fetched = transfers_of(self.dataset)
-        stats.num_requests, stats.num_rereads = fetched.num_requests, fetched.num_rereads
-        stats.requested_bytes, stats.needed_bytes = fetched.requested_bytes, fetched.needed_bytes
-        stats.num_retries = retries_of(self.dataset)
-        told = cache_stats(self.dataset)
-        stats.num_cache_hits, stats.num_cache_misses = told.num_hits, told.num_misses
-        stats.num_cache_evicted, stats.num_cache_damaged = told.num_evicted, told.num_damaged
-        stats.cache_bytes = told.held_bytes
-        for pool in self.pools:
-            stats.num_buffers_new += pool.num_new
-            stats.num_buffers_reused += pool.num_reused
-            stats.leased_bytes += pool.leased_bytes
-        stats.num_helper_batches = 0 if self.aside is None else self.aside.num_batches
-        return stats
-
-    def close(self) -> None:
-        """Ends a helper process and frees idle buffers."""
-        if self.aside is not None:
-            self.aside.close()
-        for pool in self.pools:
-            pool.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"pool": None, "transfer": None, "pinning": None, "aside": None}
-
-
-def make_course(
-    dataset: SampleSource,
-    recipe: BatchRecipe,
-    device: torch.device | None,
-    batch_size: int,
-    pin_memory: bool | None,
-    prefetch_batches: int | None,
-    prefetch_bytes: int | str | None,
-    num_threads: int | None,
-    num_processes: int,
-    helper: bool | None,
-    max_faults: int | None,
-    reuse: bool,
-) -> Course:
-    """Returns what the iterations share, with defaults for what was not given.
-
-    Raises:
-        ValueError: a size that cannot be.
-    """
-    cuda = device is not None and device.type == "cuda"
-    sample_bytes = dataset.num_bytes / max(1, len(dataset))
-    batch_bytes = batch_size * sample_bytes
-    plain = not recipe.decode and any(field.in_record and field.codec == "none" for field in recipe.fields)
-    far = is_far(dataset)
-    in_memory = not far and fits_in_memory(dataset.num_bytes)
-    useful = useful_threads(sample_bytes, plain_strings=plain, in_memory=in_memory)
-    if prefetch_batches is None:
-        prefetch_batches = int(
-            min(MAX_DEFAULT_BATCHES, max(MIN_DEFAULT_BATCHES, DEFAULT_BYTES // max(batch_bytes, 1.0)))
-        )
-    threads = None if num_threads is None else as_integer(num_threads, "num_threads")
-    num_batches = as_integer(prefetch_batches, "prefetch_batches")
-    pinned = cuda if pin_memory is None else pin_memory
-    processes = as_integer(num_processes, "num_processes")
-    if helper and (processes or pinned or not num_batches):
-        raise ValueError(
-            "helper_process=True: a helper process reads ahead into memory that is not page-locked: it does not go with "
-            "num_processes=, page-locked memory (CUDA devices; pin_memory=False) or prefetch_batches=0"
-        )
-    size = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
-    return Course(
-        dataset,
-        recipe.for_cuda(dataset) if cuda else recipe,
-        device,
-        pinned=pinned,
-        prefetch_batches=num_batches,
-        prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
-        ahead=plan_ahead(batch_bytes, num_batches, threads, useful, far),
-        num_processes=processes,
-        helper=helper,
-        max_faults=None if max_faults is None else as_integer(max_faults, "max_faults"),
-        reuse=reuse,
-    )
 
 
 class Iteration:
@@ -313,7 +99,8 @@ class Iteration:
         run = self._run.begin()
         epoch, seed = run.epoch, run.seed
         course.delivered = Delivered()
-        facts = course.ahead, run.num_positions, course.beside()
+        stop = course.stopping()
+        facts = Hints(course.ahead, course.carried), run.num_positions, course.beside()
         maker = BatchMaker(course.dataset, course.recipe, self._pool, seed, self._run.rank, *facts)
         if course.num_processes:
             processes = ProcessPool(course.dataset, course.recipe, course.num_processes, course.prefetch_batches)
@@ -324,7 +111,8 @@ class Iteration:
         deliveries = course.on_their_way(maker.deliveries(batches, epoch))
         if course.prefetch_batches == 0:
             return deliveries.__next__
-        prefetcher = Prefetcher(deliveries, lambda item: item.num_bytes, course.prefetch_batches, course.prefetch_bytes)
+        bounds = course.prefetch_batches, course.prefetch_bytes
+        prefetcher = Prefetcher(deliveries, lambda item: item.num_bytes, *bounds, stop)
         # A loop left by break, an exception, or the interpreter's end all drop or outlive this object.
         self._finalizer = weakref.finalize(self, _close, prefetcher)
         if course.num_processes:

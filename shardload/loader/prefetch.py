@@ -25,7 +25,14 @@ class Prefetcher(Generic[Item]):
     the iterator but not this object, and ends when `close` is called: its owner sees to that, also when it is dropped.
     """
 
-    def __init__(self, items: Iterator[Item], num_bytes: Callable[[Item], int], max_items: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        items: Iterator[Item],
+        num_bytes: Callable[[Item], int],
+        max_items: int,
+        max_bytes: int,
+        stop: Stop | None = None,
+    ) -> None:
         """Starts the thread.
 
         Args:
@@ -33,9 +40,10 @@ class Prefetcher(Generic[Item]):
             num_bytes: size of an item.
             max_items: most finished items that wait.
             max_bytes: most bytes that wait; one item may always wait.
+            stop: what ends the thread's waits, and all that it has had begun; None for its own.
         """
         self._queue: _Queue[Item] = _Queue(num_bytes, max_items, max_bytes)
-        self._stop = Stop()
+        self._stop = Stop() if stop is None else stop
         work = items, self._queue, self._stop
         self._thread = threading.Thread(target=_run, args=work, name="shardload-prefetch", daemon=True)
         self._thread.start()
@@ -53,10 +61,11 @@ class Prefetcher(Generic[Item]):
         """Ends the thread and drops what waits.
 
         A read of a file under way is not cut short: then the thread ends right after it. One from a store far away is, with all its
-        retries.
+        retries. Where the iterator had come to its end what it has had begun goes on: that is what comes after it.
         """
         self._queue.close()
-        self._stop.set()
+        if not self._queue.ended:
+            self._stop.set()
         if self._thread is not threading.current_thread():
             self._thread.join(_JOIN_SECONDS)
 
@@ -83,6 +92,8 @@ class _Queue(Generic[Item]):
         self._items: queue.SimpleQueue[tuple[Item, int] | _End] = queue.SimpleQueue()
         self._num_put = self._num_taken = 0
         self._bytes_put = self._bytes_taken = 0
+        self.ended = False
+        """Whether the items came to their end by themselves."""
         self._closed = False
         self._wants_room = False
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -158,6 +169,7 @@ def _run(items: Iterator[Item], queue: _Queue[Item], stop: Stop) -> None:
                 return
             # The item must not live on in this frame while the next one is made: its buffer would not come back.
             del item
+        queue.ended = True
         queue.finish(StopIteration())
     # Whatever went wrong is raised in the training loop, which waits for it.
     except BaseException as error:

@@ -140,7 +140,7 @@ class ReaderProcess:
         lent = [{n: self.pool.lease((len(b), *shape), dtype) for n, dtype, shape in self._work.lent} for b in ids]
         places = [[_address(array) - self._arena.address for array in mine.values()] for mine in lent]
         # Joined at once: an array is pickled in five microseconds.
-        told = [(hint.rows, _joined(hint.ids), (hint.rows_announced, hint.uses)) for hint in hints]
+        told = [(hint.rows, _joined(hint.ids), (hint.rows_announced, hint.uses, hint.turn)) for hint in hints]
         request = pickle.dumps(Request(_joined(ids), list(map(len, ids)), places, order, before, told), -1)
         if len(request) > _SLOT_BYTES:
             raise MemoryError("a request larger than its piece of memory")

@@ -11,7 +11,8 @@ import torch
 
 from shardload.codecs.images import ImageDecode
 from shardload.errors import LoaderClosedError
-from shardload.loader.iteration import Course, Iteration, make_course
+from shardload.loader.course import Course, make_course
+from shardload.loader.iteration import Iteration
 from shardload.loader.ranks import FixedRanks, RankChoice, Ranks, one_of
 from shardload.loader.recipe import make_recipe
 from shardload.loader.run import Entered

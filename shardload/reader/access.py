@@ -8,7 +8,7 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from shardload.reader.batch import Column, SampleBatch
 from shardload.reader.cached_engine import CachedEngine
 from shardload.reader.checks import CheckedBlocks, Verify, fits_in_memory, resolve_verify
 from shardload.reader.engine_choice import EngineName, choose_engine
-from shardload.reader.engines import Ranges, joined
+from shardload.reader.engines import NO_RANGES, Ranges, joined
 from shardload.reader.external import ExternalFiles, Outside, spare_bytes
 from shardload.reader.far_files import FarFiles
 from shardload.reader.files import OpenFiles
@@ -136,10 +136,9 @@ class Access:
             fields: the fields.
         """
         samples = self._locate(np.concatenate(batches))
-        self._hint(samples, fields)
+        self._hint(samples, fields, urgent=True)
         sizes = [len(ids) for ids in batches]
-        edges = np.cumsum([0, *sizes]).tolist()
-        parts = [slice(first, last) for first, last in pairwise(edges)]
+        parts = [slice(first, last) for first, last in pairwise(np.cumsum([0, *sizes]).tolist())]
         columns: list[dict[str, Column]] = [{} for _ in batches]
         recorded = [field for field in fields if field.in_record]
         places = [self._schema.record_fields.index(field) for field in recorded]
@@ -345,7 +344,7 @@ class Access:
         local_ids = sample_ids - self._first[shard_ids]
         return Located(sample_ids, shard_ids, local_ids, rows, self.location, self._table, self._shards.store)
 
-    def _hint(self, samples: Located, fields: Sequence[Field], uses: Uses | None = None) -> None:
+    def _hint(self, samples: Located, fields: Sequence[Field], uses: Uses | None = None, urgent: bool = False) -> None:
         """Announces what will be read of samples.
 
         A dataset that fits in half the memory stays there once it was read: then each sample is announced once.
@@ -356,25 +355,26 @@ class Access:
             samples = samples[self._hinted.missing(samples.sample_ids)]
             self._hinted.add(samples.sample_ids)
         if len(samples):
-            self._announce(samples, fields, uses)
+            self._announce(samples, fields, uses, urgent)
 
     @rereads
     def ranges(self, sample_ids: Int64, fields: Sequence[Field]) -> Ranges:
         """Returns where the bytes of fields lie in samples, beside their rows: sorted by nothing, one range a piece."""
-        found = self._ranges(self._locate(sample_ids), fields)
-        return joined(found) if found else Ranges(*np.empty((3, 0), dtype=np.int64))
+        return joined([NO_RANGES, *self._ranges(self._locate(sample_ids), fields)])
 
-    def _announce(self, samples: Located, fields: Sequence[Field], uses: Uses | None) -> None:
+    def _announce(self, samples: Located, fields: Sequence[Field], uses: Uses | None, urgent: bool = False) -> None:
         # A file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(OSError):
             if uses is not None and isinstance(self.engine, CachedEngine):
                 # Before anything is fetched: by this it is known what of it is kept.
                 self.engine.expect(samples, uses, self._lie(fields))
             ranges = self._ranges(samples, fields)
-            for field in (field for field in fields if self._far and field.streamed):
-                ranges += self._sum_ranges(field, samples.shard_ids)
-            for some in [joined(ranges)] if self._far and ranges else ranges:
-                self.engine.will_need(some)
+            if isinstance(self.engine, RangeEngine):
+                sums = [self._sum_ranges(field, samples.shard_ids) for field in fields if field.streamed]
+                self.engine.will_need(joined([NO_RANGES, *ranges, *chain(*sums)]), urgent)
+            else:
+                for some in ranges:
+                    self.engine.will_need(some)
         # Where these are stands in the records, which are small and announced by now. What is wrong with them the read tells.
         with contextlib.suppress(OSError, FormatError):
             recorded = any(field.in_record for field in fields)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shardload.errors import StorageError
 from shardload.planner import join_ranges, plan_requests
 from shardload.reader.gauge import Gauge
-from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span
+from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span, current_turn, giving_way
 from shardload.storage.stopping import Stop, current_stop, heeding
 
 Int64 = NDArray[np.int64]
@@ -31,8 +31,11 @@ _IDLE_SECONDS = 0.2
 _CHECK_SECONDS = 5.0
 _PASSED_READS = 16
 """What was announced before all of the last so many reads' bytes has been passed over."""
-_COPY_PART = 0.75
-"""Of a request with less than this part needed, only that is kept."""
+_PART_PLACES = 512
+_PAUSE_SECONDS = 0.003
+"""Ranges that are planned together, which takes some milliseconds, and the pause after them."""
+_COPY_PART = 0.5
+"""Of a request with less than this part needed, or still to be read, only that is kept."""
 
 
 class Arrivals:
@@ -66,27 +69,40 @@ class Arrivals:
 
         Args:
             shard_ids: of each range.
-            starts: first byte, likewise.
-            lengths: bytes, likewise; not 0.
+            starts: first byte.
+            lengths: bytes; not 0.
             urgent: whether somebody waits for them.
         """
         joined = join_ranges(shard_ids, starts, lengths, max_gap_bytes=0)
         places = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in joined), strict=True)]
-        worth = self.gauge.worth
-        with self._changed:
-            if not urgent:
-                self._serial += 1
-            missing = [part for place in places for part in self._missing(place, urgent)]
-            if not missing:
-                return
-            columns = np.array(missing, dtype=np.int64).T
-            planned = plan_requests(columns[0], columns[1], columns[2] - columns[1], worth)
-            ends = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in planned), strict=True)]
-            requests = self._add(missing, ends)
-            if not urgent:
-                self._largest_bytes = max(self._largest_bytes, sum(request.num_bytes for request in requests))
-            (self._urgent if urgent else self._later).extend(requests)
-            self._wake(len(requests))
+        num_bytes = 0
+        for first in range(0, len(places), _PART_PLACES):
+            if first and not urgent:
+                # Who reads and who fetches have their turn: each would wait long for the interpreter, again and again.
+                time.sleep(_PAUSE_SECONDS)
+            with self._changed:
+                # Announcements are made beside who asks for them, and may come late.
+                if not urgent and current_stop(self._stop).is_set():
+                    return
+                self._serial += not urgent and not first
+                num_bytes += self._announce(places[first : first + _PART_PLACES], urgent)
+                if not urgent:
+                    self._largest_bytes = max(self._largest_bytes, num_bytes)
+
+    def _announce(self, places: list[Place], urgent: bool) -> int:
+        """Has what is missing of ranges fetched, which are in the order of the files; returns the bytes that are asked for."""
+        turn = current_turn()
+        missing = [part for place in giving_way(places) for part in self._missing(place, turn, urgent)]
+        if not missing:
+            self._wake(len(self._urgent))
+            return 0
+        columns = np.array(missing, dtype=np.int64).T
+        planned = plan_requests(columns[0], columns[1], columns[2] - columns[1], self.gauge.worth)
+        ends = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in planned), strict=True)]
+        requests = self._add(missing, ends, turn, urgent)
+        (self._urgent if urgent else self._later).extend(requests)
+        self._wake(len(self._urgent) if urgent else len(requests))
+        return sum(request.num_bytes for request in requests)
 
     def views(self, places: Iterable[Place]) -> tuple[list[list[memoryview]], list[tuple[Span, int, int]]]:
         """Returns the pieces of ranges, one after another; what is missing is fetched, and waited for.
@@ -98,7 +114,7 @@ class Arrivals:
             StorageError, FormatError: what `fetch` raised for it.
         """
         found, taken = [], []
-        for shard_id, start, stop in places:
+        for shard_id, start, stop in giving_way(places):
             pieces = []
             while start < stop:
                 span, data = self._there(shard_id, start, stop)
@@ -118,11 +134,14 @@ class Arrivals:
         """Notes parts as read, and drops what was read as a whole."""
         if not taken:
             return
+        turn = current_turn()
         with self._changed:
-            for span, start, stop in taken:
-                if span.unread and span.read(start, stop):
+            for span, start, stop in giving_way(taken):
+                if span.read(turn, start, stop):
                     self._remove(span)
-            self._passed.append(max(span.request.serial for span, _, _ in taken))
+            # What was only asked for now tells nothing of what was announced before.
+            announced = [span.request.serial for span, _, _ in taken if span.request.announced]
+            self._passed.append(max(announced, default=self._serial))
             self._wake(self._num_fitting())
 
     def discard(self, shard_id: int, start: int, stop: int) -> None:
@@ -150,32 +169,36 @@ class Arrivals:
         last = bisect.bisect_left(starts, stop)
         return [span for span in spans[first:last] if span.stop > start]
 
-    def _missing(self, place: Place, urgent: bool) -> list[Place]:
-        """Returns what of a range is not there or on its way; what is, is hurried if urgent."""
+    def _missing(self, place: Place, turn: int, urgent: bool) -> list[Place]:
+        """Returns what of a range is not there or on its way; what is, stays until it is read, and is hurried if urgent."""
         shard_id, start, stop = place
         missing = []
         for span in self._overlapping(shard_id, start, stop):
             if span.start > start:
                 missing.append((shard_id, start, span.start))
-            start = span.stop
-            if urgent and span.request.state == WAITING:
-                self._urgent.append(span.request)
-                self._wake(1)
+            span.need(turn, start, stop)
+            start, request = span.stop, span.request
+            if not urgent:
+                # Announced once more it is not passed over.
+                request.serial = self._serial
+            elif request.state == WAITING and not request.hurried:
+                request.hurried = True
+                self._urgent.append(request)
         if start < stop:
             missing.append((shard_id, start, stop))
         return missing
 
-    def _add(self, missing: list[Place], ends: list[Place]) -> list[Request]:
+    def _add(self, missing: list[Place], ends: list[Place], turn: int, urgent: bool) -> list[Request]:
         """Enters spans for what is missing, cut where requests end; both are in the order of the files."""
         requests, at, asked_for = [], 0, current_stop(self._stop)
         new: dict[int, list[Span]] = {}
         for place in ends:
-            request = Request(place, self._serial, asked_for)
+            request = Request(place, self._serial, urgent, asked_for)
             requests.append(request)
             shard_id, low, high = place
             while at < len(missing) and missing[at][0] == shard_id and missing[at][1] < high:
                 _, start, stop = missing[at]
-                span = Span(max(start, low), min(stop, high), request)
+                span = Span(max(start, low), min(stop, high), request, turn)
                 request.spans.append(span)
                 new.setdefault(shard_id, []).append(span)
                 if stop > high:
@@ -196,12 +219,19 @@ class Arrivals:
         if slot == len(spans) or spans[slot] is not span:
             return
         del starts[slot], spans[slot]
-        span.data, span.unread = None, []
+        span.data, span.needs = None, {}
         request.spans.remove(span)
-        if not request.spans and request.state == DONE:
-            self._held_bytes -= request.cost
-            request.cost = 0
-            self._arrived.pop(request, None)
+        if request.state == DONE and request.error is None:
+            request.needed -= span.stop - span.start
+            if not request.copied and request.needed < _COPY_PART * request.cost:
+                request.copy_spans()
+            self._hold(request, request.needed if request.copied else request.cost)
+            if not request.spans:
+                self._arrived.pop(request, None)
+
+    def _hold(self, request: Request, num_bytes: int) -> None:
+        self._held_bytes += num_bytes - request.cost
+        request.cost = num_bytes
 
     def _there(self, shard_id: int, start: int, stop: int) -> tuple[Span, memoryview]:
         """Returns the span that has a byte, once it is there."""
@@ -273,8 +303,7 @@ class Arrivals:
                     self._changed.wait(rest)
                     continue
                 request.state = RUNNING
-                request.cost = request.num_bytes
-                self._held_bytes += request.cost
+                self._hold(request, request.num_bytes)
                 self._num_idle -= 1
                 self._num_running += 1
                 self._changed.release()
@@ -299,7 +328,7 @@ class Arrivals:
         passed = min(self._passed) if len(self._passed) == _PASSED_READS else -1
         while self._later:
             request = self._later[0]
-            if request.state != WAITING or not request.spans or self._given_up(request):
+            if request.state != WAITING or request.hurried or not request.spans or self._given_up(request):
                 self._later.popleft()
             elif request.serial < passed:
                 # Announced for a run that was left: whoever reads it nevertheless will ask for it.
@@ -323,8 +352,8 @@ class Arrivals:
         return max(self._max_held_bytes, 2 * self._largest_bytes)
 
     def _drop_passed(self, passed: int) -> bool:
-        """Drops what was announced and passed over; returns whether there was any."""
-        old = [request for request in self._arrived if request.serial < passed]
+        """Drops what was announced and passed over, or for a loader that is closed; returns whether there was any."""
+        old = [request for request in self._arrived if request.serial < passed or request.stop.is_set()]
         for request in old:
             self._forget(request)
         return bool(old)
@@ -349,20 +378,18 @@ class Arrivals:
         self.num_requests += 1
         request.state = DONE
         if data is None:
-            self._held_bytes -= request.cost
-            request.cost = 0
+            self._hold(request, 0)
             self._forget(request)
         else:
             self.requested_bytes += request.num_bytes
-            needed = sum(span.stop - span.start for span in request.spans)
-            copied = needed < _COPY_PART * request.num_bytes
             for span in request.spans:
-                part = data[span.start - request.start : span.stop - request.start]
-                span.data = (part.copy() if copied else part).data.toreadonly()
-            self._held_bytes -= request.cost
-            request.cost = needed if copied else request.num_bytes
-            self._held_bytes += request.cost
-            self._arrived[request] = None
+                span.data = data[span.start - request.start : span.stop - request.start].data.toreadonly()
+                request.needed += span.stop - span.start
+            if request.needed < _COPY_PART * request.num_bytes:
+                request.copy_spans()
+                self._hold(request, request.needed)
+            if request.spans:
+                self._arrived[request] = None
         for done in request.waiting:
             done.set()
         self._wake(1)

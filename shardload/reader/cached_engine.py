@@ -81,13 +81,13 @@ class CachedEngine(RangeEngine):
         self.read(ranges, [data])
         return data.tobytes()
 
-    def will_need(self, ranges: Ranges) -> None:
+    def will_need(self, ranges: Ranges, urgent: bool = False) -> None:
         """Has fetched what is not in the cache; what is, is read ahead by the system."""
         ranges = ranges[ranges.lengths > 0]
         if len(ranges):
             stops = ranges.starts + ranges.lengths
             there = self._cache.will_need(self._keys_of(ranges.shard_ids), ranges.starts, stops)
-            super().will_need(ranges[~there])
+            super().will_need(ranges[~there], urgent)
 
     def add(self, others: Sequence[ExternalFile]) -> list[int]:
         """Adds files beside the shards."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from shardload.format.external import ExternalFile
 from shardload.format.table import ShardTable
 from shardload.memory.byte_strings import bytes_address, keep_freed_memory, new_bytes
 from shardload.planner import join_ranges, merge_ranges
+from shardload.reader.busy import interpreter_busy
 from shardload.reader.files import NumberedFiles, OpenFiles
 from shardload.reader.runs import RunReader
 from shardload.storage import FileReader, MappedFiles, StoredFile
@@ -383,15 +383,3 @@ def pieces_of(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memo
         offset += sizes[i]
         i += 1
     return pieces
-
-
-def interpreter_busy() -> bool:
-    """Tells whether another thread of this process holds the interpreter for as long as it may.
-
-    A thread that computes in Python gives it up after the switch interval, one that calls into libraries within microseconds. On
-    a machine with more to do than cores this thread may wait as long for a core; then the process uses no processor time.
-    """
-    start, used = time.perf_counter(), time.process_time()
-    time.sleep(0)
-    waited = time.perf_counter() - start
-    return waited > 0.8 * sys.getswitchinterval() and time.process_time() - used > waited / 2

@@ -121,7 +121,7 @@ class OpenShards:
             return None
         rows = np.empty(len(sample_ids), dtype=row_layout(self._schema).dtype)
         if isinstance(self._files, FarFiles) and (found := self.row_ranges(sample_ids)) is not None:
-            self._files.engine.will_need(found)
+            self._files.engine.will_need(found, urgent=True)
         for reads in plan_by_shard(sample_ids, self._first):
             rows[reads.slots] = self.get(reads.shard_id).rows(reads.local_ids)
         return rows

@@ -13,7 +13,7 @@ from shardload.format.table import ShardTable
 from shardload.reader.arrivals import Arrivals, Fetch
 from shardload.reader.engines import Ranges, pieces_of
 from shardload.reader.files import NumberedFiles, OpenFiles
-from shardload.reader.requests import Place, Span
+from shardload.reader.requests import Place, Span, giving_way
 from shardload.telemetry import Transfers
 
 Int64 = NDArray[np.int64]
@@ -35,7 +35,7 @@ class RangeEngine:
         """Copies ranges into targets."""
         pieces = pieces_of(ranges.lengths, targets)
         found, taken = self._views(ranges)
-        for piece, views in zip(pieces, found, strict=True):
+        for piece, views in giving_way(zip(pieces, found, strict=True)):
             at = 0
             for view in views:
                 piece[at : at + len(view)] = view
@@ -56,11 +56,11 @@ class RangeEngine:
         self._arrivals.used(taken)
         return joined
 
-    def will_need(self, ranges: Ranges) -> None:
-        """Has ranges fetched as soon as there is room for them."""
+    def will_need(self, ranges: Ranges, urgent: bool = False) -> None:
+        """Has ranges fetched as soon as there is room for them; at once if urgent, as who calls is about to read them."""
         some = ranges[ranges.lengths > 0]
         if len(some):
-            self._arrivals.announce(some.shard_ids, some.starts, some.lengths, urgent=False)
+            self._arrivals.announce(some.shard_ids, some.starts, some.lengths, urgent=urgent)
 
     def add(self, others: Sequence[ExternalFile]) -> list[int]:
         """Adds files beside the shards."""

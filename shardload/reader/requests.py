@@ -2,57 +2,179 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import threading
-from typing import TypeAlias
+import time
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from typing import TypeAlias, TypeVar
 
 from shardload.storage.stopping import Stop
+
+Item = TypeVar("Item")
 
 Place: TypeAlias = tuple[int, int, int]
 """Shard, first byte, byte after the last."""
 
 WAITING, RUNNING, DONE = range(3)
 
+_GIVE_WAY = 128
+"""Steps of some microseconds each."""
+
+NO_TURN = -1
+
+_turn: ContextVar[int] = ContextVar("shardload_turn", default=NO_TURN)
+
+
+def current_turn() -> int:
+    """Returns which pass over the dataset this context announces and reads for; `NO_TURN` for none."""
+    return _turn.get()
+
+
+@contextlib.contextmanager
+def in_turn(number: int) -> Iterator[None]:
+    """Has what is announced and read in the block be so for a pass over the dataset, such as an epoch.
+
+    What was announced for two passes is kept until it was read in the later one; for one, until it was read once.
+    """
+    token = _turn.set(number)
+    try:
+        yield
+    finally:
+        _turn.reset(token)
+
+
+def giving_way(items: Iterable[Item]) -> Iterator[Item]:
+    """Yields items, now and then when others had the interpreter: who only computes keeps it from them for milliseconds."""
+    for number, item in enumerate(items):
+        if number % _GIVE_WAY == _GIVE_WAY - 1:
+            time.sleep(0)
+        yield item
+
 
 class Request:
     """One range on its way."""
 
-    __slots__ = ("cost", "error", "num_bytes", "serial", "shard_id", "spans", "start", "state", "stop", "waiting")
+    __slots__ = (
+        "announced",
+        "copied",
+        "cost",
+        "error",
+        "hurried",
+        "needed",
+        "num_bytes",
+        "serial",
+        "shard_id",
+        "spans",
+        "start",
+        "state",
+        "stop",
+        "waiting",
+    )
 
-    def __init__(self, place: Place, serial: int, stop: Stop) -> None:
+    def __init__(self, place: Place, serial: int, urgent: bool, stop: Stop) -> None:
         self.shard_id, self.start = place[:2]
         self.num_bytes = place[2] - place[1]
         self.serial = serial
-        """The announcement that it belongs to."""
+        """The last announcement that it belongs to, or that there was when it was asked for."""
+        self.announced = not urgent
+        """Whether it was announced before anybody waited for it."""
+        self.hurried = urgent
+        """Whether somebody waits for it."""
         self.stop = stop
         """Set once who asked for it does not want it any more."""
         self.spans: list[Span] = []
         self.cost = 0
         """Bytes that are held for it."""
+        self.needed = 0
+        """Bytes of its spans, once it is there."""
+        self.copied = False
+        """Whether these have memory of their own, each."""
         self.state = WAITING
         self.error: Exception | None = None
         self.waiting: list[threading.Event] = []
         """Of those who wait for it, each its own."""
 
+    def copy_spans(self) -> None:
+        """Gives each span memory of its own, so that what was fetched beside them is held no longer."""
+        for span in self.spans:
+            if span.data is not None:
+                span.data = memoryview(bytes(span.data))
+        self.copied = True
+
 
 class Span:
     """A range that was announced, within one request; disjoint from all others."""
 
-    __slots__ = ("data", "request", "start", "stop", "unread")
+    __slots__ = ("data", "needs", "request", "start", "stop", "turn")
 
-    def __init__(self, start: int, stop: int, request: Request) -> None:
+    def __init__(self, start: int, stop: int, request: Request, turn: int) -> None:
         self.start = start
         self.stop = stop
         self.request = request
         self.data: memoryview | None = None
-        self.unread = [(start, stop)]
+        self.turn = turn
+        """The turn in which all of it is to be read, as long as that is all."""
+        self.needs: dict[int, Parts] | None = None
+        """What is to be read in each turn; None for what `turn` tells, which is all that there is of most spans."""
 
-    def read(self, start: int, stop: int) -> bool:
-        """Notes a part as read; returns whether that was the last one."""
-        if self.unread == [(start, stop)]:
-            self.unread = []
-            return True
-        rest = []
-        for low, high in self.unread:
-            rest += [(a, b) for a, b in ((low, min(high, start)), (max(low, stop), high)) if a < b]
-        self.unread = rest
-        return not rest
+    def need(self, turn: int, start: int, stop: int) -> None:
+        """Notes that a range, which may reach out of this one, will be read in a turn; without one, in any."""
+        if self.needs is None:
+            if turn in (self.turn, NO_TURN):
+                return
+            self.needs = {self.turn: Parts(self.start, self.stop)}
+        start, stop = max(start, self.start), min(stop, self.stop)
+        if turn != NO_TURN or not any(parts.cover(start, stop) for parts in self.needs.values()):
+            self.needs.setdefault(turn, Parts()).add(start, stop)
+
+    def read(self, turn: int, start: int, stop: int) -> bool:
+        """Notes a part as read in a turn, and in all before it; without one, in all. Returns whether that was the last one."""
+        if self.needs is None:
+            if self.turn > turn != NO_TURN:
+                return False
+            if start <= self.start and stop >= self.stop:
+                self.needs = {}
+                return True
+            self.needs = {self.turn: Parts(self.start, self.stop)}
+        elif not self.needs:
+            return False
+        for number in [number for number in self.needs if number <= turn or turn == NO_TURN]:
+            self.needs[number].remove(start, stop)
+            if not self.needs[number]:
+                del self.needs[number]
+        return not self.needs
+
+
+class Parts:
+    """Half-open ranges of one range: in order, and apart."""
+
+    __slots__ = ("_starts", "_stops")
+
+    def __init__(self, start: int = 0, stop: int = 0) -> None:
+        self._starts, self._stops = ([start], [stop]) if start < stop else ([], [])
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def cover(self, start: int, stop: int) -> bool:
+        """Tells whether one of them holds all of a range."""
+        at = bisect.bisect_right(self._starts, start) - 1
+        return at >= 0 and self._stops[at] >= stop
+
+    def add(self, start: int, stop: int) -> None:
+        """Adds a range."""
+        first, last = bisect.bisect_left(self._stops, start), bisect.bisect_right(self._starts, stop)
+        if first < last:
+            start, stop = min(start, self._starts[first]), max(stop, self._stops[last - 1])
+        self._starts[first:last], self._stops[first:last] = [start], [stop]
+
+    def remove(self, start: int, stop: int) -> None:
+        """Takes a range out."""
+        first, last = bisect.bisect_right(self._stops, start), bisect.bisect_left(self._starts, stop)
+        if first >= last:
+            return
+        low, high = self._starts[first], self._stops[last - 1]
+        left = [(a, b) for a, b in ((low, start), (stop, high)) if a < b]
+        self._starts[first:last], self._stops[first:last] = [a for a, _ in left], [b for _, b in left]

@@ -31,6 +31,7 @@ from shardload.order.sample_ids import SampleIds
 from shardload.reader.batch import SampleBatch
 from shardload.reader.crossing import Scratch, Sent, send
 from shardload.reader.decode import decoded
+from shardload.reader.requests import in_turn
 from shardload.reader.source import SampleSource
 
 Int64 = NDArray[np.int64]
@@ -64,6 +65,8 @@ class Hint(NamedTuple):
     """As for `will_need`."""
     uses: Uses | None = None
     """When each of the samples is read, for a cache; None if there is none."""
+    turn: int = 0
+    """The epoch that they are read in; see `in_turn`."""
 
 
 class Request(NamedTuple):
@@ -79,17 +82,18 @@ class Request(NamedTuple):
     """Seed and epoch."""
     before: Sequence[int]
     """How many samples of each batch belong to the epoch before."""
-    hints: Sequence[tuple[bool, bytes, tuple[bool, Uses | None]]]
+    hints: Sequence[tuple[bool, bytes, tuple[bool, Uses | None, int]]]
     """Those of `Hint`, with their samples as bytes."""
 
 
 def announce(dataset: SampleSource, fields: Sequence[Field], hints: Sequence[Hint]) -> None:
     """Tells the operating system of samples that will be read soon."""
-    for rows, ids, rows_announced, uses in hints:
-        if rows:
-            dataset.will_need_rows(np.concatenate(ids))
-        else:
-            dataset.will_need(np.concatenate(ids), fields, rows_announced=rows_announced, uses=uses)
+    for rows, ids, rows_announced, uses, turn in hints:
+        with in_turn(turn):
+            if rows:
+                dataset.will_need_rows(np.concatenate(ids))
+            else:
+                dataset.will_need(np.concatenate(ids), fields, rows_announced=rows_announced, uses=uses)
 
 
 class _Reader:
@@ -130,7 +134,8 @@ class _Reader:
             {f.name: mine[f.name] if f.name in mine else scratch.empty((len(ids), *f.shape), f.dtype) for f in fixed}
             for ids, mine in zip(batches, lent, strict=True)
         ]
-        read = work.dataset.read_batches(batches, buffers, work.fields)
+        with in_turn(request.order[1]):
+            read = work.dataset.read_batches(batches, buffers, work.fields)
         if work.decode:
             read = [self._decoded(*parts, request, scratch) for parts in zip(read, lent, request.before, strict=True)]
         return [send(samples, mine, work.fields, scratch) for samples, mine in zip(read, lent, strict=True)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from samples import mixed_sample, write_mixed
 from threads import loader_threads
 
 import shardload
-from shardload.loader.ahead import plan_ahead, useful_threads
+from shardload.loader.ahead import Ahead, plan_ahead, useful_threads
+from shardload.loader.hints import Carried, Hints
 from shardload.reader import ShardDataset, access
 from shardload.reader.access import Access
 from shardload.reader.records import RecordReader
@@ -216,3 +219,57 @@ def test_rows_by_page_are_announced_a_window_before_the_records(mixed: Path, mon
 def test_rows_that_are_held_are_not_announced(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ShardReader, "row_ranges", lambda self, ids: pytest.fail("pages were announced"))
     assert len(list(make(mixed, 10, (4, 1)))) == 50
+
+
+def told(hints: Hints, epoch: int, num_batches: int, skip: int = 0) -> list[tuple[int, list[int]]]:
+    """Returns what is announced of an epoch's records: turn and batches, those of an epoch numbered from its hundredfold."""
+
+    def batches(number: int, first: int = 0) -> Iterator[Any]:
+        for at in range(first, num_batches):
+            yield SimpleNamespace(sample_ids=np.array([100 * number + at]), cursor=at + 1)
+
+    found: list[tuple[int, list[int]]] = []
+    for batch in hints.batches(batches(epoch, skip), batches(epoch + 1), None, epoch):
+        found += [(hint.turn, np.concatenate(hint.ids).tolist()) for hint in hints.take() if not hint.rows]
+        # All but the first are announced before they are read, or were in the epoch before.
+        number = int(batch.sample_ids[0])
+        assert number == 100 * epoch + skip or number < 100 * epoch + 8 or any(number in ids for _, ids in found)
+    return found
+
+
+def test_the_first_window_of_the_next_epoch_is_announced_by_the_one_before() -> None:
+    carried = Carried()
+    numbers = [list(range(a, b)) for a, b in [(1, 3), (3, 7), (7, 15), (15, 23), (23, 30), (100, 108)]]
+    assert told(Hints(Ahead(4, 8, True), carried), 0, 30) == [(0, ids) for ids in numbers[:-1]] + [(1, numbers[-1])]
+    # It goes on where that one has ended; what would be left at its end comes with what is before it.
+    numbers = [list(range(a, b)) for a, b in [(108, 116), (116, 128), (200, 208)]]
+    assert told(Hints(Ahead(4, 8, True), carried), 1, 28) == [(1, ids) for ids in numbers[:-1]] + [(2, numbers[-1])]
+    # From elsewhere in the epoch nothing was announced.
+    assert told(Hints(Ahead(4, 8, True), carried), 2, 28, skip=5)[0] == (2, [206, 207])
+
+
+def test_what_comes_after_an_epoch_is_given_up_only_with_the_loader(numbers: Path) -> None:
+    loader = shardload.ShardLoader(shardload.open(numbers), 10, shuffle=True)
+    for _ in loader:
+        pass
+    stop = loader._course.stop
+    assert stop is not None and not stop.is_set()
+    batches = iter(loader)
+    next(batches)
+    assert loader._course.stop is stop
+    # Left in its midst.
+    other = iter(loader)
+    assert stop.is_set()
+    next(other)
+    stop = loader._course.stop
+    assert stop is not None and not stop.is_set()
+    loader.close()
+    assert stop.is_set()
+    gc.collect()
+    loader = shardload.ShardLoader(shardload.open(numbers), 10, shuffle=True)
+    for _ in loader:
+        pass
+    stop = loader._course.stop
+    del loader
+    gc.collect()
+    assert stop is not None and stop.is_set()

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from shardload.loader.aside import work_of
 from shardload.loader.reader_process import ReaderProcess
 from shardload.loader.recipe import make_recipe
 from shardload.memory import BufferPool, SharedArena
+from shardload.reader.busy import interpreter_busy
 
 TESTS = str(Path(__file__).parent.parent)
 NUM_ANY = 37
@@ -431,6 +433,24 @@ def test_a_busy_training_thread_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
     assert [aside._wanted() for _ in range(5)] == [False] * 4 + [True] and not answers
     answers[:] = [False, False, True, False, False, False]
     assert [aside._wanted() for _ in range(43)] == [True] * 42 + [False] and not answers
+
+
+def test_threads_that_fetch_for_us_are_no_busy_training_thread() -> None:
+    done = threading.Event()
+
+    def spin() -> None:
+        while not done.is_set():
+            pass
+
+    threads = [threading.Thread(target=spin, name="shardload-fetch") for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert not any(interpreter_busy() for _ in range(10))
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_an_idle_training_thread_is_not_asked_about_at_each_burst(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,7 +292,7 @@ def test_len_and_remaining_hold_until_the_next_epoch_begins(numbers):
 
 def test_an_error_after_the_read_ends_the_iteration(numbers, monkeypatch):
     """A batch that could not be delivered must not be passed over by whoever catches the error."""
-    import shardload.loader.iteration as module
+    import shardload.loader.course as module
 
     calls = []
 

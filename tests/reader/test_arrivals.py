@@ -17,6 +17,8 @@ from shardload.planner import CHEAP_GAP_BYTES
 from shardload.reader import arrivals as arrivals_module
 from shardload.reader.arrivals import Arrivals
 from shardload.reader.gauge import Gauge
+from shardload.reader.requests import Parts, in_turn
+from shardload.storage.stopping import Stop, heeding
 
 WAIT = 20
 SHARD_BYTES = 4 << 20
@@ -273,3 +275,100 @@ def test_the_cost_of_requests_is_found(latency: float, speed: float) -> None:
     assert gauge.bytes_per_second == pytest.approx(speed, rel=0.05)
     assert gauge.latency_seconds == pytest.approx(latency, rel=0.25)
     assert gauge.worth.request_bytes == pytest.approx(latency * speed, rel=0.3)
+
+
+def test_what_two_passes_need_is_kept_for_both() -> None:
+    place = (0, 1000, 9000)
+    with arriving() as (store, arrivals):
+        for turn in (3, 4):
+            with in_turn(turn):
+                # However often: each pass reads it once.
+                announce(arrivals, [place])
+                announce(arrivals, [place])
+        for turn, left in ((3, 8000), (4, 0)):
+            with in_turn(turn):
+                for part in [(0, 1000, 4000), (0, 4000, 9000)]:
+                    assert read(arrivals, [part]) == [DATA[0][part[1] : part[2]]]
+            assert arrivals._held_bytes == left
+        assert store.asked == [place]
+
+
+def test_who_reads_for_no_pass_reads_for_all() -> None:
+    with arriving() as (store, arrivals):
+        for turn in (0, 1):
+            with in_turn(turn):
+                announce(arrivals, [(0, 0, 5000)])
+        assert read(arrivals, [(0, 0, 5000)]) == [DATA[0][:5000]]
+        assert not arrivals._held_bytes and len(store.asked) == 1
+
+
+def test_only_what_is_still_to_be_read_is_held() -> None:
+    """A request of neighbours of which most were read does not keep its memory for the others."""
+    places = [(0, start, start + 1000) for start in range(0, 100_000, 1010)]
+    with arriving() as (store, arrivals):
+        announce(arrivals, places)
+        read(arrivals, places[3:4])
+        assert arrivals._held_bytes == store.asked[0][2] - store.asked[0][1]
+        read(arrivals, places[4:])
+        assert len(store.asked) == 1 and arrivals._held_bytes == 3000
+        assert read(arrivals, places[:3]) == [DATA[0][start:stop] for _, start, stop in places[:3]]
+        assert not arrivals._held_bytes
+
+
+def test_all_that_somebody_waits_for_is_asked_for_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what had been announced and found no room, by when most threads had ended."""
+    monkeypatch.setattr(arrivals_module, "_IDLE_SECONDS", 0.01)
+    places = [(0, start, start + 10_000) for start in range(0, 4_000_000, 400_000)]
+    with arriving(max_held_bytes=15_000, max_requests=16) as (store, arrivals):
+        for place in places:
+            announce(arrivals, [place])
+        for number in range(2):
+            assert store.begun.acquire(timeout=WAIT), number
+        for thread in threading.enumerate():
+            if thread.name == "shardload-fetch":
+                thread.join(WAIT)
+        store.open.clear()
+        reader = threading.Thread(target=read, args=(arrivals, places))
+        reader.start()
+        # None of them has come yet.
+        for number in range(2, len(places)):
+            assert store.begun.acquire(timeout=WAIT), number
+        store.open.set()
+        reader.join(WAIT)
+        assert not reader.is_alive() and len(store.asked) == len(places)
+
+
+def test_reads_of_their_own_do_not_pass_over_what_was_announced() -> None:
+    """Each read has something that was not announced; what was, a while ago, is still to come."""
+    early = [(0, start, start + 1000) for start in range(0, 4_000_000, 100_000)]
+    with arriving(max_held_bytes=60_000) as (store, arrivals):
+        for place in early:
+            announce(arrivals, [place])
+        for number, place in enumerate(early[:30]):
+            announce(arrivals, [(1, number * 100_000, number * 100_000 + 10)])
+            read(arrivals, [place, (1, number * 100_000 + 50_000, number * 100_000 + 50_500)])
+        announce(arrivals, [(1, 3_500_000, 3_555_000)])
+        read(arrivals, [(1, 3_500_000, 3_555_000)])
+        for place in early[30:]:
+            read(arrivals, [place])
+        assert all(store.asked.count(place) == 1 for place in early)
+
+
+def test_what_is_announced_late_for_a_loader_that_is_closed_is_not_fetched() -> None:
+    stop = Stop()
+    stop.set()
+    with arriving() as (store, arrivals), heeding(stop):
+        announce(arrivals, [(0, 0, 1000)])
+        assert not any(arrivals._spans.values()) and not store.asked
+
+
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 20), st.integers(1, 9)), max_size=12))
+def test_parts_are_those_that_were_added_and_not_removed(steps: list[tuple[bool, int, int]]) -> None:
+    parts, want = Parts(4, 9), set(range(4, 9))
+    for added, start, length in steps:
+        (parts.add if added else parts.remove)(start, start + length)
+        some = set(range(start, start + length))
+        want = want | some if added else want - some
+        found = [number for low, high in zip(parts._starts, parts._stops, strict=True) for number in range(low, high)]
+        assert found == sorted(want)
+        assert all(parts.cover(n, n + 2) == ({n, n + 1} <= want) for n in range(30))

@@ -11,6 +11,7 @@ from shardload.storage.uses import (
     NEVER,
     OUTSIDE,
     SPLIT,
+    ExpectedUses,
     Jobs,
     choose_rows,
     joined_uses,
@@ -76,15 +77,93 @@ def test_what_a_job_passed_by_goes_first_then_what_ended_jobs_wanted_and_before_
 
 
 @brief
-@given(st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 1000))
-def test_a_use_still_to_come_is_kept_where_it_is_sooner(old, new, cursor):
+@given(st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 1000), st.integers(0, 1000))
+def test_a_use_still_to_come_is_kept_where_it_is_sooner(old, new, cursor, first):
     here = np.array([cursor])
-    joined = joined_uses(used_next(0, np.array([old])), used_next(0, np.array([new])), here)
-    expected = min(old, new) if old > cursor else new
+    joined = joined_uses(used_next(0, np.array([old])), used_next(0, np.array([new])), here, first)
+    expected = min(old, new) if old >= first and old != cursor else new
     assert joined.tolist() == used_next(0, np.array([expected])).tolist()
-    other = joined_uses(used_next(1, np.array([old])), used_next(0, np.array([new])), here)
+    other = joined_uses(used_next(1, np.array([old])), used_next(0, np.array([new])), here, first)
     assert other.tolist() == used_next(0, np.array([new])).tolist()
-    assert joined_uses(np.array([5], dtype=np.uint64), np.array([9], dtype=np.uint64), here).tolist() == [9]
+    assert joined_uses(np.array([5], dtype=np.uint64), np.array([9], dtype=np.uint64), here, first).tolist() == [9]
+
+
+class Told:
+    """Expectations of a job in epochs of 100 positions, of blocks by small numbers."""
+
+    def __init__(self, first: int = 0) -> None:
+        self.uses = ExpectedUses()
+        self.uses.tell(3, first, 10**6)
+
+    def add(self, *facts: tuple[int, int, int], near: int = 10) -> list[bool]:
+        tags, current, following = np.array(facts).T
+        return self.uses.add(tags.astype(np.uint64), current, following, near).tolist()
+
+    def position(self, tag: int, how: str = "take") -> int | None:
+        found = getattr(self.uses, how)(np.array([tag], dtype=np.uint64))
+        if found is None or not found[0][0]:
+            return None
+        (position,) = (found[0] - used_next(3, np.array([0]))).tolist()
+        assert used_next(3, np.array([position])) == found[0]
+        return position
+
+
+def test_uses_of_a_block_are_taken_one_by_one_though_more_were_announced():
+    told = Told()
+    told.add((7, 90, 110), (8, 91, 150))
+    # The next epoch is announced before this one is read to its end.
+    told.add((7, 110, 230))
+    assert [told.position(7), told.position(7), told.position(7), told.position(8)] == [110, 230, None, 150]
+
+
+def test_of_several_samples_in_a_block_the_next_one_counts():
+    told = Told()
+    told.add((7, 10, 140), (7, 30, 120))
+    assert [told.position(7), told.position(7)] == [30, 120]
+
+
+def test_what_comes_with_others_is_kept_for_who_will_look_for_it_and_what_is_fetched_for_its_next_use_after_that():
+    told = Told()
+    told.add((7, 10, 140))
+    assert told.position(7, "next_of") == 10 and told.position(7, "next_of") == 10
+    told.uses.come(np.array([7], dtype=np.uint64))
+    assert told.position(7, "next_of") == 140
+    assert told.position(7) == 140 and told.position(7, "next_of") is None
+
+
+def test_an_announcement_that_comes_after_the_read_says_when_the_next_one_is():
+    told = Told()
+    told.add((1, 9, 100))
+    assert told.position(1) == 100 and told.position(7) is None
+    assert told.add((7, 10, 140)) == [True]
+    # What follows the end of an epoch is announced twice, in the next one perhaps when it was read already.
+    assert told.add((7, 10, 140), (1, 9, 100)) == [False, False]
+    assert told.position(7, "next_of") is None and told.position(1, "next_of") is None
+    # Of the next use it says nothing.
+    assert told.add((7, 140, 220)) == [False] and told.position(7) == 220
+
+
+def test_a_read_long_ago_that_nobody_told_of_says_nothing_of_what_is_announced_now():
+    told = Told()
+    assert told.position(7) is None
+    assert told.add((7, 60, 140)) == [False] and told.position(7) == 140
+
+
+def test_what_was_announced_and_never_read_is_forgotten_when_it_is_past():
+    told = Told()
+    told.add((7, 10, 140))
+    told.uses.tell(3, 100, 10**6)
+    told.add((7, 140, 220))
+    assert told.position(7) == 220 and told.position(7) is None
+
+
+def test_an_order_that_begins_anew_is_taken_as_it_comes():
+    told = Told(200)
+    told.add((7, 210, 340))
+    assert told.position(7) == 340
+    told.uses.tell(3, 0, 10**6)
+    told.add((7, 110, 210))
+    assert told.position(7) == 210
 
 
 @settings(max_examples=150, deadline=None)

@@ -17,6 +17,7 @@ from shardload.errors import StorageError
 from shardload.planner import join_ranges, plan_requests
 from shardload.reader.gauge import Gauge
 from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span
+from shardload.storage.answers import UnavailableError
 from shardload.storage.stopping import Stop, current_stop, heeding
 
 Int64 = NDArray[np.int64]
@@ -31,6 +32,8 @@ _IDLE_SECONDS = 0.2
 _CHECK_SECONDS = 5.0
 _PASSED_READS = 16
 """What was announced before all of the last so many reads' bytes has been passed over."""
+_FAILED_SECONDS = 60.0
+"""How long what was announced and could not be had is not asked for again."""
 _COPY_PART = 0.75
 """Of a request with less than this part needed, only that is kept."""
 
@@ -210,6 +213,13 @@ class Arrivals:
                 found = self._overlapping(shard_id, start, start + 1)
                 data = found[0].data if found else None
                 request, done = found[0].request if found else None, None
+                if request is not None and request.error is not None:
+                    self._remove(found[0])
+                    # Another loader, or who comes back later, may fare better.
+                    late = time.monotonic() - request.failed_at > _FAILED_SECONDS
+                    if not late and request.stop is current_stop(self._stop):
+                        raise request.error
+                    continue
                 if request is not None and data is None:
                     done = threading.Event()
                     request.waiting.append(done)
@@ -351,7 +361,12 @@ class Arrivals:
         if data is None:
             self._held_bytes -= request.cost
             request.cost = 0
-            self._forget(request)
+            if request.waiting or request.stop.is_set() or not isinstance(request.error, UnavailableError):
+                self._forget(request)
+            else:
+                # It was asked for as often as there may be attempts: who reads it is told so, and does not ask again.
+                request.failed_at = time.monotonic()
+                self._arrived[request] = None
         else:
             self.requested_bytes += request.num_bytes
             needed = sum(span.stop - span.start for span in request.spans)

@@ -58,7 +58,10 @@ class CachedEngine(RangeEngine):
         missing = self._cache.read(self._keys_of(mine.shard_ids), mine.starts, wanted)
         rest = some & fetched
         rest[asked[sorted({number for number, _, _ in missing})]] = True
-        self._cache.count(_num_blocks(ranges[some & ~rest]), 0)
+        held = ranges[some & ~rest]
+        self._cache.count(_num_blocks(held), 0)
+        # Needed, too, and not fetched.
+        self._needed_bytes += int(held.lengths.sum())
         if rest.any():
             super().read(ranges[rest], [pieces[number] for number in np.flatnonzero(rest).tolist()])
             self._missed(ranges[rest])
@@ -111,7 +114,7 @@ class CachedEngine(RangeEngine):
                 passed over.
         """
         forecast = uses.forecast
-        self._cache.tell(forecast.job, uses.cursor, forecast.num_positions)
+        self._cache.tell(forecast.job, uses.cursor, forecast.num_positions, forecast.rank)
         order = np.argsort(samples.sample_ids, kind="stable")
         following = uses.following()
         generations = samples.table.entries["generation"][samples.shard_ids[order]]

@@ -16,7 +16,19 @@ WAITING, RUNNING, DONE = range(3)
 class Request:
     """One range on its way."""
 
-    __slots__ = ("cost", "error", "num_bytes", "serial", "shard_id", "spans", "start", "state", "stop", "waiting")
+    __slots__ = (
+        "cost",
+        "error",
+        "failed_at",
+        "num_bytes",
+        "serial",
+        "shard_id",
+        "spans",
+        "start",
+        "state",
+        "stop",
+        "waiting",
+    )
 
     def __init__(self, place: Place, serial: int, stop: Stop) -> None:
         self.shard_id, self.start = place[:2]
@@ -30,6 +42,8 @@ class Request:
         """Bytes that are held for it."""
         self.state = WAITING
         self.error: Exception | None = None
+        self.failed_at = 0.0
+        """When that was, by `time.monotonic`, if nobody was told of it yet."""
         self.waiting: list[threading.Event] = []
         """Of those who wait for it, each its own."""
 

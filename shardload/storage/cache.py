@@ -223,13 +223,14 @@ class Cache:
         except OSError as error:
             self._give_up(error)
 
-    def tell(self, job: int, cursor: int, num_positions: int) -> None:
+    def tell(self, job: int, cursor: int, num_positions: int, member: int = 0) -> None:
         """Tells all processes how far a job has come; the positions of `expect` are its own from now on.
 
         Args:
             job: what tells it from others: above 0, the same in all its processes.
             cursor: the position up to which it has read what it needs, counted over all epochs.
             num_positions: of an epoch.
+            member: which of its processes this is.
         """
         index = self._usable()
         if index is None:
@@ -237,10 +238,11 @@ class Cache:
         try:
             with self._lock:
                 self._grace = grace = num_positions // _GRACE
-                job = index.jobs.tell(job, cursor, grace)
+                job = index.jobs.tell(job, cursor, grace, member)
+                last = int(index.jobs.read().cursors[job])
                 # What came only because it lies between two ranges takes what is free, and drives out nothing that is needed
                 # at a known place: that is at most two epochs away, or is not needed on this node.
-                self._expected.tell(job, cursor - grace, cursor + 2 * num_positions)
+                self._expected.tell(job, cursor, last - grace, cursor + 2 * num_positions)
         except OSError as error:
             self._give_up(error)
 

@@ -22,7 +22,7 @@ NEVER = (1 << 56) - 1
 
 _SHIFT = np.uint64(56)
 _VALUE = np.uint64(NEVER)
-_DEAD_SECONDS = 900.0
+DEAD_SECONDS = 900.0
 """A job that has told nothing for so long has ended, or nearly so."""
 _LATE, _GONE, _NO_MORE = 1e9, 2e9, 4e9
 """Waits of what a job has passed by, of what jobs that have ended had asked for, and of what is not needed any more."""
@@ -91,7 +91,7 @@ def waits_of(uses: UInt64, jobs: Jobs, seconds: float) -> NDArray[np.float64]:
         planned = np.where(left < 0, np.where(left >= -jobs.graces[mine], 0.0, _LATE - left), planned)
         planned = np.where(values == _VALUE, _NO_MORE, planned)
         silence = seconds - jobs.times[mine]
-        gone = (silence > _DEAD_SECONDS) | (jobs.keys[mine] == 0)
+        gone = (silence > DEAD_SECONDS) | (jobs.keys[mine] == 0)
         planned = np.where(gone, _GONE + np.clip(silence, 0, _GONE), planned)
         waits = np.where(told, np.minimum(planned, _NO_MORE), waits)
     return waits
@@ -134,16 +134,23 @@ class ExpectedUses:
         """Those whose next use takes them from elsewhere."""
         self._done: dict[int, int] = {}
         """Of blocks that were used lately where that was; of those that nothing was known of, `~` a position near to it."""
-        self._last = 0
+        self._cursor = self._last = 0
         """Where something was used last."""
 
-    def tell(self, job: int, first: int, usual: int) -> None:
-        """Takes in whose positions come, and how far all its processes are at least."""
-        if job != self.job or first < self.first:
+    def tell(self, job: int, cursor: int, first: int, usual: int) -> None:
+        """Takes in whose positions come.
+
+        Args:
+            job: the job's number.
+            cursor: the position up to which this process has read all.
+            first: the one up to which all processes of the job have.
+            usual: the one for blocks that nothing was announced of.
+        """
+        if job != self.job or cursor < self._cursor:
             # Another order, or the same from an earlier place.
             self._done.clear()
-            self._last = first
-        self.job, self.first, self.usual = job, first, usual
+            self._last = cursor
+        self.job, self._cursor, self.first, self.usual = job, cursor, first, usual
 
     def add(
         self, tags: UInt64, current: NDArray[np.int64], following: NDArray[np.int64], near: int

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardload.storage.job_table import JobTable
 from shardload.storage.uses import (
     MAX_JOBS,
     NEVER,
@@ -61,6 +65,31 @@ def test_what_the_first_of_a_jobs_ranks_has_passed_by_is_kept_for_the_others_for
     assert waits_of(used_next(0, np.array([899])), jobs, NOW) > 1e8
 
 
+def test_a_job_is_as_far_as_the_last_of_its_members_of_which_anything_was_heard_lately(tmp_path, monkeypatch):
+    clock = [NOW]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    descriptor = os.open(tmp_path / "jobs", os.O_RDWR | os.O_CREAT)
+    tables = [JobTable(descriptor), JobTable(descriptor)]
+    assert [table.tell(7, cursor, 10, member) for member, (table, cursor) in enumerate(zip(tables, (500, 300)))] == [
+        0,
+        0,
+    ]
+    assert tables[0].tell(8, 900, 10, 0) == 1
+    assert tables[0].read().cursors[:2].tolist() == [300, 900]
+    tables[0].tell(7, 600, 10, 0)
+    assert tables[0].read().cursors[0] == 300
+    tables[1].tell(7, 550, 10, 1)
+    assert tables[1].read().cursors[0] == 550
+    clock[0] += 3600
+    tables[0].tell(7, 700, 10, 0)
+    assert tables[0].read().cursors[0] == 700
+    # More members than there is room for: of one that is not known to be there nobody waits.
+    for member in range(200):
+        tables[0].tell(9, 1000 + member, 10, member)
+    assert 1000 <= tables[0].read().cursors[2] <= 1199
+    os.close(descriptor)
+
+
 def test_what_a_job_passed_by_goes_first_then_what_ended_jobs_wanted_and_before_all_what_nobody_needs():
     jobs = jobs_at({0: 1000})
     silent = jobs_at({1: 1000}, silent=3600)
@@ -93,7 +122,7 @@ class Told:
 
     def __init__(self, first: int = 0) -> None:
         self.uses = ExpectedUses()
-        self.uses.tell(3, first, 10**6)
+        self.uses.tell(3, first, first, 10**6)
 
     def add(self, *facts: tuple[int, int, int], near: int = 10) -> list[bool]:
         tags, current, following = np.array(facts).T
@@ -152,7 +181,7 @@ def test_a_read_long_ago_that_nobody_told_of_says_nothing_of_what_is_announced_n
 def test_what_was_announced_and_never_read_is_forgotten_when_it_is_past():
     told = Told()
     told.add((7, 10, 140))
-    told.uses.tell(3, 100, 10**6)
+    told.uses.tell(3, 100, 100, 10**6)
     told.add((7, 140, 220))
     assert told.position(7) == 220 and told.position(7) is None
 
@@ -161,7 +190,7 @@ def test_an_order_that_begins_anew_is_taken_as_it_comes():
     told = Told(200)
     told.add((7, 210, 340))
     assert told.position(7) == 340
-    told.uses.tell(3, 0, 10**6)
+    told.uses.tell(3, 0, 0, 10**6)
     told.add((7, 110, 210))
     assert told.position(7) == 210
 

@@ -64,7 +64,6 @@ class Cache:
         self.stats = CacheStats()
         self._lock = threading.Lock()
         self._expected = ExpectedUses()
-        self._grace = 0
         self._index: CacheIndex | None = None
         try:
             self._index = CacheIndex(path, limit_bytes)
@@ -190,7 +189,7 @@ class Cache:
         places = places_of(keys[blocks.owners], blocks.numbers, index.num_sets)
         current, following = current[blocks.owners], following[blocks.owners]
         with self._lock:
-            late = self._expected.add(places.tags, current, following, self._grace)
+            late = self._expected.add(places.tags, current, following)
             job, first = self._expected.job, self._expected.first
         if late.any():
             found = index.find(places[late])
@@ -237,12 +236,12 @@ class Cache:
             return
         try:
             with self._lock:
-                self._grace = grace = num_positions // _GRACE
+                grace = num_positions // _GRACE
                 job = index.jobs.tell(job, cursor, grace, member)
                 last = int(index.jobs.read().cursors[job])
                 # What came only because it lies between two ranges takes what is free, and drives out nothing that is needed
                 # at a known place: that is at most two epochs away, or is not needed on this node.
-                self._expected.tell(job, cursor, last - grace, cursor + 2 * num_positions)
+                self._expected.tell(job, cursor, last - grace, cursor + 2 * num_positions, grace)
         except OSError as error:
             self._give_up(error)
 

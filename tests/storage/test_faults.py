@@ -106,8 +106,13 @@ def far(request: pytest.FixtureRequest, object_store: ObjectStore) -> tuple[Faul
     object_store.put("faults/file", DATA)
     proxy: FaultProxy = request.getfixturevalue(f"{request.param}_proxy")
     if request.param == "s3":
-        return proxy, remote(f"s3://{BUCKET}/faults", s3_options(proxy.port))
-    return proxy, remote(f"{http_url(proxy.port)}/faults")
+        storage = remote(f"s3://{BUCKET}/faults", s3_options(proxy.port))
+    else:
+        storage = remote(f"{http_url(proxy.port)}/faults")
+    # The client is made before the clock runs: on a loaded machine that takes longer than some tests have patience.
+    assert RetryingStorage(storage.inner, RetryPolicy(max_retries=100)).open("file", len(DATA)).read(0, 9) == DATA[:9]
+    proxy.reset()
+    return proxy, storage
 
 
 def table(rows: list[Row]) -> list[Any]:

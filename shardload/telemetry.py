@@ -14,7 +14,7 @@ class Transfers:
     requested_bytes: int = 0
     """Bytes that came by them."""
     needed_bytes: int = 0
-    """Bytes that were read of these, with heads and rows of shards."""
+    """Bytes that were read of these, or from a cache in their place, with heads and rows of shards."""
     num_rereads: int = 0
     """Ranges that were fetched once more because their content was damaged."""
 
@@ -65,7 +65,7 @@ class LoaderStats:
     requested_bytes: int = 0
     """Bytes that came by them."""
     needed_bytes: int = 0
-    """Bytes that were read of these."""
+    """Bytes that were read of these, or from a cache in their place."""
     num_rereads: int = 0
     """Ranges that were fetched once more because their content was damaged."""
     num_retries: dict[str, int] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class LoaderStats:
 
     @property
     def amplification(self) -> float:
-        """Bytes that came from a store for each one that was needed; 0 for local datasets."""
+        """Bytes that came from a store for each one that was needed, less than 1 where a cache had them; 0 for local datasets."""
         return self.requested_bytes / self.needed_bytes if self.needed_bytes else 0.0
 
     @property

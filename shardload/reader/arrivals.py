@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from shardload.errors import StorageError
 from shardload.planner import join_ranges, plan_requests
 from shardload.reader.gauge import Gauge
-from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span, current_turn, giving_way
+from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span, current_turn, given_out, giving_way
+from shardload.storage.answers import UnavailableError
 from shardload.storage.stopping import Stop, current_stop, heeding
 
 Int64 = NDArray[np.int64]
@@ -36,6 +38,8 @@ _PAUSE_SECONDS = 0.003
 """Ranges that are planned together, which takes some milliseconds, and the pause after them."""
 _COPY_PART = 0.5
 """Of a request with less than this part needed, or still to be read, only that is kept."""
+_FAILED_SECONDS = 60.0
+"""How long what was announced and could not be had is not asked for again."""
 
 
 class Arrivals:
@@ -190,23 +194,12 @@ class Arrivals:
 
     def _add(self, missing: list[Place], ends: list[Place], turn: int, urgent: bool) -> list[Request]:
         """Enters spans for what is missing, cut where requests end; both are in the order of the files."""
-        requests, at, asked_for = [], 0, current_stop(self._stop)
-        new: dict[int, list[Span]] = {}
-        for place in ends:
-            request = Request(place, self._serial, urgent, asked_for)
-            requests.append(request)
-            shard_id, low, high = place
-            while at < len(missing) and missing[at][0] == shard_id and missing[at][1] < high:
-                _, start, stop = missing[at]
-                span = Span(max(start, low), min(stop, high), request, turn)
-                request.spans.append(span)
-                new.setdefault(shard_id, []).append(span)
-                if stop > high:
-                    break
-                at += 1
+        asked_for = current_stop(self._stop)
+        requests = [Request(place, self._serial, urgent, asked_for) for place in ends]
+        new = given_out(missing, requests, turn)
         for shard_id, spans in new.items():
             spans += self._spans.get(shard_id, ())
-            spans.sort(key=_start)
+            spans.sort(key=attrgetter("start"))
             self._spans[shard_id] = spans
             self._starts[shard_id] = [span.start for span in spans]
         return requests
@@ -226,8 +219,8 @@ class Arrivals:
             if not request.copied and request.needed < _COPY_PART * request.cost:
                 request.copy_spans()
             self._hold(request, request.needed if request.copied else request.cost)
-            if not request.spans:
-                self._arrived.pop(request, None)
+        if not request.spans:
+            self._arrived.pop(request, None)
 
     def _hold(self, request: Request, num_bytes: int) -> None:
         self._held_bytes += num_bytes - request.cost
@@ -240,6 +233,13 @@ class Arrivals:
                 found = self._overlapping(shard_id, start, start + 1)
                 data = found[0].data if found else None
                 request, done = found[0].request if found else None, None
+                if request is not None and request.error is not None:
+                    self._remove(found[0])
+                    # Another loader, or who comes back later, may fare better.
+                    late = time.monotonic() - request.failed_at > _FAILED_SECONDS
+                    if not late and request.stop is current_stop(self._stop):
+                        raise request.error
+                    continue
                 if request is not None and data is None:
                     done = threading.Event()
                     request.waiting.append(done)
@@ -379,12 +379,15 @@ class Arrivals:
         request.state = DONE
         if data is None:
             self._hold(request, 0)
-            self._forget(request)
+            if request.waiting or request.stop.is_set() or not isinstance(request.error, UnavailableError):
+                self._forget(request)
+            else:
+                # It was asked for as often as there may be attempts: who reads it is told so, and does not ask again.
+                request.failed_at = time.monotonic()
+                self._arrived[request] = None
         else:
             self.requested_bytes += request.num_bytes
-            for span in request.spans:
-                span.data = data[span.start - request.start : span.stop - request.start].data.toreadonly()
-                request.needed += span.stop - span.start
+            request.fill(data)
             if request.needed < _COPY_PART * request.num_bytes:
                 request.copy_spans()
                 self._hold(request, request.needed)
@@ -393,7 +396,3 @@ class Arrivals:
         for done in request.waiting:
             done.set()
         self._wake(1)
-
-
-def _start(span: Span) -> int:
-    return span.start

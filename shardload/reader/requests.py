@@ -6,9 +6,12 @@ import bisect
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shardload.storage.stopping import Stop
 
@@ -61,6 +64,7 @@ class Request:
         "copied",
         "cost",
         "error",
+        "failed_at",
         "hurried",
         "needed",
         "num_bytes",
@@ -93,8 +97,16 @@ class Request:
         """Whether these have memory of their own, each."""
         self.state = WAITING
         self.error: Exception | None = None
+        self.failed_at = 0.0
+        """When that was, by `time.monotonic`, if nobody was told of it yet."""
         self.waiting: list[threading.Event] = []
         """Of those who wait for it, each its own."""
+
+    def fill(self, data: NDArray[np.uint8]) -> None:
+        """Gives its spans what was fetched: uint8 of shape (num_bytes,)."""
+        for span in self.spans:
+            span.data = data[span.start - self.start : span.stop - self.start].data.toreadonly()
+            self.needed += span.stop - span.start
 
     def copy_spans(self) -> None:
         """Gives each span memory of its own, so that what was fetched beside them is held no longer."""
@@ -178,3 +190,23 @@ class Parts:
         low, high = self._starts[first], self._stops[last - 1]
         left = [(a, b) for a, b in ((low, start), (stop, high)) if a < b]
         self._starts[first:last], self._stops[first:last] = [a for a, _ in left], [b for _, b in left]
+
+
+def given_out(missing: Sequence[Place], requests: Sequence[Request], turn: int) -> dict[int, list[Span]]:
+    """Gives requests their spans: of what is missing, cut where requests end. Both are in the order of the files.
+
+    Returns:
+        The spans by shard.
+    """
+    at, new = 0, dict[int, list[Span]]()
+    for request in requests:
+        low, high = request.start, request.start + request.num_bytes
+        while at < len(missing) and missing[at][0] == request.shard_id and missing[at][1] < high:
+            _, start, stop = missing[at]
+            span = Span(max(start, low), min(stop, high), request, turn)
+            request.spans.append(span)
+            new.setdefault(request.shard_id, []).append(span)
+            if stop > high:
+                break
+            at += 1
+    return new

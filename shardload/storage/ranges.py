@@ -132,6 +132,23 @@ def condition(tag: str | None) -> str | None:
     return None if tag is None or tag.startswith("W/") else tag
 
 
+Session = TypeVar("Session")
+
+
+def one_try(session: Session) -> Session:
+    """Returns a session of aiohttp that makes a request once.
+
+    By itself aiohttp makes a request again whose connection broke before an answer, and nobody hears of it: an attempt would be two
+    requests to a store that is ill already. It has no option for that; where a release has it otherwise, only this is lost.
+    """
+    if hasattr(session, _AGAIN):
+        setattr(session, _AGAIN, False)
+    return session
+
+
+_AGAIN = "_retry_connection"
+
+
 class Loop:
     """Runs coroutines of one client in fsspec's thread, and closes the client with its owner, in its own process only."""
 

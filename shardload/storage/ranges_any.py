@@ -6,10 +6,12 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
+import fsspec
 import fsspec.core
 
-from shardload.storage.answers import RefusalError
+from shardload.storage.answers import AnswerError, RefusalError
 from shardload.storage.ranges import Accept, Limits, Told
+from shardload.storage.secrets import shown
 
 _ANY = "-"
 _CHANGING = (
@@ -37,6 +39,7 @@ class AnyRanges:
     """Objects below a URL of any protocol that fsspec has a file system for. How long it waits is that one's own affair."""
 
     def __init__(self, url: str, options: Mapping[str, Any], limits: Limits) -> None:
+        _check_protocols(url)
         self._files, root = fsspec.core.url_to_fs(url, **(dict(options) | {"skip_instance_cache": True}))
         self._root = root.rstrip("/")
 
@@ -80,8 +83,18 @@ class AnyRanges:
         return RefusalError("transient", f"{type(error).__name__}: {error}")
 
 
+def _check_protocols(url: str) -> None:
+    """Raises AnswerError for a protocol that nobody has a file system for: no store has failed then."""
+    for part in url.split("::"):
+        protocol, separator, _ = part.partition("://")
+        if (separator or part != url) and protocol not in fsspec.available_protocols():
+            known = "s3, gs, az and https are some that there are"
+            raise AnswerError(f"{shown(url)}: there is no protocol {protocol!r}; {known}", kind="refused")
+
+
 def find_files(url: str, options: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     """Returns all files below a URL: name, length, and what changes with the content."""
+    _check_protocols(url)
     files, root = fsspec.core.url_to_fs(url, **(dict(options) | {"skip_instance_cache": True}))
     root = root.rstrip("/")
     files.invalidate_cache()

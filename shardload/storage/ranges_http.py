@@ -11,7 +11,7 @@ import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 
 from shardload.storage.answers import RefusalError, refused
-from shardload.storage.ranges import Accept, Limits, Loop, condition, fill, told_of
+from shardload.storage.ranges import Accept, Limits, Loop, condition, fill, one_try, told_of
 
 _MAX_CONNECTIONS = 128
 
@@ -32,7 +32,7 @@ class HttpRanges:
     @staticmethod
     async def _connect(**kwargs: Any) -> aiohttp.ClientSession:
         kwargs.pop("loop", None)
-        return aiohttp.ClientSession(**({"connector": aiohttp.TCPConnector(limit=_MAX_CONNECTIONS)} | kwargs))
+        return one_try(aiohttp.ClientSession(**({"connector": aiohttp.TCPConnector(limit=_MAX_CONNECTIONS)} | kwargs)))
 
     def fetch(self, name: str, start: int, stop: int, tag: str | None, accept: Accept, seconds: float) -> None:
         """Asks for a range; see `RangeFetch.fetch`."""

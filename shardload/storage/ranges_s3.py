@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -11,11 +12,13 @@ from typing import Any
 import aiohttp
 import botocore.exceptions
 import botocore.loaders
+from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from s3fs import S3FileSystem
 
 from shardload.storage.answers import RefusalError, kind_of_status, refused, seconds_of
-from shardload.storage.ranges import Accept, Limits, Loop, Told, condition, fill, told_of
+from shardload.storage.ranges import Accept, Limits, Loop, Told, condition, fill, one_try, told_of
 
 _MAX_CONNECTIONS = 128
 _CHUNK_BYTES = 1 << 18
@@ -33,6 +36,13 @@ _MISSING = {"NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
 _STALLED = (TimeoutError, botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError)
 
 
+class _Session(AIOHTTPSession):  # type: ignore[misc]
+    """What aiobotocore sends by, but each request once."""
+
+    async def _get_session(self, *arguments: Any) -> Any:
+        return one_try(await super()._get_session(*arguments))
+
+
 class S3Ranges:
     """Objects below an s3 URL."""
 
@@ -47,6 +57,8 @@ class S3Ranges:
         config |= settings.pop("config_kwargs", None) or {}
         # One attempt, whatever was asked for: attempts of several layers multiply.
         config["retries"] = {"total_max_attempts": 1, "mode": "standard"}
+        if "http_session_cls" in inspect.signature(AioConfig).parameters:
+            config.setdefault("http_session_cls", _Session)
         fixed = {"asynchronous": True, "skip_instance_cache": True, "use_listings_cache": False}
         _quiet()
         self._files = S3FileSystem(**(settings | fixed), config_kwargs=config)

@@ -262,7 +262,7 @@ def test_what_cannot_be_packed_is_one_sentence(server, memory, folder, tmp_path)
         ([f"{http}/csv/a.csv", f"{http}/csv/a.csv?x=1"], {}, "the same file is given twice"),
         (f"{memory}/images/a.png", {}, r"a\.png is not a source: give a folder"),
         (f"{memory}/texts", {"include": "*.jpg"}, "holds no file to pack; left out: 1 hidden, 4 not included"),
-        ("s4://bucket/a.jsonl", {}, "Protocol not known: s4"),
+        ("s4://bucket/a.jsonl", {}, "there is no protocol 's4'"),
     ]:
         with pytest.raises((PackError, ImportError), match=message):
             pack(source, tmp_path / "out", **options)

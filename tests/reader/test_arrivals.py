@@ -18,6 +18,7 @@ from shardload.reader import arrivals as arrivals_module
 from shardload.reader.arrivals import Arrivals
 from shardload.reader.gauge import Gauge
 from shardload.reader.requests import Parts, in_turn
+from shardload.storage.answers import UnavailableError
 from shardload.storage.stopping import Stop, heeding
 
 WAIT = 20
@@ -215,6 +216,28 @@ def test_failures_are_told_to_who_reads() -> None:
         assert not any(arrivals._spans.values()) and not arrivals._held_bytes
         store.error = None
         assert read(arrivals, places) == [DATA[0][:1000]]
+
+
+def test_what_was_announced_and_could_not_be_had_is_asked_for_again_after_its_reader_was_told(monkeypatch) -> None:
+    places = [(0, 0, 1000)]
+    with arriving() as (store, arrivals):
+        store.error = UnavailableError("gave up")
+        for told in (True, False):
+            announce(arrivals, places)
+            assert store.begun.acquire(timeout=WAIT)
+            with arrivals._changed:
+                assert arrivals._changed.wait_for(lambda: not arrivals._num_running, WAIT)
+            asked = len(store.asked)
+            if told:
+                with pytest.raises(UnavailableError, match="gave up"):
+                    read(arrivals, places)
+                assert len(store.asked) == asked
+            else:
+                # So long after that it may go well by now.
+                monkeypatch.setattr("shardload.reader.arrivals._FAILED_SECONDS", 0.0)
+                store.error = None
+                assert read(arrivals, places) == [DATA[0][:1000]] and len(store.asked) == asked + 1
+        assert not any(arrivals._spans.values()) and not arrivals._held_bytes and not arrivals._arrived
 
 
 def test_what_is_waited_for_comes_before_what_was_announced() -> None:

@@ -96,9 +96,6 @@ FAST |= {
 }
 
 
-ASKED_TWICE = {"F32 reset before", "F32 end before", "F32 reset in the header", "F32 end in the header"}
-
-
 def remote(url: str, options: dict[str, Any] | None = None, policy: RetryPolicy = POLICY) -> RetryingStorage:
     return RetryingStorage(RemoteStorage(url, options, Limits(policy.progress_seconds)), policy)
 
@@ -109,8 +106,13 @@ def far(request: pytest.FixtureRequest, object_store: ObjectStore) -> tuple[Faul
     object_store.put("faults/file", DATA)
     proxy: FaultProxy = request.getfixturevalue(f"{request.param}_proxy")
     if request.param == "s3":
-        return proxy, remote(f"s3://{BUCKET}/faults", s3_options(proxy.port))
-    return proxy, remote(f"{http_url(proxy.port)}/faults")
+        storage = remote(f"s3://{BUCKET}/faults", s3_options(proxy.port))
+    else:
+        storage = remote(f"{http_url(proxy.port)}/faults")
+    # The client is made before the clock runs: on a loaded machine that takes longer than some tests have patience.
+    assert RetryingStorage(storage.inner, RetryPolicy(max_retries=100)).open("file", len(DATA)).read(0, 9) == DATA[:9]
+    proxy.reset()
+    return proxy, storage
 
 
 def table(rows: list[Row]) -> list[Any]:
@@ -139,15 +141,12 @@ def test_one_range(far: tuple[FaultProxy, RetryingStorage], row: Row, times: int
     proxy.reset()
     proxy.arm(make(times=times, path="faults/file"))
     start, buffer = time.monotonic(), bytearray(3_000)
-    # A connection that was kept open and breaks before an answer is no failure for aiohttp: it asks once more by itself, as
-    # HTTP wants it, for servers close idle connections at any time.
-    most_asked = 2 if name in ASKED_TWICE else 1
     allowed = POLICY.max_retries if most is None else most - 1
     if times is not None and times <= allowed:
         file.read_into(memoryview(buffer), 500)
         assert buffer == DATA[500:3_500] and proxy.num_hits == times
         assert set(storage.num_retries) <= kinds and proxy.num_asked() == 1 + times
-        assert sum(storage.num_retries.values()) == times or (most_asked == 2 and times < 3)
+        assert sum(storage.num_retries.values()) == times
     else:
         with pytest.raises(StorageError) as caught:
             file.read_into(memoryview(buffer), 500)
@@ -155,7 +154,8 @@ def test_one_range(far: tuple[FaultProxy, RetryingStorage], row: Row, times: int
         assert isinstance(error, AnswerError) and error.kind in kinds, f"{name}: {error.kind}: {error}"
         assert (error.dataset, error.shard) == (storage.root, "file") and "file" in str(error)
         assert (error.start, error.stop) == (500, 3_500)
-        assert 1 <= proxy.num_asked() <= (1 + allowed) * most_asked
+        # Also where the connection was kept open before: aiohttp would ask once more by itself.
+        assert 1 <= proxy.num_asked() <= 1 + allowed
     assert time.monotonic() - start < POLICY.deadline_seconds * 1.1 + SLACK_SECONDS
     # What went wrong has left nothing behind.
     proxy.reset()

@@ -100,7 +100,10 @@ def test_bytes_are_the_same_for_any_number_of_workers(tmp_path: Path, source: Pa
     assert summary.num_split == sum(n % 7 == 1 for n in range(NUM_SAMPLES))
 
 
-@pytest.mark.parametrize(("look_seconds", "min_waiting", "num_started"), [(60, 0, 0), (60, 2, 2), (0, 2, 2)])
+@pytest.mark.parametrize(
+    ("look_seconds", "min_waiting", "num_started"),
+    [(60, 0, 0), (0, 2, 2), pytest.param(60, 2, 2, marks=pytest.mark.slow)],
+)
 def test_one_packs_for_all_as_long_as_it_keeps_them_busy(
     tmp_path: Path, source: Path, digests, monkeypatch, look_seconds: float, min_waiting: float, num_started: int
 ) -> None:

@@ -194,7 +194,9 @@ def lines_of(kind: str, arms: list[FarMeasured], missing: dict[str, str], sample
 
 def facts_of_arm(one: FarMeasured) -> dict[str, Any]:
     """Returns what holds for the figures of one arm."""
-    return {"version": one.version, "shuffles": ARMS[one.arm].shuffles, "moved": round(one.moved, 3)}
+    arm = ARMS[one.arm]
+    facts = {"version": one.version, "shuffles": arm.shuffles, "moved": round(one.moved, 3)}
+    return facts | ({"note": arm.note} if arm.note else {})
 
 
 def case_lines(kind: str, folder: Path, scale: float, pythons: list[str]) -> Iterator[Line]:

@@ -143,14 +143,14 @@ def test_a_loader_fails_in_time(far: tuple[FaultProxy, str, dict[str, Any]]) -> 
 def test_a_shard_that_is_gone_is_an_error_at_once(far: tuple[FaultProxy, str, dict[str, Any]]) -> None:
     """F35: a listed shard that is not there, and access that was taken away."""
     proxy, location, options = far
-    for fault, text in ((s3_error(404, "NoSuchKey"), "is missing"), (s3_error(403, "Denied"), "access")):
+    for fault, text, most in ((s3_error(404, "NoSuchKey"), "is missing", 1), (s3_error(403, "Denied"), "access", 2)):
         proxy.reset()
         fault.path = "shards/"
         proxy.arm(fault)
         with pytest.raises(StorageError, match=text) as caught:
             list(batches(location, options))
-        # By other credentials; or by who reads what was announced, whose error is of one file.
-        assert caught.value.shard is not None and max(proxy.by_range("shards/").values()) <= 2
+        # What was announced and is missing is asked for once more by who needs it; other threads may be at the same range.
+        assert caught.value.shard is not None and max(proxy.by_range("shards/").values()) <= 2 * most
 
 
 @pytest.mark.parametrize(

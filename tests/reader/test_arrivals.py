@@ -370,8 +370,11 @@ def test_reads_of_their_own_do_not_pass_over_what_was_announced() -> None:
         for number, place in enumerate(early[:30]):
             announce(arrivals, [(1, number * 100_000, number * 100_000 + 10)])
             read(arrivals, [place, (1, number * 100_000 + 50_000, number * 100_000 + 50_500)])
-        announce(arrivals, [(1, 3_500_000, 3_555_000)])
-        read(arrivals, [(1, 3_500_000, 3_555_000)])
+        # There is no room for all of these.
+        more = [(1, start, start + 20_000) for start in (3_500_000, 3_600_000, 3_700_000)]
+        for place in more:
+            announce(arrivals, [place])
+        read(arrivals, more)
         for place in early[30:]:
             read(arrivals, [place])
         assert all(store.asked.count(place) == 1 for place in early)

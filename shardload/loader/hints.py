@@ -82,20 +82,21 @@ class Hints:
             # The first batch is read at once, and windows grow: others do not come at the price of the first ones.
             for first in itertools.islice(ids, 1):
                 yield first
-                if self.ahead.early:
+                if self.ahead.early and self._told is None:
                     yield from self._from_a_store(ids, after, first.cursor)
                 else:
-                    yield from self._from_a_device(ids, after)
+                    yield from self._in_turn(ids, after)
 
-    def _from_a_device(self, ids: Iterator[RankBatch], after: Iterator[RankBatch]) -> Iterator[RankBatch]:
-        """Yields batches, those of a window being announced when half of the window before was read."""
+    def _in_turn(self, ids: Iterator[RankBatch], after: Iterator[RankBatch]) -> Iterator[RankBatch]:
+        """Yields batches, those of a window being announced when half of the window before was read, or when it is begun."""
         size = self.ahead.hinted_batches
         waiting: collections.deque[RankBatch] = collections.deque()
-        window = min(2, size)
+        window, begun = min(2, size), 0
         (own, later), rows_announced = _window(ids, after, window), False
         while True:
-            if len(waiting) <= window // 2:
+            if len(waiting) <= (begun if self.ahead.early else window // 2):
                 waiting.extend(own)
+                begun = len(own)
                 self._announce(own, later, rows_announced)
                 window = min(2 * window, size)
                 own, later = _window(ids, after, window)

@@ -64,6 +64,7 @@ class Cache:
         self.stats = CacheStats()
         self._lock = threading.Lock()
         self._expected = ExpectedUses()
+        self._grace = 0
         self._index: CacheIndex | None = None
         try:
             self._index = CacheIndex(path, limit_bytes)
@@ -189,7 +190,7 @@ class Cache:
         places = places_of(keys[blocks.owners], blocks.numbers, index.num_sets)
         current, following = current[blocks.owners], following[blocks.owners]
         with self._lock:
-            late = self._expected.add(places.tags, current, following)
+            late = self._expected.add(places.tags, current, following, self._grace)
             job, first = self._expected.job, self._expected.first
         if late.any():
             found = index.find(places[late])
@@ -236,12 +237,12 @@ class Cache:
             return
         try:
             with self._lock:
-                grace = num_positions // _GRACE
+                self._grace = grace = num_positions // _GRACE
                 job = index.jobs.tell(job, cursor, grace, member)
                 last = int(index.jobs.read().cursors[job])
                 # What came only because it lies between two ranges takes what is free, and drives out nothing that is needed
                 # at a known place: that is at most two epochs away, or is not needed on this node.
-                self._expected.tell(job, cursor, last - grace, cursor + 2 * num_positions, grace)
+                self._expected.tell(job, cursor, last - grace, cursor + 2 * num_positions)
         except OSError as error:
             self._give_up(error)
 

@@ -134,10 +134,10 @@ class ExpectedUses:
         """Those whose next use takes them from elsewhere."""
         self._done: dict[int, int] = {}
         """Of blocks that were used lately where that was; of those that nothing was known of, `~` a position near to it."""
-        self._cursor = self._last = self._near = 0
+        self._cursor = self._last = 0
         """Where something was used last."""
 
-    def tell(self, job: int, cursor: int, first: int, usual: int, near: int) -> None:
+    def tell(self, job: int, cursor: int, first: int, usual: int) -> None:
         """Takes in whose positions come.
 
         Args:
@@ -145,15 +145,16 @@ class ExpectedUses:
             cursor: the position up to which this process has read all.
             first: the one up to which all processes of the job have.
             usual: the one for blocks that nothing was announced of.
-            near: positions by which reads may be ahead of announcements.
         """
         if job != self.job or cursor < self._cursor:
             # Another order, or the same from an earlier place.
             self._done.clear()
             self._last = cursor
-        self.job, self._cursor, self.first, self.usual, self._near = job, cursor, first, usual, near
+        self.job, self._cursor, self.first, self.usual = job, cursor, first, usual
 
-    def add(self, tags: UInt64, current: NDArray[np.int64], following: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def add(
+        self, tags: UInt64, current: NDArray[np.int64], following: NDArray[np.int64], near: int
+    ) -> NDArray[np.bool_]:
         """Takes in what is known of blocks: arrays of shape (uses,); a block may stand several times.
 
         Announcements are made beside the reads, and may come after them; what follows the end of an epoch is announced twice.
@@ -162,6 +163,7 @@ class ExpectedUses:
             tags: of the blocks.
             current: where each is used.
             following: where it is used after that.
+            near: positions by which reads may be ahead of announcements.
 
         Returns:
             Which of them were used before anybody had told of it: bool of shape (uses,).
@@ -173,7 +175,7 @@ class ExpectedUses:
             if used is not None:
                 if used >= now:
                     continue
-                if used < 0 and abs(now - ~used) <= self._near:
+                if used < 0 and abs(now - ~used) <= near:
                     late[i], done[tag], self._last = True, now, now
                     continue
             known = expected.get(tag)
@@ -219,10 +221,9 @@ class ExpectedUses:
         for tag in tags.tolist():
             known = expected.pop(tag, None)
             # What was used last is forgotten last.
-            used = done.pop(tag, -1)
+            done.pop(tag, None)
             if known is None:
-                # Several ranges of a sample may lie in a block: then all is known of it.
-                done[tag] = used if used >= 0 and abs(self._last - used) <= self._near else ~self._last
+                done[tag] = ~self._last
                 found.append(_UNKNOWN)
                 continue
             self._coming.discard(tag)

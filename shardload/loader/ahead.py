@@ -26,8 +26,6 @@ _HINTED_BATCHES = 16
 _HINTED_BYTES = 64 << 20
 _FAR_HINTED_BATCHES = 1024
 """Of a store: the more is announced at a time, the nearer its ranges lie to each other, and the fewer requests they take."""
-_CACHE_WINDOWS = 16
-"""What is announced at a time is at most such a part of a cache: what waits in memory needs no place there, as nobody knows."""
 _SMALL_BYTES = 4096
 """Of smaller samples the making of a byte string costs as much as its bytes."""
 
@@ -38,7 +36,6 @@ def plan_ahead(
     num_threads: int | None,
     most_threads: int = 4,
     far: bool = False,
-    cache_bytes: int | None = None,
 ) -> Ahead:
     """Returns how far reads go ahead for batches of about so many bytes.
 
@@ -51,7 +48,6 @@ def plan_ahead(
         num_threads: threads that read; None for as many as there are cores for this process, but `most_threads`.
         most_threads: see `useful_threads`.
         far: whether batches are a request away.
-        cache_bytes: what the smallest cache on a disk before them holds; None without one.
     """
     if prefetch_batches == 0:
         return Ahead(1, 0)
@@ -60,8 +56,7 @@ def plan_ahead(
         cores = len(os.sched_getaffinity(0))
         num_threads = min(most_threads, cores) if cores > 1 else 0
     burst = int(min(prefetch_batches, _MAX_BURST_BATCHES, max(1, _BURST_BYTES // max(batch_bytes, 1.0))))
-    hinted_bytes = _HINTED_BYTES if cache_bytes is None else min(_HINTED_BYTES, cache_bytes // _CACHE_WINDOWS)
-    hinted = int(min(_FAR_HINTED_BATCHES if far else _HINTED_BATCHES, max(2, hinted_bytes // max(batch_bytes, 1.0))))
+    hinted = int(min(_FAR_HINTED_BATCHES if far else _HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0))))
     return Ahead(burst, hinted, far, num_threads)
 
 

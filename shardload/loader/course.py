@@ -21,7 +21,7 @@ from shardload.loader.transfer import CudaTransfer, Pinning, cuda_device
 from shardload.memory import BufferPool
 from shardload.quantities import as_integer, parse_bytes
 from shardload.reader.checks import fits_in_memory
-from shardload.reader.far import cache_bytes, cache_stats, is_far, retries_of, transfers_of
+from shardload.reader.far import cache_stats, is_far, retries_of, transfers_of
 from shardload.reader.source import SampleSource
 from shardload.storage.stopping import Stop
 from shardload.telemetry import LoaderStats
@@ -251,7 +251,7 @@ def make_course(
         pinned=pinned,
         prefetch_batches=num_batches,
         prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
-        ahead=plan_ahead(batch_bytes, num_batches, threads, useful, far, cache_bytes(dataset)),
+        ahead=plan_ahead(batch_bytes, num_batches, threads, useful, far),
         num_processes=processes,
         helper=helper,
         max_faults=None if max_faults is None else as_integer(max_faults, "max_faults"),

@@ -49,8 +49,8 @@ class CachedEngine(RangeEngine):
         fetched = self._holds(ranges)
         asked = np.flatnonzero(some & ~fetched)
         if not len(asked):
-            super().read(ranges, targets)
             self._missed(ranges)
+            super().read(ranges, targets)
             return
         pieces = [np.frombuffer(piece, dtype=np.uint8) for piece in pieces_of(ranges.lengths, targets)]
         mine = Ranges(ranges.shard_ids[asked], ranges.starts[asked], ranges.lengths[asked])
@@ -58,33 +58,31 @@ class CachedEngine(RangeEngine):
         missing = self._cache.read(self._keys_of(mine.shard_ids), mine.starts, wanted)
         rest = some & fetched
         rest[asked[sorted({number for number, _, _ in missing})]] = True
+        self._missed(ranges[rest])
         held = ranges[some & ~rest]
         self._cache.count(_num_blocks(held), 0)
         # Needed, too, and not fetched.
         self._needed_bytes += int(held.lengths.sum())
         if rest.any():
             super().read(ranges[rest], [pieces[number] for number in np.flatnonzero(rest).tolist()])
-            self._missed(ranges[rest])
 
     def read_bytes(self, ranges: Ranges) -> list[bytes]:
         """Returns the bytes of each range."""
         if self._holds(ranges).all():
-            data = super().read_bytes(ranges)
             self._missed(ranges)
-            return data
-        bytes_ = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
-        self.read(ranges, [bytes_])
-        return [piece.tobytes() for piece in pieces_of(ranges.lengths, [bytes_])]
+            return super().read_bytes(ranges)
+        data = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
+        self.read(ranges, [data])
+        return [piece.tobytes() for piece in pieces_of(ranges.lengths, [data])]
 
     def read_joined(self, ranges: Ranges) -> bytes:
         """Returns the bytes of all ranges."""
         if self._holds(ranges).all():
-            data = super().read_joined(ranges)
             self._missed(ranges)
-            return data
-        bytes_ = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
-        self.read(ranges, [bytes_])
-        return bytes_.tobytes()
+            return super().read_joined(ranges)
+        data = np.empty(int(ranges.lengths.sum()), dtype=np.uint8)
+        self.read(ranges, [data])
+        return data.tobytes()
 
     def will_need(self, ranges: Ranges, urgent: bool = False) -> None:
         """Has fetched what is not in the cache; what is, is read ahead by the system."""
@@ -114,7 +112,7 @@ class CachedEngine(RangeEngine):
                 passed over.
         """
         forecast = uses.forecast
-        self._cache.tell(forecast.job, uses.cursor, forecast.num_positions, forecast.rank)
+        self._cache.tell(forecast.job, uses.cursor, forecast.num_positions)
         order = np.argsort(samples.sample_ids, kind="stable")
         following = uses.following()
         generations = samples.table.entries["generation"][samples.shard_ids[order]]
@@ -129,9 +127,10 @@ class CachedEngine(RangeEngine):
                     self._cache.expect(keys, ranges.starts, stops, uses.positions[those], following[those])
 
     def _missed(self, ranges: Ranges) -> None:
-        """Notes ranges that were read now, and did not come from the cache."""
+        """Notes ranges that are read now, and do not come from the cache."""
         self._cache.count(0, _num_blocks(ranges))
         ranges = ranges[ranges.lengths > 0]
+        # Another process may have brought them since they were announced, not knowing who needs them when.
         self._cache.used(self._keys_of(ranges.shard_ids), ranges.starts, ranges.starts + ranges.lengths)
 
     def _holds(self, ranges: Ranges) -> NDArray[np.bool_]:

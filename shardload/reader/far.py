@@ -35,12 +35,6 @@ def is_cached(source: SampleSource) -> bool:
     return any(isinstance(dataset.storage, CachedStorage) for dataset in _datasets(source))
 
 
-def cache_bytes(source: SampleSource) -> int | None:
-    """Returns what the smallest cache on a disk holds of those through which a source is read; None if there is none."""
-    storages = [dataset.storage for dataset in _datasets(source)]
-    return min((storage.limit_bytes for storage in storages if isinstance(storage, CachedStorage)), default=None)
-
-
 def cache_stats(source: SampleSource) -> CacheStats:
     """Returns what this process has done with the caches of a source, together."""
     storages = [dataset.storage for dataset in _datasets(source)]

@@ -64,7 +64,6 @@ class Cache:
         self.stats = CacheStats()
         self._lock = threading.Lock()
         self._expected = ExpectedUses()
-        self._grace = 0
         self._index: CacheIndex | None = None
         try:
             self._index = CacheIndex(path, limit_bytes)
@@ -94,12 +93,9 @@ class Cache:
         if index is None or not len(starts):
             return np.zeros(len(starts), dtype=np.bool_)
         blocks = blocks_in(starts, stops)
-        places = places_of(keys[blocks.owners], blocks.numbers, index.num_sets)
-        found = index.find(places)
+        found = index.find(places_of(keys[blocks.owners], blocks.numbers, index.num_sets))
         there = np.ones(len(starts), dtype=np.bool_)
         there[blocks.owners[found.words & blocks.cells != blocks.cells]] = False
-        with self._lock:
-            self._expected.come(places.tags[~there[blocks.owners]])
         index.advise(found.slots[there[blocks.owners]])
         return there
 
@@ -148,9 +144,7 @@ class Cache:
         try:
             with self._lock:
                 uses, current = self._uses_of(places)
-                self.stats.num_evicted += BlockWrites(
-                    index, blocks, places, content, uses, current, self._expected.first
-                ).carry_out()
+                self.stats.num_evicted += BlockWrites(index, blocks, places, content, uses, current).carry_out()
         except OSError as error:
             self._give_up(error)
 
@@ -184,23 +178,14 @@ class Cache:
             following: the position at which it is used after that.
         """
         index = self._usable()
-        if index is None or not len(starts):
-            return
-        blocks = blocks_in(starts, stops)
-        places = places_of(keys[blocks.owners], blocks.numbers, index.num_sets)
-        current, following = current[blocks.owners], following[blocks.owners]
-        with self._lock:
-            late = self._expected.add(places.tags, current, following, self._grace)
-            job, first = self._expected.job, self._expected.first
-        if late.any():
-            found = index.find(places[late])
-            try:
-                self._write_uses(index, found, used_next(job, following[late]), current[late], first)
-            except OSError as error:
-                self._give_up(error)
+        if index is not None and len(starts):
+            blocks = blocks_in(starts, stops)
+            places = places_of(keys[blocks.owners], blocks.numbers, index.num_sets)
+            with self._lock:
+                self._expected.add(places.tags, current[blocks.owners], following[blocks.owners])
 
     def used(self, keys: UInt64, starts: Int64, stops: Int64) -> None:
-        """Notes that ranges were used, whose bytes did not come from here; some may be here by now.
+        """Notes that ranges were used, whose bytes did not come from here; some may be here all the same.
 
         Args:
             keys: of their files: shape (ranges, 2).
@@ -208,53 +193,51 @@ class Cache:
             stops: byte after the last; above it.
         """
         index = self._usable()
-        if index is None or not len(starts):
+        if index is None or self._expected.usual is None or not len(starts):
             return
         blocks = blocks_in(starts, stops)
         places = places_of(keys[blocks.owners], blocks.numbers, index.num_sets)
         with self._lock:
-            taken, first = self._expected.take(places.tags), self._expected.first
-        if taken is None:
-            return
-        uses, current = taken
-        known = uses != 0
-        try:
-            self._write_uses(index, index.find(places[known]), uses[known], current[known], first)
-        except OSError as error:
-            self._give_up(error)
+            known = self._expected.knows(places.tags)
+        if known.any():
+            places = places[known]
+            found = index.find(places)
+            try:
+                self._touch(index, places, found, found.slots >= 0)
+            except OSError as error:
+                self._give_up(error)
 
-    def tell(self, job: int, cursor: int, num_positions: int, member: int = 0) -> None:
+    def tell(self, job: int, cursor: int, num_positions: int) -> None:
         """Tells all processes how far a job has come; the positions of `expect` are its own from now on.
 
         Args:
             job: what tells it from others: above 0, the same in all its processes.
             cursor: the position up to which it has read what it needs, counted over all epochs.
             num_positions: of an epoch.
-            member: which of its processes this is.
         """
         index = self._usable()
         if index is None:
             return
         try:
             with self._lock:
-                self._grace = grace = num_positions // _GRACE
-                job = index.jobs.tell(job, cursor, grace, member)
-                last = int(index.jobs.read().cursors[job])
+                self._expected.job = index.jobs.tell(job, cursor, num_positions // _GRACE)
                 # What came only because it lies between two ranges takes what is free, and drives out nothing that is needed
                 # at a known place: that is at most two epochs away, or is not needed on this node.
-                self._expected.tell(job, cursor, last - grace, cursor + 2 * num_positions)
+                self._expected.usual = cursor + 2 * num_positions
         except OSError as error:
             self._give_up(error)
 
     def _uses_of(self, places: Places) -> tuple[UInt64, Int64]:
-        """Returns when blocks that come are used next, and which use does not need them any more."""
+        """Returns when blocks that come are used next, and where they are used now."""
         expected = self._expected
         if expected.usual is None:
             unknown = np.uint64(used_at(time.time()))
         else:
             unknown = used_next(expected.job, np.array([expected.usual]))[0]
-        uses, current = expected.next_of(places.tags)
-        return np.where(uses == 0, unknown, uses), current
+        taken = expected.take(places.tags)
+        if taken is None:
+            return np.full(len(places.tags), unknown), np.full(len(places.tags), -1)
+        return np.where(taken[0] == 0, unknown, taken[0]), taken[1]
 
     def _usable(self) -> CacheIndex | None:
         """Returns the index, unless the cache is gone: someone may have removed the directory."""
@@ -298,10 +281,7 @@ class Cache:
             try:
                 content = self._checked(index, places, found, there)
                 if needed:
-                    self._touch(index, places[there], found[there])
-                    if not there.all():
-                        with self._lock:
-                            self._expected.come(places.tags[~there])
+                    self._touch(index, places, found, there)
             except OSError as error:
                 self._give_up(error)
                 there[:] = False
@@ -336,26 +316,21 @@ class Cache:
             self.stats.num_damaged += 1
             index.clear(found.slots)
 
-    def _touch(self, index: CacheIndex, places: Places, found: Found) -> None:
-        """Notes that blocks were used, and when they are used next, of those that are there."""
-        held, known = found.slots >= 0, np.zeros(len(found.slots), dtype=np.bool_)
+    def _touch(self, index: CacheIndex, places: Places, found: Found, there: NDArray[np.bool_]) -> None:
+        """Notes that blocks were used, and when they are used next."""
         with self._lock:
-            taken, first = self._expected.take(places.tags), self._expected.first
+            taken = self._expected.take(places.tags[there])
         if taken is not None:
             uses, current = taken
-            known = uses != 0
-            self._write_uses(index, found[known], uses[known], current[known], first)
+            told, mine = uses != 0, np.flatnonzero(there)
+            joined = joined_uses(found.uses[mine[told]], uses[told], current[told])
+            index.write_uses(found.slots[mine[told]], joined)
+            there = there.copy()
+            there[mine[told]] = False
         now = np.uint64(used_at(time.time()))
         # A job's own word on the next use says more than the last one.
-        due = held & ~known & (found.uses >> np.uint64(56) == 0) & (found.uses + np.uint64(_TOUCH_MILLISECONDS) < now)
+        due = there & (found.uses >> np.uint64(56) == 0) & (found.uses + np.uint64(_TOUCH_MILLISECONDS) < now)
         index.write_uses(found.slots[due], np.full(int(due.sum()), now))
-
-    @staticmethod
-    def _write_uses(index: CacheIndex, found: Found, uses: UInt64, current: Int64, first: int) -> None:
-        """Notes when blocks are used next, of those that are there."""
-        joined = joined_uses(found.uses, uses, current, first)
-        changed = (found.slots >= 0) & (joined != found.uses)
-        index.write_uses(found.slots[changed], joined[changed])
 
 
 def _missing(blocks: Blocks, flags: NDArray[np.bool_], starts: Int64, stops: Int64, first: int) -> list[Missing]:

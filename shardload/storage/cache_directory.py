@@ -22,10 +22,10 @@ from dataclasses import dataclass
 
 from shardload.errors import StorageError
 from shardload.quantities import format_bytes
-from shardload.storage.job_table import JOBS_BYTES
 from shardload.storage.slots import MIN_LIMIT_BYTES, Geometry
 
 LEDGER = "shardload-cache.json"
+JOBS_BYTES = 1 << 12
 
 _FORMAT = 1
 _MAX_LEDGER_BYTES = 1 << 16

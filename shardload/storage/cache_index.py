@@ -32,9 +32,6 @@ class Found:
     uses: UInt64
     """When it is used next, as far as is known."""
 
-    def __getitem__(self, part: NDArray[np.bool_]) -> Found:
-        return Found(self.slots[part], self.words[part], self.uses[part])
-
 
 class CacheIndex:
     """Entries and slots. The index is mapped to be looked at; it is changed by writes, to which a full disk is only an error.

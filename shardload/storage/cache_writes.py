@@ -39,7 +39,6 @@ class BlockWrites:
         content: NDArray[np.uint8],
         uses: UInt64,
         current: Int64,
-        first: int,
     ) -> None:
         """Describes them.
 
@@ -49,8 +48,7 @@ class BlockWrites:
             places: where they may lie.
             content: uint8 of shape (blocks, BLOCK_BYTES): zero outside of the cells at hand.
             uses: when each is used next: shape (blocks,).
-            current: the position of the use that does not need it any more; below 0 if nobody has told of it.
-            first: the position up to which all processes of the job have read what they need.
+            current: the position at which it is used now; below 0 if nobody has told of it.
         """
         self._index = index
         self._blocks = blocks
@@ -58,7 +56,6 @@ class BlockWrites:
         self._content = content
         self._uses = uses
         self._current = current
-        self._first = first
         self._jobs: Jobs = index.jobs.read()
         self._now = time.time()
         # What no known order uses has just been used, and comes before what was used as lately.
@@ -69,7 +66,7 @@ class BlockWrites:
         found = self._index.find(self._places)
         present = found.slots >= 0
         if present.any():
-            uses = joined_uses(found.uses, self._uses, self._current, self._first)
+            uses = joined_uses(found.uses, self._uses, self._current)
             # Another process may have brought them in the meantime, not knowing who needs them.
             told = present & (self._current >= 0)
             self._index.write_uses(found.slots[told], uses[told])

@@ -10,9 +10,8 @@ import time
 
 import numpy as np
 
-from shardload.storage.uses import DEAD_SECONDS, MAX_JOBS, Jobs
+from shardload.storage.uses import MAX_JOBS, Jobs
 
-JOBS_BYTES = 1 << 12
 _JOB_BYTES = 64
 _FACTS = np.dtype(
     [
@@ -24,9 +23,6 @@ _FACTS = np.dtype(
         ("grace", "<i8"),
     ]
 )
-_MEMBERS = np.dtype([("key", "<u8"), ("member", "<i8"), ("cursor", "<i8"), ("time", "<f8")])
-_MEMBERS_AT = MAX_JOBS * _JOB_BYTES
-_NUM_MEMBERS = (JOBS_BYTES - _MEMBERS_AT) // _MEMBERS.itemsize
 _READ_SECONDS = 0.5
 
 
@@ -45,14 +41,13 @@ class JobTable:
             self._jobs, self._read_at = _parsed(self._content()), now
         return self._jobs
 
-    def tell(self, key: int, cursor: int, grace: int, member: int = 0) -> int:
-        """Writes how far a job has come: as far as the last of its members.
+    def tell(self, key: int, cursor: int, grace: int) -> int:
+        """Writes how far a job has come.
 
         Args:
             key: what tells it from others, above 0: the same for all its processes.
-            cursor: the position that this member is at, counted over all epochs.
+            cursor: the position it is at, counted over all epochs.
             grace: positions by which other processes of it may be behind.
-            member: which of its processes this is.
 
         Returns:
             Its number.
@@ -63,7 +58,6 @@ class JobTable:
             part = content[number * _JOB_BYTES : number * _JOB_BYTES + _FACTS.itemsize]
             if len(part) == _FACTS.itemsize:
                 rows[number] = np.frombuffer(part, dtype=_FACTS)[0]
-        cursor = self._last_of(content[_MEMBERS_AT:], key, member, cursor, now)
         same = np.flatnonzero(rows["key"] == key)
         # Of all others the one gives way that has told nothing for longest.
         number = int(same[0]) if len(same) else int(np.argmin(np.where(rows["key"] == 0, -1.0, rows["time"])))
@@ -78,27 +72,14 @@ class JobTable:
         self._read_at = -1.0
         return number
 
-    def _last_of(self, content: bytes, key: int, member: int, cursor: int, now: float) -> int:
-        """Writes how far a member has come; returns how far the last of all has, of which anything was heard lately."""
-        rows = np.frombuffer(content.ljust(JOBS_BYTES - _MEMBERS_AT, b"\0"), _MEMBERS, _NUM_MEMBERS)
-        others = (rows["key"] == key) & (rows["member"] != member)
-        same = np.flatnonzero((rows["key"] == key) & (rows["member"] == member))
-        number = int(same[0]) if len(same) else int(np.argmin(np.where(rows["key"] == 0, -1.0, rows["time"])))
-        row = np.array((key, member, cursor, now), dtype=_MEMBERS)
-        self._write(row.tobytes(), _MEMBERS_AT + number * _MEMBERS.itemsize)
-        alive = others & (np.abs(now - rows["time"]) < DEAD_SECONDS)
-        last: int = min([cursor, *rows["cursor"][alive].tolist()])
-        return last
-
     def _content(self) -> bytes:
-        return os.pread(self._descriptor, JOBS_BYTES, 0)
+        return os.pread(self._descriptor, MAX_JOBS * _JOB_BYTES, 0)
 
     def _write(self, data: bytes, offset: int) -> None:
         os.pwrite(self._descriptor, data, offset)
 
 
 def _parsed(content: bytes) -> Jobs:
-    content = content[: MAX_JOBS * _JOB_BYTES].ljust(MAX_JOBS * _JOB_BYTES, b"\0")
-    rows = np.frombuffer(content, dtype=np.uint8).reshape(MAX_JOBS, _JOB_BYTES)
+    rows = np.frombuffer(content.ljust(MAX_JOBS * _JOB_BYTES, b"\0"), dtype=np.uint8).reshape(MAX_JOBS, _JOB_BYTES)
     facts = np.ascontiguousarray(rows[:, : _FACTS.itemsize]).view(_FACTS).reshape(-1)
     return Jobs(*(facts[name].copy() for name in ("key", "cursor", "time", "first_cursor", "first_time", "grace")))

@@ -1,9 +1,7 @@
-"""Ranks and jobs that share one cache directory: what they hit together, and that kills leave nothing wrong behind."""
+"""Two jobs of two ranks share one cache directory and are killed again and again: every start succeeds, and no byte is wrong."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import random
 import time
 from pathlib import Path
@@ -14,7 +12,7 @@ from programs import Program
 from range_server import RangeServer
 
 import shardload
-from shardload.storage.slots import MIN_LIMIT_BYTES, Geometry
+from shardload.storage.slots import MIN_LIMIT_BYTES
 
 NUM_ROUNDS = 50
 NUM_ROWS = 4000
@@ -51,29 +49,6 @@ def root(tmp_path: Path) -> Path:
 
 def disk_bytes(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.glob("*"))
-
-
-@pytest.mark.slow
-def test_two_ranks_hit_together_nearly_as_often_as_is_possible(root: Path) -> None:
-    best = Geometry.within(MIN_LIMIT_BYTES).num_sets * 512 / NUM_ROWS
-    with RangeServer(root) as server, contextlib.ExitStack() as loaders:
-        ranks = []
-        for rank in range(2):
-            far = shardload.open(f"{server.url}/rows", cache_dir=root / "cache", cache_limit=MIN_LIMIT_BYTES)
-            options = {"shuffle": True, "seed": 1, "num_replicas": 2, "rank": rank, "helper_process": False}
-            ranks.append(loaders.enter_context(shardload.ShardLoader(far, 16, with_ids=True, **options)))
-        counts = []
-        for _ in range(3):
-            # In step, as ranks are that train together.
-            for batches in zip(*ranks, strict=True):
-                for batch in batches:
-                    assert (batch["tokens"].numpy() == batch["_sample_id"].numpy()[:, None]).all()
-            stats = [rank.stats() for rank in ranks]
-            counts.append([sum(one.num_cache_hits for one in stats), sum(one.num_cache_misses for one in stats)])
-    for before, after in itertools.pairwise(counts):
-        hits, misses = after[0] - before[0], after[1] - before[1]
-        assert hits + misses == NUM_ROWS
-        assert hits / NUM_ROWS >= 0.95 * best, (hits / NUM_ROWS, best)
 
 
 @pytest.mark.slow

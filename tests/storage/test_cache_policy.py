@@ -8,7 +8,6 @@ import itertools
 import time
 
 import numpy as np
-import pytest
 
 from shardload.storage.cache import Cache
 from shardload.storage.slots import BLOCK_BYTES, MIN_LIMIT_BYTES, Geometry, key_of
@@ -86,83 +85,6 @@ def test_a_cache_of_half_the_data_hits_as_often_as_is_possible_less_five_points_
         assert replay.hits[mine].mean() >= best[mine].mean() - 0.05
     edge = slice(2 * num - num // 8, 2 * num + num // 8)
     assert replay.hits[edge].mean() >= best[edge].mean() - 0.05
-
-
-class Rank:
-    """One of the ranks that share a cache, as its loader reads: windows are announced ahead, and then what is missing is fetched.
-
-    Between two blocks that it fetches others may lie, which come along.
-    """
-
-    def __init__(self, cache: Cache, rank: int, num_ranks: int, sequence: np.ndarray, num_positions: int) -> None:
-        self.cache, self.member, self.sequence, self.num_positions = cache, rank, sequence, num_positions
-        self.mine = np.arange(rank, len(sequence), num_ranks)
-        self.following = np.full(len(sequence), 1 << 50)
-        last: dict[int, int] = {}
-        for i in range(len(sequence) - 1, -1, -1):
-            self.following[i] = last.get(sequence[i], 1 << 50)
-            last[sequence[i]] = i
-        self.hits = np.zeros(len(sequence), dtype=np.bool_)
-        self.memory: set[int] = set()
-        self.rng = np.random.default_rng(rank)
-
-    def places(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.tile(KEY, (len(blocks), 1)), blocks * BLOCK_BYTES
-
-    def announce(self, window: int) -> None:
-        positions = self.mine[window * WINDOW : (window + 1) * WINDOW]
-        blocks = self.sequence[positions]
-        if not len(blocks):
-            return
-        keys, starts = self.places(blocks)
-        self.cache.tell(7, max(0, int(positions[0]) - 8 * WINDOW), self.num_positions, self.member)
-        self.cache.expect(keys, starts, starts + BLOCK_BYTES, positions, self.following[positions])
-        lost = blocks[~self.cache.will_need(keys, starts, starts + BLOCK_BYTES)]
-        between = self.rng.choice(self.num_positions, len(lost) // 2)
-        self.memory |= set(lost.tolist())
-        self.fetch(np.union1d(lost, between))
-
-    def fetch(self, blocks: np.ndarray) -> None:
-        pieces = [np.full(BLOCK_BYTES, block % 251, dtype=np.uint8) for block in blocks.tolist()]
-        if pieces:
-            self.cache.write(*self.places(blocks), pieces)
-
-    def read(self, window: int) -> None:
-        positions = self.mine[window * WINDOW : (window + 1) * WINDOW]
-        there = np.array([block in self.memory for block in self.sequence[positions].tolist()], dtype=np.bool_)
-        blocks = self.sequence[positions[~there]]
-        if len(blocks):
-            targets = list(np.empty((len(blocks), BLOCK_BYTES), dtype=np.uint8))
-            lost = sorted({number for number, _, _ in self.cache.read(*self.places(blocks), targets)})
-            self.hits[positions[~there]] = True
-            self.hits[positions[~there][lost]] = False
-            self.fetch(blocks[lost])
-            there[np.flatnonzero(~there)[lost]] = True
-        keys, starts = self.places(self.sequence[positions[there]])
-        self.cache.used(keys, starts, starts + BLOCK_BYTES)
-        self.memory -= set(self.sequence[positions].tolist())
-
-
-@pytest.mark.parametrize("num_ranks, ahead", [(1, 1), (1, -1), (2, 1), (4, 2)])
-def test_ranks_that_share_a_cache_hit_together_as_often_as_is_possible_less_a_twentieth(tmp_path, num_ranks, ahead):
-    # Announcements are made beside the reads: they may be some windows before them, or come too late.
-    num = 2 * SLOTS
-    sequence = epochs_of(num, 3)
-    path = str(tmp_path / "cache")
-    ranks = [Rank(Cache(path, MIN_LIMIT_BYTES), rank, num_ranks, sequence, num) for rank in range(num_ranks)]
-    num_windows = len(sequence) // num_ranks // WINDOW
-    for window in range(min(0, -ahead), num_windows):
-        # They come one after the other, another one first each time.
-        for rank in ranks[window % num_ranks :] + ranks[: window % num_ranks]:
-            for step in ("announce", "read") if ahead > 0 else ("read", "announce"):
-                number = window + ahead if step == "announce" else window
-                if 0 <= number < num_windows:
-                    getattr(rank, step)(number)
-    hits = sum(rank.hits for rank in ranks)
-    best = best_hits(sequence, SLOTS)
-    for epoch in (1, 2):
-        mine = slice(epoch * num, (epoch + 1) * num)
-        assert hits[mine].mean() >= 0.95 * best[mine].mean()
 
 
 def test_without_a_word_on_the_order_what_was_used_last_stays(tmp_path, monkeypatch):

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import time
-
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardload.storage.job_table import JobTable
 from shardload.storage.uses import (
     MAX_JOBS,
     NEVER,
     OUTSIDE,
     SPLIT,
-    ExpectedUses,
     Jobs,
     choose_rows,
     joined_uses,
@@ -65,31 +60,6 @@ def test_what_the_first_of_a_jobs_ranks_has_passed_by_is_kept_for_the_others_for
     assert waits_of(used_next(0, np.array([899])), jobs, NOW) > 1e8
 
 
-def test_a_job_is_as_far_as_the_last_of_its_members_of_which_anything_was_heard_lately(tmp_path, monkeypatch):
-    clock = [NOW]
-    monkeypatch.setattr(time, "time", lambda: clock[0])
-    descriptor = os.open(tmp_path / "jobs", os.O_RDWR | os.O_CREAT)
-    tables = [JobTable(descriptor), JobTable(descriptor)]
-    assert [table.tell(7, cursor, 10, member) for member, (table, cursor) in enumerate(zip(tables, (500, 300)))] == [
-        0,
-        0,
-    ]
-    assert tables[0].tell(8, 900, 10, 0) == 1
-    assert tables[0].read().cursors[:2].tolist() == [300, 900]
-    tables[0].tell(7, 600, 10, 0)
-    assert tables[0].read().cursors[0] == 300
-    tables[1].tell(7, 550, 10, 1)
-    assert tables[1].read().cursors[0] == 550
-    clock[0] += 3600
-    tables[0].tell(7, 700, 10, 0)
-    assert tables[0].read().cursors[0] == 700
-    # More members than there is room for: of one that is not known to be there nobody waits.
-    for member in range(200):
-        tables[0].tell(9, 1000 + member, 10, member)
-    assert 1000 <= tables[0].read().cursors[2] <= 1199
-    os.close(descriptor)
-
-
 def test_what_a_job_passed_by_goes_first_then_what_ended_jobs_wanted_and_before_all_what_nobody_needs():
     jobs = jobs_at({0: 1000})
     silent = jobs_at({1: 1000}, silent=3600)
@@ -106,93 +76,15 @@ def test_what_a_job_passed_by_goes_first_then_what_ended_jobs_wanted_and_before_
 
 
 @brief
-@given(st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 1000), st.integers(0, 1000))
-def test_a_use_still_to_come_is_kept_where_it_is_sooner(old, new, cursor, first):
+@given(st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 1000))
+def test_a_use_still_to_come_is_kept_where_it_is_sooner(old, new, cursor):
     here = np.array([cursor])
-    joined = joined_uses(used_next(0, np.array([old])), used_next(0, np.array([new])), here, first)
-    expected = min(old, new) if old >= first and old != cursor else new
+    joined = joined_uses(used_next(0, np.array([old])), used_next(0, np.array([new])), here)
+    expected = min(old, new) if old > cursor else new
     assert joined.tolist() == used_next(0, np.array([expected])).tolist()
-    other = joined_uses(used_next(1, np.array([old])), used_next(0, np.array([new])), here, first)
+    other = joined_uses(used_next(1, np.array([old])), used_next(0, np.array([new])), here)
     assert other.tolist() == used_next(0, np.array([new])).tolist()
-    assert joined_uses(np.array([5], dtype=np.uint64), np.array([9], dtype=np.uint64), here, first).tolist() == [9]
-
-
-class Told:
-    """Expectations of a job in epochs of 100 positions, of blocks by small numbers."""
-
-    def __init__(self, first: int = 0) -> None:
-        self.uses = ExpectedUses()
-        self.uses.tell(3, first, first, 10**6)
-
-    def add(self, *facts: tuple[int, int, int], near: int = 10) -> list[bool]:
-        tags, current, following = np.array(facts).T
-        return self.uses.add(tags.astype(np.uint64), current, following, near).tolist()
-
-    def position(self, tag: int, how: str = "take") -> int | None:
-        found = getattr(self.uses, how)(np.array([tag], dtype=np.uint64))
-        if found is None or not found[0][0]:
-            return None
-        (position,) = (found[0] - used_next(3, np.array([0]))).tolist()
-        assert used_next(3, np.array([position])) == found[0]
-        return position
-
-
-def test_uses_of_a_block_are_taken_one_by_one_though_more_were_announced():
-    told = Told()
-    told.add((7, 90, 110), (8, 91, 150))
-    # The next epoch is announced before this one is read to its end.
-    told.add((7, 110, 230))
-    assert [told.position(7), told.position(7), told.position(7), told.position(8)] == [110, 230, None, 150]
-
-
-def test_of_several_samples_in_a_block_the_next_one_counts():
-    told = Told()
-    told.add((7, 10, 140), (7, 30, 120))
-    assert [told.position(7), told.position(7)] == [30, 120]
-
-
-def test_what_comes_with_others_is_kept_for_who_will_look_for_it_and_what_is_fetched_for_its_next_use_after_that():
-    told = Told()
-    told.add((7, 10, 140))
-    assert told.position(7, "next_of") == 10 and told.position(7, "next_of") == 10
-    told.uses.come(np.array([7], dtype=np.uint64))
-    assert told.position(7, "next_of") == 140
-    assert told.position(7) == 140 and told.position(7, "next_of") is None
-
-
-def test_an_announcement_that_comes_after_the_read_says_when_the_next_one_is():
-    told = Told()
-    told.add((1, 9, 100))
-    assert told.position(1) == 100 and told.position(7) is None
-    assert told.add((7, 10, 140)) == [True]
-    # What follows the end of an epoch is announced twice, in the next one perhaps when it was read already.
-    assert told.add((7, 10, 140), (1, 9, 100)) == [False, False]
-    assert told.position(7, "next_of") is None and told.position(1, "next_of") is None
-    # Of the next use it says nothing.
-    assert told.add((7, 140, 220)) == [False] and told.position(7) == 220
-
-
-def test_a_read_long_ago_that_nobody_told_of_says_nothing_of_what_is_announced_now():
-    told = Told()
-    assert told.position(7) is None
-    assert told.add((7, 60, 140)) == [False] and told.position(7) == 140
-
-
-def test_what_was_announced_and_never_read_is_forgotten_when_it_is_past():
-    told = Told()
-    told.add((7, 10, 140))
-    told.uses.tell(3, 100, 100, 10**6)
-    told.add((7, 140, 220))
-    assert told.position(7) == 220 and told.position(7) is None
-
-
-def test_an_order_that_begins_anew_is_taken_as_it_comes():
-    told = Told(200)
-    told.add((7, 210, 340))
-    assert told.position(7) == 340
-    told.uses.tell(3, 0, 0, 10**6)
-    told.add((7, 110, 210))
-    assert told.position(7) == 210
+    assert joined_uses(np.array([5], dtype=np.uint64), np.array([9], dtype=np.uint64), here).tolist() == [9]
 
 
 @settings(max_examples=150, deadline=None)

@@ -88,7 +88,7 @@ class Mosaic(FarArm):
     """MosaicML's StreamingDataset with a local cache of whole shards; reads 8 batches ahead, its default.
 
     The client that fetched its index is inherited by forked workers, which then read each other's answers from one connection:
-    now and then what they give is wrong, or they wait for ever. So with workers it is dropped by hand before they start.
+    now and then what they give is wrong. So with workers it is dropped by hand before they start.
     """
 
     shuffles = "py1e: within blocks of 262,144 samples, here all"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from shardload.errors import PackError
+from shardload.format.external import external_bytes_fact
 from shardload.format.manifest import MANIFEST_NAME
 from shardload.format.schema import FieldType
 from shardload.importers import tars_in_place
@@ -119,4 +120,13 @@ def _known(session: Session, call: Call) -> dict[str, int]:
     # Those of an unfinished call, which may have been cut off after its commit, are what it is continued with.
     begun = read_record(place.storage).generation if call.resume and place.has_job else 0
     dataset = open_dataset(place.root, version=place.base.version)
-    return {file.name: file.num_bytes for file in dataset.external_files(but=begun)}
+    files, manifest = dataset.external_files(but=begun), dataset.manifest
+    facts = (external_bytes_fact(one.generation) for one in manifest.generations if one.generation != begun)
+    unnamed = sum(int(str(manifest.metadata.get(fact, 0))) for fact in facts) - sum(file.num_bytes for file in files)
+    if unnamed:
+        # It would be taken for a new one, and its samples would come twice.
+        raise PackError(
+            f"{place.root}: of tars of {unnamed:,} bytes that are indexed already no sample has a member that is read from there, "
+            "so that nobody knows which they are: index all anew with --replace"
+        )
+    return {file.name: file.num_bytes for file in files}

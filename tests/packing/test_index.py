@@ -73,12 +73,12 @@ def members(draw: st.DrawFn, number: int) -> dict[str, object]:
 
 @st.composite
 def corpora(draw: st.DrawFn) -> list[list[dict[str, object]]]:
-    """Tars as lists of samples; the first has all members, so that all have a type."""
+    """Tars as lists of samples; the first has all members, so that all have a type, and each tar one that stays in it."""
     numbers = iter(range(1000))
     whole = draw(members(next(numbers))) | {"txt": b"x", "json": b"1", "bin": b"b", "jpg": jpeg(0, 8)}
     counts = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     tars = [[draw(members(next(numbers))) for _ in range(count)] for count in counts]
-    return [[whole, *tars[0]], *tars[1:]]
+    return [[whole, *tars[0]], *([first | {"bin": b"b"}, *rest] for first, *rest in tars[1:])]
 
 
 def write_tars(folder: Path, tars: list[list[dict[str, object]]], first: int = 0) -> list[Path]:
@@ -232,6 +232,19 @@ def test_the_bytes_are_the_same_for_any_number_of_workers_and_when_continued(tmp
     assert digests[0] == digests[1]
     again = shardload.index(tmp_path / name, unit_size=1, key="key", workers=1, resume=True)
     assert again.num_workers == 0 and again.fingerprint == summary.fingerprint
+
+
+def test_a_tar_of_which_nothing_stays_there_is_not_indexed_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "tars"
+    write_tars(folder, [[{"__key__": "a", "txt": b"a", "cls": b"1"}], [{"__key__": "b", "cls": b"2"}]])
+    shardload.index(folder, workers=1)
+    assert len(shardload.open(folder)) == 2
+    write_tars(folder, [[{"__key__": "c", "txt": b"c", "cls": b"3"}]], first=2)
+    with pytest.raises(PackError, match=r"indexed already no sample has a member.*--replace"):
+        shardload.index(folder, workers=1, append=True)
+    assert len(shardload.open(folder)) == 2
+    shardload.index(folder, workers=1, replace=True)
+    assert shardload.open(folder).column("cls").tolist() == [1, 2, 3]
 
 
 def test_tars_that_come_later(tmp_path: Path, capsys) -> None:

@@ -42,6 +42,7 @@ def test_suite(store: str, suite: str, tmp_path: Path) -> None:
     assert done.returncode == 0, (tmp_path / "log").read_text()[-6000:]
 
 
+@pytest.mark.slow
 def test_programs_read_through_the_store_of_who_starts_them(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHARDLOAD_TEST_STORE", "http")
     monkeypatch.setenv("PYTHONPATH", python_path(ROOT))

@@ -76,8 +76,12 @@ class StepPool:
             while True:
                 self._hand_out(batches, under_way)
                 if not under_way:
-                    batches.check()
-                    return
+                    if batches.ended:
+                        batches.check()
+                        return
+                    # All are at work that an earlier run has left.
+                    self.waited_seconds += exchange(self._processes)
+                    continue
                 process, batch = under_way[0]
                 for place, (tag, values) in enumerate(batch, 1):
                     result = None
@@ -154,6 +158,8 @@ class _Batches(Generic[Tag]):
     def __init__(self, entries: Iterable[Entry[Tag]]) -> None:
         self._entries = iter(entries)
         self._error: Exception | None = None
+        self.ended = False
+        """Whether there are no more."""
 
     def next(self, max_samples: int) -> list[Entry[Tag]]:
         """Returns the next few; nothing after the last."""
@@ -165,9 +171,9 @@ class _Batches(Generic[Tag]):
                 batch.append((tag, values))
                 num_bytes += 0 if values is None else _weight(values)
         except StopIteration:
-            pass
+            self.ended = True
         except Exception as error:
-            self._error = error
+            self._error, self.ended = error, True
         return batch
 
     def check(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shardload.preparation import StepPool, function_step
+from shardload.preparation.process import StepProcess
 
 Entry = tuple[str, dict[str, Any] | None]
 
@@ -50,6 +51,16 @@ def test_whoever_wants_no_more_leaves_nothing_behind(pool: StepPool) -> None:
         results.close()
     assert list(pool.run(entries([], 9))) == expected(9)
     assert list(pool.run(entries([], 0))) == []
+
+
+def test_work_that_nobody_wants_any_more_holds_up_what_comes_and_ends_nothing(pool: StepPool, monkeypatch) -> None:
+    results = pool.run(entries([], 50))
+    next(results)
+    results.close()
+    pool.start()
+    asked, real = [False] * 3, StepProcess.wants_more.fget
+    monkeypatch.setattr(StepProcess, "wants_more", property(lambda self: asked.pop() if asked else real(self)))
+    assert list(pool.run(entries([], 9))) == expected(9) and not asked
 
 
 def test_a_copy_has_no_process_yet(pool: StepPool) -> None:

@@ -66,6 +66,8 @@ NOT_FOR = {
         "test_every_flipped_byte_is_reported": "each byte is an upload; it runs with http",
         "test_every_cut_is_an_error": "each cut is an upload; it runs with http",
         "test_pickle_pins_the_content": "what has changed since is another upload; it runs with http",
+        "test_a_sample_that_was_checked_once_is_checked_again_where_asked": "what was uploaded stays; it runs with http",
+        "test_a_file_cut_while_it_is_read": "what was uploaded stays; it runs with http",
     },
 }
 """Tests that cannot be run with one of the stores, and why."""

@@ -8,6 +8,7 @@ threads are waited for, and functions that are registered for the exit, ours amo
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import runpy
 import sys
@@ -32,6 +33,8 @@ if __name__ == "__main__":
     del sys.argv[0]
     # As where a script is run by its own name.
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    # torchrun has Python write at once what it is given, a line and its end apart, which those of another rank come between.
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False), 1 << 20), line_buffering=True)
     status = status_of(sys.argv[0])
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

@@ -68,6 +68,7 @@ NOT_FOR = {
         "test_pickle_pins_the_content": "what has changed since is another upload; it runs with http",
         "test_a_sample_that_was_checked_once_is_checked_again_where_asked": "what was uploaded stays; it runs with http",
         "test_a_file_cut_while_it_is_read": "what was uploaded stays; it runs with http",
+        "test_more_shards_than_descriptors": "3,000 files are uploads for minutes; it runs with http",
     },
 }
 """Tests that cannot be run with one of the stores, and why."""

@@ -19,6 +19,7 @@ from s3fs import S3FileSystem
 
 from shardload.storage.answers import RefusalError, kind_of_status, refused, seconds_of
 from shardload.storage.ranges import Accept, Limits, Loop, Told, condition, fill, one_try, told_of
+from shardload.storage.signed_s3 import AnswerStatusError, SignedReads, without_query
 
 _MAX_CONNECTIONS = 128
 _CHUNK_BYTES = 1 << 18
@@ -66,6 +67,7 @@ class S3Ranges:
         self._files.session = self._files.session or _session(self._files.kwargs)
         self._root = self._files._strip_protocol(url).rstrip("/")
         self._ready = False
+        self._signed = SignedReads()
         self._loop = Loop(self)
 
     def fetch(self, name: str, start: int, stop: int, tag: str | None, accept: Accept, seconds: float) -> None:
@@ -85,7 +87,9 @@ class S3Ranges:
         if isinstance(error, RefusalError):
             return error
         if isinstance(error, botocore.exceptions.ClientError):
-            return _refused(error)
+            return _refused(*_facts(error))
+        if isinstance(error, AnswerStatusError):
+            return _refused(error.status, error.headers, error.code)
         if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
             return RefusalError("access", str(error))
         if isinstance(error, botocore.exceptions.ParamValidationError):
@@ -93,7 +97,9 @@ class S3Ranges:
         if isinstance(error, botocore.exceptions.EndpointConnectionError):
             # What aiohttp said is told apart no more: its word is the one for a connection that broke, too.
             arrived = not isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
-            return RefusalError("transient" if arrived else "unreachable", f"no connection: {error}")
+            return RefusalError(
+                "transient" if arrived else "unreachable", f"no connection: {without_query(str(error))}"
+            )
         if isinstance(error, _STALLED):
             return RefusalError("stalled", "no answer, or no more of it, in time")
         transient = (
@@ -103,7 +109,7 @@ class S3Ranges:
             OSError,
         )
         kind = "transient" if isinstance(error, transient) else "refused"
-        return RefusalError(kind, f"{type(error).__name__}: {error}")  # type: ignore[arg-type]
+        return RefusalError(kind, f"{type(error).__name__}: {without_query(str(error))}")  # type: ignore[arg-type]
 
     async def _client(self, bucket: str) -> Any:
         await self._files.set_session()
@@ -113,21 +119,32 @@ class S3Ranges:
         return await self._files.get_s3(bucket)
 
     async def _get(self, name: str, start: int, stop: int, tag: str | None) -> Any:
+        """Returns the answer to a request by the client itself."""
         bucket, key, _ = self._files.split_path(f"{self._root}/{name}")
-        get = (await self._client(bucket)).get_object
+        client = await self._client(bucket)
         asked = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{stop - 1}"}
         if (required := condition(tag)) is not None:
             asked["IfMatch"] = required
-        return await get(**self._files._get_s3_method_kwargs(get, **asked))
+        sent = self._files._get_s3_method_kwargs(client.get_object, **asked)
+        answer = await client.get_object(**sent)
+        # What else is sent with each request would have to be signed with it.
+        if sent == asked:
+            self._signed.prove(client, bucket)
+        return answer
 
     async def _fetch(self, name: str, start: int, stop: int, tag: str | None, accept: Accept) -> None:
+        bucket, key, _ = self._files.split_path(f"{self._root}/{name}")
+        client = await self._client(bucket)
+        if (url := await self._signed.url(client, bucket, key)) is not None:
+            await self._signed.fetch(client, bucket, url, (start, stop, tag), accept)
+            return
         try:
             answer = await self._get(name, start, stop, tag)
         except botocore.exceptions.ClientError as error:
-            facts = error.response.get("ResponseMetadata", {})
-            if facts.get("HTTPStatusCode") != 416:
+            status, headers, _ = _facts(error)
+            if status != 416:
                 raise
-            accept(told_of(416, dict(facts.get("HTTPHeaders", {})), start))
+            accept(told_of(416, headers, start))
             return
         body = answer["Body"]
         try:
@@ -141,9 +158,10 @@ class S3Ranges:
         try:
             answer = await self._get(name, 0, 1, None)
         except botocore.exceptions.ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416:
+            facts = _facts(error)
+            if facts[0] == 416:
                 return True
-            if _refused(error).kind == "missing":
+            if _refused(*facts).kind == "missing":
                 return False
             raise
         answer["Body"].close()
@@ -186,10 +204,14 @@ def _quiet() -> None:
             logger.setLevel(logging.INFO)
 
 
-def _refused(error: botocore.exceptions.ClientError) -> RefusalError:
-    """Returns what kind of failure S3's own word for it, and else its status, tells of."""
+def _facts(error: botocore.exceptions.ClientError) -> tuple[int, dict[str, str], str]:
+    """Returns status, headers and S3's own word of an answer that the client has made an exception of."""
     facts, code = error.response.get("ResponseMetadata", {}), str(error.response.get("Error", {}).get("Code", ""))
-    status, headers = int(facts.get("HTTPStatusCode") or 0), facts.get("HTTPHeaders", {})
+    return int(facts.get("HTTPStatusCode") or 0), dict(facts.get("HTTPHeaders", {})), code
+
+
+def _refused(status: int, headers: Mapping[str, str], code: str) -> RefusalError:
+    """Returns what kind of failure S3's own word for it, and else its status, tells of."""
     failure = refused(status, headers.get("retry-after"))
     for kind, codes in (
         ("throttled", _THROTTLED),

@@ -214,9 +214,9 @@ def test_views_and_joined_sources_are_told_of_and_counted(root: Path, server: Ra
         server.requests.clear()
         assert sum(len(batch["tokens"]) for batch in loader) == 992
         second = loader.stats()
-    # Fetched are only the 18 samples that the first epoch has dropped; heads and rows of shards count as well.
-    assert second.num_cache_hits - first.num_cache_hits >= 940
-    assert second.num_cache_misses - first.num_cache_misses <= 50
+    # Fetched are only the 18 samples that the first epoch has dropped; what waits in memory by then is looked for in no cache.
+    assert second.num_cache_hits - first.num_cache_hits >= 900
+    assert second.num_requests - first.num_requests <= 20
 
 
 @pytest.mark.parametrize(

@@ -130,9 +130,6 @@ def table(rows: list[Row]) -> list[Any]:
 def test_one_range(far: tuple[FaultProxy, RetryingStorage], row: Row, times: int | None) -> None:
     proxy, storage = far
     name, make, kinds, most = row
-    if make is ignored_range and storage.root.startswith("s3"):
-        # The signature covers the range, so that the gateway refuses.
-        kinds, most = {"access"}, 2
     if name == "F35 expired" and storage.root.startswith("http"):
         # A word of S3's.
         kinds, most = {"refused"}, 1

@@ -6,6 +6,7 @@ interpreter's lock that the training loop wants as well; by a signed URL it is 0
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from functools import partial
@@ -20,6 +21,8 @@ _USED_SECONDS = 300.0
 """Temporary credentials are renewed ten minutes before they end, and no URL outlives what it was signed with."""
 _OFF_SECONDS = 3600.0
 _MAX_URLS = 4096
+_SESSIONS = "--x-s3"
+"""Ends the names of directory buckets, which are signed for by sessions of five minutes."""
 _ALGORITHM = "X-Amz-Algorithm=AWS4-HMAC-SHA256"
 _MAX_ERROR_BYTES = 1 << 16
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,100})</Code>")
@@ -50,7 +53,7 @@ class SignedReads:
     def prove(self, client: Any, bucket: str) -> None:
         """Notes that the client itself has read from a bucket: its region is known then, and who may read there."""
         place = _place(client, bucket)
-        if place not in self._proven and _sender(client) is not None:
+        if place not in self._proven and not bucket.endswith(_SESSIONS) and _sender(client) is not None:
             # Signatures of the version before are what botocore takes by default, and newer stores know them no more.
             client.meta.events.register("choose-signer.s3.GetObject", _version_4)
             self._proven.add(place)
@@ -66,7 +69,8 @@ class SignedReads:
             asked = {"Bucket": bucket, "Key": key}
             url = await client.generate_presigned_url("get_object", Params=asked, ExpiresIn=_VALID_SECONDS)
             if "?" in url and _ALGORITHM not in url:
-                self._proven.discard(place)
+                # Of another algorithm it is not known what it covers.
+                _off[place] = math.inf
                 return None
             if len(self._urls) >= _MAX_URLS:
                 self._urls.clear()

@@ -9,6 +9,7 @@ whenever you like, and start it again, with more ranks or fewer: it goes on with
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import logging
 import os
@@ -43,7 +44,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(format="  %(message)s", level=logging.WARNING)
 
-    distributed.init_process_group("gloo")
+    # Ranks that miss each other at a restart would wait for half an hour; torchrun starts those anew that give up.
+    distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=2))
     rank, num_ranks = distributed.get_rank(), distributed.get_world_size()
     torch.manual_seed(0)
     torch.set_num_threads(1)

@@ -10,6 +10,7 @@ goes on in those (`--reweigh`), and no window of a corpus comes again for it.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import time
 from pathlib import Path
@@ -62,7 +63,8 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="folder in which each rank writes which windows it was given")
     options = parser.parse_args()
 
-    distributed.init_process_group("gloo")
+    # Ranks that miss each other at a restart would wait for half an hour; torchrun starts those anew that give up.
+    distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=2))
     rank, num_ranks = distributed.get_rank(), distributed.get_world_size()
     torch.manual_seed(0)
     torch.set_num_threads(1)

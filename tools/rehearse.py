@@ -45,7 +45,9 @@ class Run:
         # What torchrun has to say of ranks that were killed is not to be read as a failure of the rehearsal.
         # It goes to a file, since a pipe that nobody reads would fill up and hold the ranks.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        # In the store that torchrun shares with its ranks those that it starts anew find the addresses of the ones before them,
+        # https://github.com/pytorch/pytorch/issues/135712, and may wait for these until their time is over.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
         )

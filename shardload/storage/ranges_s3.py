@@ -88,8 +88,6 @@ class S3Ranges:
             return error
         if isinstance(error, botocore.exceptions.ClientError):
             return _refused(*_facts(error))
-        if isinstance(error, AnswerStatusError):
-            return _refused(error.status, error.headers, error.code)
         if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
             return RefusalError("access", str(error))
         if isinstance(error, botocore.exceptions.ParamValidationError):
@@ -116,7 +114,9 @@ class S3Ranges:
         if not self._ready:
             self._ready = True
             self._loop.on_close(partial(self._files._s3creator.__aexit__, None, None, None))
-        return await self._files.get_s3(bucket)
+        client = await self._files.get_s3(bucket)
+        self._signed.watch(client)
+        return client
 
     async def _get(self, name: str, start: int, stop: int, tag: str | None) -> Any:
         """Returns the answer to a request by the client itself."""
@@ -125,7 +125,8 @@ class S3Ranges:
         asked = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{stop - 1}"}
         if (required := condition(tag)) is not None:
             asked["IfMatch"] = required
-        sent = self._files._get_s3_method_kwargs(client.get_object, **asked)
+        # Releases of s3fs before 2026 do not add by themselves who pays.
+        sent = self._files._get_s3_method_kwargs(client.get_object, self._files.req_kw, **asked)
         answer = await client.get_object(**sent)
         # What else is sent with each request would have to be signed with it.
         if sent == asked:
@@ -136,7 +137,15 @@ class S3Ranges:
         bucket, key, _ = self._files.split_path(f"{self._root}/{name}")
         client = await self._client(bucket)
         if (url := await self._signed.url(client, bucket, key)) is not None:
-            await self._signed.fetch(client, bucket, url, (start, stop, tag), accept)
+            try:
+                await self._signed.fetch(client, bucket, url, (start, stop, tag), accept)
+            except AnswerStatusError as error:
+                refusal = _refused(error.status, error.headers, error.code)
+                if refusal.kind == "refused":
+                    # Who knows no such URLs says so in many ways. As where credentials ended, the next attempt is the client's.
+                    self._signed.leave(client, bucket)
+                    refusal.kind = "access"
+                raise refusal from None
             return
         try:
             answer = await self._get(name, start, stop, tag)
@@ -174,7 +183,8 @@ class S3Ranges:
         found: set[str] = set()
         asked = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
         while True:
-            page = await client.list_objects_v2(**self._files._get_s3_method_kwargs(client.list_objects_v2, **asked))
+            sent = self._files._get_s3_method_kwargs(client.list_objects_v2, self._files.req_kw, **asked)
+            page = await client.list_objects_v2(**sent)
             found |= {entry["Key"][len(prefix) :] for entry in page.get("Contents", ())}
             found |= {entry["Prefix"][len(prefix) :].rstrip("/") for entry in page.get("CommonPrefixes", ())}
             if not page.get("IsTruncated"):

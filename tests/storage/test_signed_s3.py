@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import fsspec
 import pytest
-from fault_proxy import FaultProxy, cut, s3_error
+from fault_proxy import Answer, Fault, FaultProxy, cut, s3_error
 from servers import BUCKET, ObjectStore, s3_options
 
 from shardload.errors import StorageError
@@ -80,10 +80,14 @@ def test_credentials_that_ended_are_read_anew(place: str, s3_proxy: FaultProxy) 
     assert asked_by(s3_proxy) == ["header", "url", "header", "url"]
 
 
-def test_who_refuses_such_urls_is_asked_by_the_client(place: str, s3_proxy: FaultProxy) -> None:
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [(403, "AccessDenied"), (400, "AuthorizationQueryParametersError"), (501, "NotImplemented")],
+)
+def test_who_refuses_such_urls_is_asked_by_the_client(place: str, s3_proxy: FaultProxy, code: int, word: str) -> None:
     storage = storage_at(place, s3_proxy)
     file = storage.open("na me")
-    fault = s3_error(403, "AccessDenied")
+    fault = s3_error(code, word)
     fault.path = "X-Amz-Signature"
     s3_proxy.arm(fault)
     assert file.read(0, 9) + file.read(9, 20) == CONTENT[:20]
@@ -106,7 +110,6 @@ def test_what_goes_with_each_request_is_signed_with_it(place: str, s3_proxy: Fau
         (404, "NoSuchKey", "na me is missing"),
         (412, "PreconditionFailed", "changed since"),
         (416, "InvalidRange", "changed since"),
-        (400, "MalformedPOSTRequest", "the store refused"),
         (503, "SlowDown", "gave up after"),
     ],
 )
@@ -128,3 +131,50 @@ def test_no_signature_is_in_the_message_of_a_connection_that_fails(place: str, s
     with pytest.raises(StorageError, match="na%20me") as caught:
         file.read(3, 9)
     assert "X-Amz" not in str(caught.value)
+
+
+def test_the_word_of_a_refusal_is_read_however_it_comes(place: str, s3_proxy: FaultProxy) -> None:
+    file = storage_at(place, s3_proxy).open("na me")
+    ended = s3_error(400, "ExpiredToken").instead
+    # Its word begins in the first part, and ends in the second.
+    fault = Fault("parts", 1, "X-Amz-Signature", instead=ended, step_seconds=0.01, step_bytes=60)
+    s3_proxy.arm(fault)
+    assert file.read(0, 9) + file.read(9, 20) == CONTENT[:20]
+    assert asked_by(s3_proxy) == ["header", "url", "header", "url"]
+
+
+def test_a_refusal_that_breaks_off_is_one(place: str, s3_proxy: FaultProxy) -> None:
+    file = storage_at(place, s3_proxy).open("na me")
+    s3_proxy.arm(Fault("cut", path="X-Amz-Signature", instead=s3_error(404, "Other").instead, cut="body", ending="fin"))
+    with pytest.raises(StorageError, match="na me is missing"):
+        file.read(3, 9)
+
+
+@pytest.mark.parametrize(
+    ("region", "config", "more"),
+    [
+        ("eu-central-1", {}, {"token": "token"}),
+        ("eu-central-1", {}, {"anon": True}),
+        ("us-west-2", {"use_fips_endpoint": True}, {}),
+        ("ap-south-1", {}, {}),
+    ],
+)
+def test_urls_ask_the_same_host_and_are_for_the_same_region_as_the_client(
+    s3_proxy: FaultProxy, region: str, config: dict[str, Any], more: dict[str, Any]
+) -> None:
+    body = b"<Error><Code>PermanentRedirect</Code><Endpoint>bucket.s3.eu-west-1.amazonaws.com</Endpoint></Error>"
+    moved = Answer(301, {"x-amz-bucket-region": "eu-west-1", "content-type": "application/xml"}, body)
+    right = Answer(206, {"content-range": "bytes 0-8/9", "etag": '"tag"'}, CONTENT[:9])
+    s3_proxy.arm(Fault("moved", path="ap-south-1", instead=moved), Fault("right", instead=right))
+    options = {"key": "AKIA", "secret": "secret", "use_ssl": False, "client_kwargs": {"region_name": region}}
+    proxies = {"proxies": {"http": f"http://127.0.0.1:{s3_proxy.port}"}}
+    storage = RemoteStorage("s3://bucket/to", options | more | {"config_kwargs": config | proxies})
+    assert [storage.read_small("name", 9) for _ in range(3)] == [CONTENT[:9]] * 3
+    (by_client, by_url, again) = s3_proxy.asked[-3:]
+    assert by_url.path == again.path and "authorization" not in by_url.headers
+    assert by_url.path.partition("?")[0] == by_client.path
+    query, signed = parse_qs(urlsplit(by_url.path).query), by_client.headers.get("authorization", "")
+    # Without the key and the day: a day may end between the two.
+    scope = "".join(query.get("X-Amz-Credential", ())).split("/")[2:]
+    assert scope == signed.partition("Credential=")[2].partition(",")[0].split("/")[2:]
+    assert query.get("X-Amz-Security-Token", [None]) == [by_client.headers.get("x-amz-security-token")]

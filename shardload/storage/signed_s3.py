@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError
 
 from shardload.storage.ranges import Accept, condition, fill, told_of
 
-_VALID_SECONDS = 3600
+_VALID_SECONDS = 1500
 _USED_SECONDS = 300.0
 """Temporary credentials are renewed ten minutes before they end, and no URL outlives what it was signed with."""
 _OFF_SECONDS = 3600.0

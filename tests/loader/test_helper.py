@@ -314,7 +314,7 @@ def test_a_process_that_cannot_start(
 
 
 def test_one_that_does_not_answer_is_ended_with_the_iteration(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardload.loader.reader_process._SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr("shardload.loader.reader_process._SETTLE_SECONDS", 1.0)
     monkeypatch.setattr("shardload.loader.prefetch._JOIN_SECONDS", 0.2)
     loader = make(numbers, True, prefetch_batches=2)
     batches = iter(loader)

@@ -62,6 +62,17 @@ def identity_sums(generation: int, unit: int, part: int, field: int, local_ids: 
     return with_local_ids(np.uint32(identity_sum(generation, unit, part, field, 0)), local_ids)
 
 
+def numbered_sums(generation: int, unit: int, part: int, field: int, first: int, count: int) -> UInt32:
+    """Returns `identity_sums` for so many samples of a shard from one on."""
+    return np.uint32(identity_sum(generation, unit, part, field, 0)) ^ _numbers_from(first, count)
+
+
+@lru_cache(maxsize=4)
+def _numbers_from(first: int, count: int) -> UInt32:
+    """Returns what the local ids from one on change in a sum: the same for each shard that is begun."""
+    return _looked_up(_local_id_tables(), np.arange(first, first + count, dtype=np.uint32))
+
+
 def with_local_ids(bases: UInt32 | np.uint32, local_ids: NDArray[np.int64]) -> UInt32:
     """Returns `identity_sum` for samples of several shards: uint32 of shape (samples,).
 

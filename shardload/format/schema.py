@@ -23,6 +23,7 @@ _SCALARS: dict[str, np.dtype[Any]] = {
     # numpy has no bfloat16: its bits are kept as integers until they are handed out.
     "bfloat16": np.dtype("u2"),
 }
+_STORED = {name: dtype.newbyteorder("<") for name, dtype in _SCALARS.items()}
 MEDIA_TYPES = ("jpeg", "png", "audio", "video")
 RECORD_TYPES = ("bytes", "str", "json", *MEDIA_TYPES)
 
@@ -91,7 +92,7 @@ class Field:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Little-endian numpy dtype of a numeric field's scalar as stored (bool as uint8, bfloat16 as uint16)."""
-        return _SCALARS[self.kind].newbyteorder("<")
+        return _STORED[self.kind]
 
     @property
     def num_bytes(self) -> int:

@@ -32,17 +32,17 @@ class PartJournal:
         self._descriptor = -1
         self._process = os.getpid()
 
-    def add(self, entry: ShardEntry) -> None:
-        """Adds a part that is on the device, and brings that to the device too."""
+    def add(self, entries: Sequence[ShardEntry]) -> None:
+        """Adds parts that are on the device, and brings that to the device too."""
         operations = self._storage.operations
         if self._descriptor < 0:
             self._descriptor = operations.open_new(self._storage.path(self._name))
             self._storage.sync_directory(WORK)
-        view, done = memoryview(encode_line(entry_facts(entry))), 0
+        view, done = memoryview(b"".join(encode_line(entry_facts(entry)) for entry in entries)), 0
         while done < len(view):
             done += operations.write(self._descriptor, view[done:])
         operations.fsync(self._descriptor)
-        self.entries.append(entry)
+        self.entries += entries
 
     def close(self) -> None:
         """Closes the file; what was added stays."""

@@ -90,9 +90,9 @@ class ScanWriter:
         self.manifest: Manifest | None = None
         """Of the output, once it is published."""
         self.num_samples = 0
-        """Samples whose results were written here."""
+        """Samples whose results were taken here."""
         self.write_seconds = 0.0
-        """Time spent in `write`."""
+        """Time that `write` has taken from the loop."""
         make_codec(compression)
         codec = compression.partition(":")[0]
         self.schema = parse_schema(schema, codec)
@@ -144,7 +144,9 @@ class ScanWriter:
         return batch
 
     def write(self, results: Mapping[str, Any]) -> None:
-        """Writes the results of the batch that was given last, one row for each of its samples.
+        """Takes the results of the batch that was given last, one row for each of its samples.
+
+        They are written in threads meanwhile: what fails there is raised by a later call, at the latest by `close`.
 
         Args:
             results: field name -> array or tensor of shape (batch, *field_shape) on any device, or a list of values; a nullable
@@ -152,7 +154,7 @@ class ScanWriter:
 
         Raises:
             PackError: the results do not fit the batch or the schema, of which then nothing is written and the right ones may be
-                given; or the storage failed.
+                given; or the storage failed, with these or with earlier ones.
         """
         start = time.perf_counter()
         output = self._open()

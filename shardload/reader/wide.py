@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from shardload.reader.checks import CheckedBlocks, Verify
 from shardload.reader.engines import Engine, MapEngine, Ranges
 from shardload.reader.facts import ShardFacts
 from shardload.reader.located import Located, damaged
+from shardload.storage.mapping import in_one
 
 Int64 = NDArray[np.int64]
 
@@ -65,9 +65,8 @@ class WideReader:
             ChecksumError: a value is damaged; names shard, bytes and sample.
             StorageError: a file cannot be read.
         """
-        # The width is told, not left to numpy: of a batch of no samples it cannot be found.
         size = self._field.num_bytes
-        flat = [target.reshape(len(target), math.prod(self._field.shape)).view(np.uint8) for target in targets]
+        flat = [data.reshape(-1, size) for data in in_one([target.reshape(-1).view(np.uint8) for target in targets])]
         ranges = self.ranges(samples)
         if len(ranges) == len(samples):
             self._fill(ranges, [data.reshape(-1) for data in flat])

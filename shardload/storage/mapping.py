@@ -174,7 +174,7 @@ class MappedFiles:
             places = (places[:, None] + np.arange(size // unit)).reshape(-1)
         view, first = self._view(unit), 0
         self._count(len(starts), len(starts) * size)
-        for target in _joined(targets):
+        for target in in_one(targets):
             last = first + len(target) // unit
             # The usual mode would fill a buffer first, for the case of an index that is out of range.
             np.take(view, places[first:last], axis=0, out=target.reshape(-1, unit), mode="clip")
@@ -284,8 +284,11 @@ class MappedFiles:
         _libc().madvise(self._start, self._used_bytes, _MADV_DONTNEED)
 
 
-def _joined(targets: Sequence[NDArray[np.uint8]]) -> Sequence[NDArray[np.uint8]]:
-    """Returns targets that lie one behind the other as one: between two calls another thread may take the interpreter."""
+def in_one(targets: Sequence[NDArray[np.uint8]]) -> Sequence[NDArray[np.uint8]]:
+    """Returns targets that lie one behind the other as one, to be used while they are held.
+
+    Between two calls of a library another thread may take the interpreter.
+    """
     if len(targets) < 2:
         return targets
     sizes = [len(target) for target in targets]

@@ -114,6 +114,9 @@ class BatchEncoder:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self._fields = [(field, encoder(field)) for field in schema.fields]
+        self._names = frozenset(schema)
+        # Looked up by the schema it would cost as much as a field.
+        self._dtype = row_layout(schema).dtype
 
     def encode(self, columns: Mapping[str, Any], first: int, num_rows: int) -> EncodedBatch:
         """Returns the encoded samples, which may share the memory of what was given.
@@ -127,9 +130,9 @@ class BatchEncoder:
             PackError: one of them does not fit the schema; names sample and field, what was expected and what came.
         """
         schema = self.schema
-        for name in columns:
-            if name not in schema:
-                raise PackError(f"sample {first}: field {name!r} is not in the schema {schema}")
+        if not columns.keys() <= self._names:
+            unknown = next(name for name in columns if name not in schema)
+            raise PackError(f"sample {first}: field {unknown!r} is not in the schema {schema}")
         stored: dict[str, Any] = {}
         validity = np.ones((num_rows, len(schema.nullable_fields)), dtype=np.bool_)
         for field, encode in self._fields:
@@ -147,14 +150,14 @@ class BatchEncoder:
             validity,
             _digests(schema, stored),
         )
-        for number in np.flatnonzero(batch.raw_bytes > layout.MAX_RECORD_BYTES)[:1].tolist():
-            check_record_bytes(int(batch.raw_bytes[number]), f"sample {first + number}")
+        if values:
+            for number in np.flatnonzero(batch.raw_bytes > layout.MAX_RECORD_BYTES)[:1].tolist():
+                check_record_bytes(int(batch.raw_bytes[number]), f"sample {first + number}")
         return batch
 
     def _rows(self, stored: Mapping[str, Stored], validity: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        dtype = row_layout(self.schema).dtype
-        raw = np.zeros((len(validity), dtype.itemsize), dtype=np.uint8)
-        rows = raw.reshape(-1).view(dtype)
+        raw = np.zeros((len(validity), self._dtype.itemsize), dtype=np.uint8)
+        rows = raw.reshape(-1).view(self._dtype)
         for field in self.schema.row_fields:
             rows[field.name] = stored[field.name]
         if validity.shape[1]:

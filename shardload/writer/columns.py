@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.format import layout
-from shardload.format.checksum import block_sum, identity_sums, row_sums
+from shardload.format.checksum import block_sum, numbered_sums, row_sums
 from shardload.format.schema import Field
 from shardload.format.statistics import FieldStatistics, range_of
 from shardload.storage import FileWriter
@@ -39,8 +39,7 @@ class SumStarts:
 
     def many(self, local_id: int, count: int) -> list[int]:
         """Returns the starts for as many local ids from one on."""
-        ids = np.arange(local_id, local_id + count)
-        sums: list[int] = identity_sums(*self._identity, self._number, ids).tolist()
+        sums: list[int] = numbered_sums(*self._identity, self._number, local_id, count).tolist()
         return sums
 
 
@@ -96,7 +95,14 @@ class Column:
         """
         if valid is not None:
             self.range += range_of(self.field, values[valid])
-        self._append(values.tobytes())
+        if self._out is None or self._open or values.nbytes < _CHUNK_BYTES:
+            self._append(values.tobytes())
+            return
+        # A chunk by itself need not be copied.
+        self.num_bytes += values.nbytes
+        if valid is None:
+            self.range += range_of(self.field, values)
+        self._out.write(values.reshape(-1).view(np.uint8).data)
 
     def add_items(self, data: bytes) -> None:
         """Appends the items of many samples of a stream."""

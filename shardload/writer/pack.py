@@ -23,9 +23,9 @@ class RecordPacker:
 
     def pack_batch(self, batch: EncodedBatch) -> tuple[list[bytes], list[bool]]:
         """Returns the same of many samples; nothing if they have no records."""
-        plain, packed = batch.plain_values, batch.packed_values
-        if not plain and not packed:
+        if not batch.values:
             return [], []
+        plain, packed = batch.plain_values, batch.packed_values
         if not packed or self._codec is None:
             records = list(map(b"".join, zip(batch.headers(), *plain, *packed, strict=True)))
             return records, [False] * len(records)

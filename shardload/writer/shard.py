@@ -266,7 +266,7 @@ class UnitWriter:
         unit: int,
         first_part: int = 0,
         on_part: Callable[[ShardEntry], None] | None = None,
-        later: Callable[[Callable[[], None], int], None] | None = None,
+        later: Callable[[Callable[[], None], int], object] | None = None,
     ) -> None:
         """Starts a unit, or goes on with one.
 
@@ -277,7 +277,7 @@ class UnitWriter:
             first_part: number of the first part to be written; those before it are there.
             on_part: called with each part that is finished, when it is on the device.
             later: has the function called that it is given, which brings a part of so many bytes to the device, in whatever
-                thread; None for at once.
+                thread; None for at once, as the last one is.
         """
         self.entries: list[ShardEntry] = []
         """The shards finished so far."""
@@ -380,7 +380,7 @@ class UnitWriter:
         assert self._shard is not None and self._file is not None
         shard, file = self._shard, self._file
         self._shard = None
-        if self._later is None:
+        if self._later is None or last:
             self._bring(shard, file, last)
         else:
             self._later(functools.partial(self._bring, shard, file, last), shard.num_bytes)

@@ -32,8 +32,8 @@ def shard_statistics(
     ranges = {column.field.name: column.range for column in columns}
     result = []
     for field in schema.fields:
-        valid = valid_mask(rows, schema, field) if field.nullable else np.ones(len(rows), dtype=np.bool_)
-        missing = len(rows) - int(valid.sum())
+        valid: Any = valid_mask(rows, schema, field) if field.nullable else slice(None)
+        missing = len(rows) - int(valid.sum()) if field.nullable else 0
         if field.in_record:
             assert lengths is not None
             one = of_lengths(_stored_lengths(field, lengths[:, fields.index(field)][valid]), missing)

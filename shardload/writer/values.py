@@ -89,7 +89,8 @@ def _as_array(value: Any) -> Any:
         except (TypeError, RuntimeError):
             # Sparse, quantized, of a dtype that numpy lacks, ...: the field says that it expected something else.
             return value
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.name == "bfloat16":
+    # The name of a dtype is made each time it is asked for; those of numpy itself need not be.
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.isbuiltin != 1 and value.dtype.name == "bfloat16":
         return Bfloat16Bits(np.ascontiguousarray(value).view(np.uint16))
     return value
 

@@ -311,7 +311,7 @@ def at_once(scanned: Path, target: Path) -> list[Any]:
             together.wait(60)
             do(job)
             # Both find everything complete then.
-            job._output._behind.wait()
+            job._output.wait()
             together.wait(60)
             return job.close()
         except BaseException as error:

@@ -123,6 +123,24 @@ def test_records_of_any_size_are_cut_where_single_samples_are(size: int) -> None
         compare({"data": "bytes", "n": "int32"}, samples, [1, 25], size, shard_size=shard_size)
 
 
+@pytest.mark.parametrize("types", [{"a": "float32[256]"}, {"a": "float32[256]", "b": "int64?"}, {"a": "float32[256]?"}])
+def test_batches_of_whole_chunks(types: Types, tmp_path: Path) -> None:
+    """These are written as they were given where nothing comes before them; all the same with what single samples leave."""
+    rows = np.random.default_rng(4).random((3300, 256), dtype=np.float32)
+    rows[1105, 0], rows[1106, 1], rows[1200, 7] = -3.0, 4.0, np.nan
+    samples = [{"a": row} | ({"b": 5} if "b" in types else {}) for row in rows]
+    with shardload.ShardWriter(tmp_path / "one", types, shard_size="3MiB") as writer:
+        for sample in samples:
+            writer.write(sample)
+    with shardload.ShardWriter(tmp_path / "many", types, shard_size="3MiB") as writer:
+        for start, stop in ((0, 1100), (1100, 2200), (2200, 2203), (2203, 3300)):
+            batch = rows[start:stop].copy()
+            writer.write_batch({"a": batch} | ({"b": [5] * len(batch)} if "b" in types else {}))
+            batch[:] = 0
+    assert shardload.open(tmp_path / "many").fingerprint == shardload.open(tmp_path / "one").fingerprint
+    assert not verify_dataset(tmp_path / "many")
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_shard_of_many_batches_and_single_samples(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -3,7 +3,8 @@
 What a loop waits at half load is measured as for P10, with two differences. The capacity is that of the second of two epochs in a
 row: one that follows a loop which rested begins with all that was fetched meanwhile, up to a window of 64 MiB, and would tell of a
 capacity that the store does not have. And the datasets are several such windows long, so that most of an epoch is neither its
-start nor its end.
+start nor its end: for block shuffle these are as much smaller than usual as the datasets are (`--scale`), as one that is a single
+window stays in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import http.client
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,6 +23,7 @@ from bench.case import NONE, Arm, Case, Line, facts_of, timed
 from bench.loop import batch_seconds, rest, run_loop
 from bench.slow_server import slow_server
 from bench.workloads import Workload, images, tokens
+from shardload.order.blocks import WINDOW_BLOCKS, usual_blocks
 
 LATENCY_SECONDS = 0.02
 _ONE_BY_ONE = 60
@@ -59,12 +60,14 @@ def p32(folder: Path, scale: float) -> Iterator[Line]:
     made = {"tokens": tokens(folder, int(200_000 * scale)), "jpeg": images(folder, int(10_000 * scale))}
     with slow_server(folder, LATENCY_SECONDS) as url:
         for name, work in made.items():
-            for shuffle in (True, "block"):
-                yield from _lines(name, work, shuffle, url)
+            for window_blocks in (None, max(4, int(WINDOW_BLOCKS * scale))):
+                yield from _lines(name, work, window_blocks, url)
 
 
-def _lines(name: str, work: Workload, shuffle: Any, url: str) -> Iterator[Line]:
+def _lines(name: str, work: Workload, window_blocks: int | None, url: str) -> Iterator[Line]:
     dataset = shardload.open(f"{url}/{work.dataset.name}")
+    blocks = usual_blocks(len(dataset), dataset.num_bytes).block_samples
+    shuffle = True if window_blocks is None else shardload.BlockShuffle(blocks, window_blocks)
     loader = shardload.ShardLoader(dataset, work.batch_size, shuffle=shuffle, drop_last=False)
     label = f"{name}, {'full' if shuffle is True else 'block'} shuffle"
     facts = facts_of(

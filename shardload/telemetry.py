@@ -61,7 +61,7 @@ class LoaderStats:
     """Batches that a helper process has read, because the training loop kept the interpreter to itself."""
 
     num_requests: int = 0
-    """Requests for ranges that this process has made to the store of a remote dataset; 0 for local ones."""
+    """Requests for ranges to the store of a remote dataset, by this process and those that read for it; 0 for local ones."""
     requested_bytes: int = 0
     """Bytes that came by them."""
     needed_bytes: int = 0

@@ -147,7 +147,10 @@ class BatchMaker:
         """Yields the batches with their samples, in order, whoever reads them."""
         aside = self._aside if self._aside is not None and self._aside.claim() else None
         num_threads = self._ahead.num_threads
-        depth = num_threads if aside is None else max(1, num_threads)
+        most = num_threads if aside is None else max(1, num_threads)
+        # What was announced to a store is there, and reading it is computing: bursts side by side would each take as long as all
+        # of them, also the one that is waited for.
+        depth = 0 if self._ahead.early else most
         threads = _readers(num_threads) if num_threads else None
         reads: collections.deque[tuple[list[RankBatch], Callable[[], list[Read]]]] = collections.deque()
         closing = threading.Event()
@@ -166,6 +169,7 @@ class BatchMaker:
                 filled()
             while reads:
                 yield from self._one_by_one(*reads.popleft(), epoch)
+                depth = min(depth + 1, most)
                 fill()
         finally:
             closing.set()

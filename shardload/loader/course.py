@@ -21,7 +21,7 @@ from shardload.loader.transfer import CudaTransfer, Pinning, cuda_device
 from shardload.memory import BufferPool
 from shardload.quantities import as_integer, parse_bytes
 from shardload.reader.checks import fits_in_memory
-from shardload.reader.far import cache_stats, is_far, retries_of, transfers_of
+from shardload.reader.far import Fetched, fetched_of, is_far
 from shardload.reader.source import SampleSource
 from shardload.storage.stopping import Stop
 from shardload.telemetry import LoaderStats
@@ -71,6 +71,8 @@ class Course:
     """What makes batches in host memory page-locked; made for the first iteration."""
     warned_kept: bool = False
     """Whether it was told that batches are being kept."""
+    workers: dict[int, Fetched] = field(default_factory=dict)
+    """What each process of `num_processes` had fetched from stores at its last batch; see `ProcessPool`."""
     stop: Stop | None = None
     """What ends reads under way: set by an iteration that is left, else the next one has what was announced for it."""
     dropped: weakref.finalize[Any, Any] | None = None
@@ -168,14 +170,18 @@ class Course:
         stats = replace(self.stats)
         if self.pool is not None:
             stats.engine = self.dataset.engine_name
-        fetched = transfers_of(self.dataset)
-        stats.num_requests, stats.num_rereads = fetched.num_requests, fetched.num_rereads
-        stats.requested_bytes, stats.needed_bytes = fetched.requested_bytes, fetched.needed_bytes
-        stats.num_retries = retries_of(self.dataset)
-        told = cache_stats(self.dataset)
-        stats.num_cache_hits, stats.num_cache_misses = told.num_hits, told.num_misses
-        stats.num_cache_evicted, stats.num_cache_damaged = told.num_evicted, told.num_damaged
-        stats.cache_bytes = told.held_bytes
+        fetched = here = fetched_of(self.dataset)
+        if self.aside is not None and self.aside.process is not None:
+            fetched += self.aside.process.fetched
+        fetched = sum(list(self.workers.values()), fetched)
+        transfers, cache = fetched.transfers, fetched.cache
+        stats.num_requests, stats.num_rereads = transfers.num_requests, transfers.num_rereads
+        stats.requested_bytes, stats.needed_bytes = transfers.requested_bytes, transfers.needed_bytes
+        stats.num_retries = fetched.retries
+        stats.num_cache_hits, stats.num_cache_misses = cache.num_hits, cache.num_misses
+        stats.num_cache_evicted, stats.num_cache_damaged = cache.num_evicted, cache.num_damaged
+        # Of the disk, whoever has written there.
+        stats.cache_bytes = here.cache.held_bytes
         for pool in self.pools:
             stats.num_buffers_new += pool.num_new
             stats.num_buffers_reused += pool.num_reused
@@ -198,6 +204,7 @@ class Course:
             "transfer": None,
             "pinning": None,
             "aside": None,
+            "workers": {},
             "stop": None,
             "dropped": None,
             "carried": Carried(),

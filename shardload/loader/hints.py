@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shardload.loader.ahead import Ahead
 from shardload.loader.progress import Progress
-from shardload.order.cursor import Partition, RankBatch, by_window
+from shardload.order.cursor import Partition, RankBatch, Window, by_window
 from shardload.order.epoch import WindowEnd
 from shardload.order.next_use import Forecast, Uses, ranks_near
 from shardload.reader.serve import Hint
@@ -21,6 +21,9 @@ Int64 = NDArray[np.int64]
 
 _UNREAD_WINDOWS = 6
 """Announcements whose samples may not all be read yet: bursts are on their way in several threads, and ranks are apart."""
+
+_BEGIN_BURSTS = 5
+"""Bursts after which so many batches are ready that a loop at half of what is possible does not wait for others."""
 
 
 @dataclass(slots=True)
@@ -31,6 +34,15 @@ class Carried:
     cursor: int = 0
     """Cursor after the first of them."""
     num_batches: int = 0
+
+    def note(self, epoch: int, batches: list[RankBatch]) -> None:
+        """Takes in what was announced of the next epoch."""
+        self.epoch, self.num_batches = epoch, len(batches)
+        self.cursor = batches[0].cursor if batches else 0
+
+    def is_of(self, epoch: int, cursor: int = 0) -> bool:
+        """Tells whether it is what an epoch begins with, by the cursor after its first batch."""
+        return (self.epoch, self.cursor) == (epoch, cursor)
 
 
 class Hints:
@@ -113,7 +125,7 @@ class Hints:
         less than there could be its batches come as if there had been no end.
         """
         carried, size = self._carried, self.ahead.hinted_batches
-        rows_announced = (carried.epoch, carried.cursor) == (self._epoch, cursor)
+        rows_announced = carried.is_of(self._epoch, cursor)
         num_carried = carried.num_batches - 1 if rows_announced else 0
         sizes = _doubled(max(num_carried, min(2, size)), size)
         own, later, first = list[RankBatch](), list[RankBatch](), 0
@@ -136,32 +148,45 @@ class Hints:
         if not own:
             later = list(itertools.islice(after, size))
         yield from own[:first]
-        carried.epoch, carried.num_batches = self._epoch + 1, len(later)
-        carried.cursor = later[0].cursor if later else 0
+        carried.note(self._epoch + 1, later)
         self._announce([], later, rows_announced)
         yield from own[first:]
 
-    def _by_window(self, windows: Iterator[list[RankBatch]], after: Iterator[list[RankBatch]]) -> Iterator[RankBatch]:
-        """Yields the batches of windows; each window is announced as a whole while the one before it is read."""
-        own: list[RankBatch] = []
-        for number, window in enumerate(windows):
-            # What an epoch begins with comes first, where all of it shares a way.
-            first = len(own) // 4 if self.ahead.early and number == 1 else 0
+    def _by_window(self, windows: Iterator[Window], after: Iterator[Window]) -> Iterator[RankBatch]:
+        """Yields the batches of windows; each window is announced as a whole while the one before it is read.
+
+        The last one is followed by the first one of the next epoch, which that finds on its way.
+        """
+        carried, early, own = self._carried, self.ahead.early, list[RankBatch]()
+        epochs = ((self._epoch, window) for window in windows), ((self._epoch + 1, window) for window in after)
+        for number, (epoch, window) in enumerate(itertools.chain(epochs[0], itertools.islice(epochs[1], 1))):
+            # What an epoch begins with comes first, where all of it shares a way, and until batches are ready: what is fetched
+            # meanwhile slows down who reads.
+            begun = max(len(own) // 4, min(len(own) // 2, _BEGIN_BURSTS * self.ahead.burst_batches))
+            first = begun if early and number == 1 else 0
             yield from own[:first]
-            # Neighbours share the pages of row tables: who is told of a window reads few of them.
-            self._announce_rows(window, [])
-            self._announce(window, [], rows_announced=bool(own))
+            # What was carried over is on its way; only a cache is told of it once more.
+            known = not number and early and carried.is_of(epoch, *(one.cursor for one in window.batches[:1]))
+            if not known or self._told is not None:
+                parts = (window.parts, []) if epoch == self._epoch else ([], window.parts)
+                # An epoch that is one window finds all of it there, and keeps it for the next one: whatever is read before that
+                # is announced would be dropped, and asked for again.
+                turn = epoch + (epoch > self._epoch and number == 1 and early)
+                # Neighbours share the pages of row tables: who is told of a window reads few of them.
+                self._announce_rows(*parts)
+                self._announce(*parts, rows_announced=number > 0, turn=turn)
+            if epoch > self._epoch:
+                carried.note(epoch, window.batches)
             yield from own[first:]
-            own = window
-        for window in itertools.islice(after, 1):
-            self._announce_rows([], window)
-            self._announce([], window, rows_announced=bool(own))
+            own = window.batches if epoch == self._epoch else []
         yield from own
 
-    def _announce(self, own: list[RankBatch], later: list[RankBatch], rows_announced: bool) -> None:
+    def _announce(
+        self, own: list[RankBatch], later: list[RankBatch], rows_announced: bool, turn: int | None = None
+    ) -> None:
         if own or later:
             uses = None if self._told is None else self._told.uses(own, later)
-            self._waiting.append(Hint(False, _ids(own, later), rows_announced, uses, self._turn(own)))
+            self._waiting.append(Hint(False, _ids(own, later), rows_announced, uses, turn or self._turn(own)))
 
     def _announce_rows(self, own: list[RankBatch], later: list[RankBatch]) -> None:
         if own or later:

@@ -103,7 +103,8 @@ class Iteration:
         facts = Hints(course.ahead, course.carried), run.num_positions, course.beside()
         maker = BatchMaker(course.dataset, course.recipe, self._pool, seed, self._run.rank, *facts)
         if course.num_processes:
-            processes = ProcessPool(course.dataset, course.recipe, course.num_processes, course.prefetch_batches)
+            many = course.num_processes, course.prefetch_batches
+            processes = ProcessPool(course.dataset, course.recipe, *many, course.workers)
             batches = processes.batches(run.batches, seed, epoch)
         else:
             forecast = run.forecast() if is_cached(course.dataset) else None

@@ -36,6 +36,7 @@ from shardload.order.rng import sample_key
 from shardload.order.sample_ids import SampleIds
 from shardload.reader.batch import SampleBatch
 from shardload.reader.decode import decoded
+from shardload.reader.far import Fetched, fetched_of, is_far
 from shardload.reader.source import SampleSource
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class _Work(Dataset[Any]):
                 samples = self._read(ids)
             else:
                 samples, ids, faults = made_whole(ids, self.dataset.stand_ins, self._read)
-            return collated(Read(samples, faults), self.recipe, ids, self.dataset, None, before=seed_generators)
+            made = collated(Read(samples, faults), self.recipe, ids, self.dataset, None, before=seed_generators)
+            return made, (os.getpid(), fetched_of(self.dataset)) if is_far(self.dataset) else None
         except Exception as error:
             return _Failed(_portable(error))
 
@@ -83,7 +85,14 @@ class _Work(Dataset[Any]):
 class ProcessPool:
     """Child processes for one iteration; they end with it."""
 
-    def __init__(self, dataset: SampleSource, recipe: BatchRecipe, num_processes: int, num_ahead: int) -> None:
+    def __init__(
+        self,
+        dataset: SampleSource,
+        recipe: BatchRecipe,
+        num_processes: int,
+        num_ahead: int,
+        fetched: dict[int, Fetched],
+    ) -> None:
         """Describes them; they start with the first batch.
 
         Args:
@@ -91,9 +100,13 @@ class ProcessPool:
             recipe: what becomes of the samples; transform and collate_fn must be picklable.
             num_processes: how many.
             num_ahead: batches to have under way, at least one a process.
+            fetched: is told what each process has fetched from stores, by its id; 0 stands for all that are gone.
         """
         self._work = _Work(dataset, replace(recipe, batch_transform=None))
         self._num_processes = num_processes
+        gone, self._fetched = sum(fetched.values(), Fetched()), fetched
+        fetched.clear()
+        fetched[0] = gone
         self._per_process = max(1, -(-num_ahead // num_processes))
 
     def batches(
@@ -129,6 +142,9 @@ class ProcessPool:
         for made in batches:
             if isinstance(made, _Failed):
                 raise made.error
+            made, told = made
+            if told is not None:
+                self._fetched[told[0]] = told[1]
             yield asked.popleft(), *made
             # A batch must not live on in this frame while the next one is waited for.
             del made

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from shardload.memory import BufferPool, SharedArena
 from shardload.reader.batch import SampleBatch
 from shardload.reader.crossing import receive
+from shardload.reader.far import Fetched
 from shardload.reader.serve import DONE, MESSAGE, READY, Hint, Request, Work
 
 Int64 = NDArray[np.int64]
@@ -78,6 +79,8 @@ class ReaderProcess:
         self._arena = arena = SharedArena()
         self.pool = BufferPool(max_idle_bytes, strict=strict, arena=arena)
         """Where the arrays of batches come from."""
+        self.fetched = Fetched()
+        """What it had fetched from stores at its last answer."""
         self._slots = [arena.take(_SLOT_BYTES) for _ in range(num_slots)]
         self._pending: dict[int, Asked] = {}
         self._answers: dict[int, tuple[int, int]] = {}
@@ -164,7 +167,8 @@ class ReaderProcess:
         if status == DONE:
             memory, stop = self._arena.memory, where + 8
             stop += int.from_bytes(memory[where:stop], "little")
-            sent = pickle.loads(memory[where + 8 : stop])
+            sent, fetched = pickle.loads(memory[where + 8 : stop])
+            self.fetched = self.fetched if fetched is None else self.fetched.newer(fetched)
             location, fields = self._work.dataset.location, self._work.fields
             batches = [
                 receive(part, ids, lent, fields, self._arena, location)

@@ -18,7 +18,7 @@ from shardload.loader.draws import orders_of
 from shardload.loader.hints import Told, forecast_of
 from shardload.loader.progress import Progress
 from shardload.loader.ranks import RankChoice, announce, one_of
-from shardload.order.cursor import Partition, RankBatch, Tail, by_window, rank_batches
+from shardload.order.cursor import Partition, RankBatch, Tail, Window, by_window, rank_batches
 from shardload.order.exclusion import Excludes, left_out
 from shardload.order.sample_ids import SampleIds, UseWatch
 from shardload.order.shuffle import Shuffle, check_shuffle
@@ -250,13 +250,13 @@ class ShardBatchSampler(BatchSampler):
         uses = None if told is None else told.uses(batches, [])
         self.sampler.dataset.will_need(np.concatenate([batch.sample_ids for batch in batches]), uses=uses)
 
-    def _announced_by_window(self, windows: Iterator[list[RankBatch]], told: Told | None) -> Iterator[RankBatch]:
+    def _announced_by_window(self, windows: Iterator[Window], told: Told | None) -> Iterator[RankBatch]:
         """Yields the batches of windows, each after the whole of its own window and the next one was announced."""
         waiting: list[RankBatch] = []
         for window in windows:
-            self._announce(window, told)
+            self._announce(window.parts, told)
             yield from waiting
-            waiting = window
+            waiting = window.batches
         yield from waiting
 
     def __len__(self) -> int:

@@ -178,6 +178,15 @@ class RankBatch:
         """How many positions belong to the epoch before; those come first."""
         return int(np.searchsorted(self.positions, 0)) if len(self.positions) and self.positions[0] < 0 else 0
 
+    def part(self, which: NDArray[np.bool_]) -> RankBatch:
+        """Returns some samples of it, for who only announces them.
+
+        Args:
+            which: of shape (batch,).
+        """
+        num_valid = int(which[: self.num_valid].sum())
+        return RankBatch(self.cursor, self.positions[which], self.sample_ids[which], num_valid)
+
 
 def rank_batches(partition: Partition, rank: int, cursor: int, order: Order) -> Iterator[RankBatch]:
     """Yields a rank's batches from a cursor to the end of the epoch.
@@ -207,21 +216,46 @@ def rank_batches(partition: Partition, rank: int, cursor: int, order: Order) -> 
         window = max(1, WINDOW_POSITIONS // size)
 
 
-def by_window(batches: Iterator[RankBatch], window_end: Callable[[int], int]) -> Iterator[list[RankBatch]]:
-    """Yields batches in groups that end with the first one to reach the end of the window that the group begins in.
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a rank has in a window of an order, which is announced as a whole."""
+
+    batches: list[RankBatch]
+    """Those that begin in it."""
+    parts: list[RankBatch]
+    """What lies in it of these, and of those that begin before it: of whole windows there are only whole blocks to be read."""
+
+
+def by_window(batches: Iterator[RankBatch], window_end: Callable[[int], int]) -> Iterator[Window]:
+    """Yields batches by the window that they begin in.
 
     Args:
         batches: the batches of an epoch.
         window_end: position -> the end of the window that it lies in.
     """
-    group: list[RankBatch] = []
+    group, parts, later = list[RankBatch](), list[RankBatch](), list[RankBatch]()
     end = 0
     for batch in batches:
         if not group:
             end = window_end(max(0, int(batch.positions[0]) if len(batch.positions) else batch.cursor - 1))
+            parts, later = _cut(later, end)
         group.append(batch)
+        mine, after = _cut([batch], end)
+        parts, later = parts + mine, later + after
         if batch.cursor >= end:
-            yield group
-            group = []
-    if group:
-        yield group
+            yield Window(group, parts)
+            group, parts = [], []
+    if group or later:
+        yield Window(group, parts + later)
+
+
+def _cut(batches: list[RankBatch], end: int) -> tuple[list[RankBatch], list[RankBatch]]:
+    """Returns what of batches lies before the end of a window, and the rest."""
+    before, after = list[RankBatch](), list[RankBatch]()
+    for batch in batches:
+        inside = batch.positions < end
+        if inside.any():
+            before.append(batch if inside.all() else batch.part(inside))
+        if not inside.all():
+            after.append(batch.part(~inside))
+    return before, after

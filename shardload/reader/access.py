@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import os
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any
@@ -30,7 +28,7 @@ from shardload.reader.external import ExternalFiles, Outside, spare_bytes
 from shardload.reader.far_files import FarFiles
 from shardload.reader.files import OpenFiles
 from shardload.reader.items import Segments, sample_of, segments_of
-from shardload.reader.later import Later
+from shardload.reader.later import announcer
 from shardload.reader.located import Located
 from shardload.reader.open_shards import OpenShards, codec_of
 from shardload.reader.places import SamplePlace, sample_places
@@ -81,9 +79,8 @@ class Access:
         self._verify = verify = resolve_verify(verify, num_bytes if near else None)
         self._num_rereads = 0
         # Shards have to be opened for what is announced, which takes time where they are a request away.
-        self._later = Later() if self._far else None
-        if self._later is not None:
-            weakref.finalize(self, self._later.close).atexit = False
+        self.announcements = announcer(self, self._far)
+        """What has it announced which samples will be read."""
         checked, shared = functools.partial(CheckedBlocks, num_samples), (facts, self.engine)
         self._records = RecordReader(schema, *shared, checked(), verify, codec_of(shards.readers), external)
         wide = ((field, schema.number(field.name)) for field in schema.wide_fields)
@@ -112,14 +109,6 @@ class Access:
             return Transfers()
         return self.engine.transfers() + Transfers(num_rereads=self._num_rereads)
 
-    def beside(self, announce: Callable[..., object], *arguments: Any) -> None:
-        """Calls what announces reads: at once, or beside the caller where that takes requests."""
-        if self._later is None:
-            announce(*arguments)
-        else:
-            # In the caller's context: what is closed there ends it here, too.
-            self._later.call(functools.partial(contextvars.copy_context().run, announce, *arguments))
-
     def read_batch(self, sample_ids: Int64, buffers: Buffers, fields: Sequence[Field]) -> SampleBatch:
         """Returns the given fields of a batch; fixed fields go into their buffer where there is one."""
         return self.read_batches([sample_ids], [buffers], fields)[0]
@@ -135,8 +124,11 @@ class Access:
             buffers: for each batch the buffers of fixed fields.
             fields: the fields.
         """
-        samples = self._locate(np.concatenate(batches))
-        self._hint(samples, fields, urgent=True)
+        sample_ids = np.concatenate(batches)
+        self.announcements.let_pass(sample_ids)
+        samples = self._locate(sample_ids)
+        if not self._read_at_once(fields):
+            self._hint(samples, fields, urgent=True)
         sizes = [len(ids) for ids in batches]
         parts = [slice(first, last) for first, last in pairwise(np.cumsum([0, *sizes]).tolist())]
         columns: list[dict[str, Column]] = [{} for _ in batches]
@@ -356,6 +348,13 @@ class Access:
             self._hinted.add(samples.sample_ids)
         if len(samples):
             self._announce(samples, fields, uses, urgent)
+
+    def _read_at_once(self, fields: Sequence[Field]) -> bool:
+        """Tells whether a single read asks a store for all of some fields, so that nothing need be announced before it."""
+        at_once = sum(field.wide for field in fields) < 2 and not any(
+            field.in_record or field.streamed for field in fields
+        )
+        return at_once and type(self.engine) is RangeEngine
 
     @rereads
     def ranges(self, sample_ids: Int64, fields: Sequence[Field]) -> Ranges:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from operator import attrgetter
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,19 @@ from numpy.typing import NDArray
 from shardload.errors import StorageError
 from shardload.planner import join_ranges, plan_requests
 from shardload.reader.gauge import Gauge
-from shardload.reader.requests import DONE, RUNNING, WAITING, Place, Request, Span, current_turn, given_out, giving_way
+from shardload.reader.requests import (
+    DONE,
+    RUNNING,
+    WAITING,
+    Place,
+    Request,
+    Span,
+    Spans,
+    columns_of,
+    current_turn,
+    given_out,
+    giving_way,
+)
 from shardload.storage.answers import UnavailableError
 from shardload.storage.stopping import Stop, current_stop, heeding
 
@@ -53,8 +63,7 @@ class Arrivals:
         self._max_requests = max_requests
         self._largest_bytes = 0
         self._changed = threading.Condition()
-        self._starts: dict[int, list[int]] = {}
-        self._spans: dict[int, list[Span]] = {}
+        self._spans = Spans()
         self._urgent: deque[Request] = deque()
         self._later: deque[Request] = deque()
         self._arrived: dict[Request, None] = {}
@@ -108,7 +117,7 @@ class Arrivals:
         self._wake(len(self._urgent) if urgent else len(requests))
         return sum(request.num_bytes for request in requests)
 
-    def views(self, places: Iterable[Place]) -> tuple[list[list[memoryview]], list[tuple[Span, int, int]]]:
+    def views(self, places: Sequence[Place]) -> tuple[list[list[memoryview]], list[tuple[Span, int, int]]]:
         """Returns the pieces of ranges, one after another; what is missing is fetched, and waited for.
 
         Returns:
@@ -117,11 +126,17 @@ class Arrivals:
         Raises:
             StorageError, FormatError: what `fetch` raised for it.
         """
-        found, taken = [], []
-        for shard_id, start, stop in giving_way(places):
+        found, taken, hurried = [], [], False
+        for number, (shard_id, start, stop) in enumerate(giving_way(places)):
             pieces = []
             while start < stop:
-                span, data = self._there(shard_id, start, stop)
+                there = self._there(shard_id, start, hurried)
+                if there is None:
+                    # Of all at once; where all of it is there nothing is to be planned.
+                    self.announce(*columns_of([(shard_id, start, stop), *places[number + 1 :]]), urgent=True)
+                    hurried = True
+                    continue
+                span, data = there
                 end = min(stop, span.stop)
                 pieces.append(data[start - span.start : end - span.start])
                 taken.append((span, start, end))
@@ -132,7 +147,7 @@ class Arrivals:
     def holds(self, places: Iterable[Place]) -> list[bool]:
         """Tells of which ranges the first byte is there or on its way."""
         with self._changed:
-            return [bool(self._overlapping(shard_id, start, start + 1)) for shard_id, start, _ in places]
+            return [bool(self._spans.overlapping(shard_id, start, start + 1)) for shard_id, start, _ in places]
 
     def used(self, taken: list[tuple[Span, int, int]]) -> None:
         """Notes parts as read, and drops what was read as a whole."""
@@ -151,7 +166,7 @@ class Arrivals:
     def discard(self, shard_id: int, start: int, stop: int) -> None:
         """Drops what is there of a range."""
         with self._changed:
-            for span in self._overlapping(shard_id, start, stop):
+            for span in self._spans.overlapping(shard_id, start, stop):
                 if span.request.state == DONE:
                     self._remove(span)
 
@@ -164,20 +179,11 @@ class Arrivals:
             self._stop.set()
             self._changed.notify_all()
 
-    def _overlapping(self, shard_id: int, start: int, stop: int) -> list[Span]:
-        starts = self._starts.get(shard_id)
-        if not starts:
-            return []
-        spans = self._spans[shard_id]
-        first = max(0, bisect.bisect_right(starts, start) - 1)
-        last = bisect.bisect_left(starts, stop)
-        return [span for span in spans[first:last] if span.stop > start]
-
     def _missing(self, place: Place, turn: int, urgent: bool) -> list[Place]:
         """Returns what of a range is not there or on its way; what is, stays until it is read, and is hurried if urgent."""
         shard_id, start, stop = place
         missing = []
-        for span in self._overlapping(shard_id, start, stop):
+        for span in self._spans.overlapping(shard_id, start, stop):
             if span.start > start:
                 missing.append((shard_id, start, span.start))
             span.need(turn, start, stop)
@@ -198,20 +204,14 @@ class Arrivals:
         requests = [Request(place, self._serial, urgent, asked_for) for place in ends]
         new = given_out(missing, requests, turn)
         for shard_id, spans in new.items():
-            spans += self._spans.get(shard_id, ())
-            spans.sort(key=attrgetter("start"))
-            self._spans[shard_id] = spans
-            self._starts[shard_id] = [span.start for span in spans]
+            self._spans.add(shard_id, spans)
         return requests
 
     def _remove(self, span: Span) -> None:
         """Drops a span, and with its last one what is held for a request."""
-        request = span.request
-        starts, spans = self._starts[request.shard_id], self._spans[request.shard_id]
-        slot = bisect.bisect_left(starts, span.start)
-        if slot == len(spans) or spans[slot] is not span:
+        if not self._spans.remove(span):
             return
-        del starts[slot], spans[slot]
+        request = span.request
         span.data, span.needs = None, {}
         request.spans.remove(span)
         if request.state == DONE and request.error is None:
@@ -226,30 +226,27 @@ class Arrivals:
         self._held_bytes += num_bytes - request.cost
         request.cost = num_bytes
 
-    def _there(self, shard_id: int, start: int, stop: int) -> tuple[Span, memoryview]:
-        """Returns the span that has a byte, once it is there."""
+    def _there(self, shard_id: int, start: int, wait: bool) -> tuple[Span, memoryview] | None:
+        """Returns the span that has a byte, once it is there; None if nobody has asked for it, or it is not to be waited for."""
         while True:
             with self._changed:
-                found = self._overlapping(shard_id, start, start + 1)
-                data = found[0].data if found else None
-                request, done = found[0].request if found else None, None
-                if request is not None and request.error is not None:
+                found = self._spans.overlapping(shard_id, start, start + 1)
+                if not found:
+                    return None
+                data, request = found[0].data, found[0].request
+                if request.error is not None:
                     self._remove(found[0])
                     # Another loader, or who comes back later, may fare better.
                     late = time.monotonic() - request.failed_at > _FAILED_SECONDS
                     if not late and request.stop is current_stop(self._stop):
                         raise request.error
                     continue
-                if request is not None and data is None:
-                    done = threading.Event()
-                    request.waiting.append(done)
-            if request is None:
-                place = (np.array([number], dtype=np.int64) for number in (shard_id, start, stop - start))
-                self.announce(*place, urgent=True)
-                continue
-            if data is not None:
-                return found[0], data
-            assert done is not None
+                if data is not None:
+                    return found[0], data
+                if not wait:
+                    return None
+                done = threading.Event()
+                request.waiting.append(done)
             with current_stop().calling(done.set):
                 while not done.wait(_CHECK_SECONDS):
                     if not self._num_threads:

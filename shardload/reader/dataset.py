@@ -199,13 +199,13 @@ class ShardDataset(SampleSource):
         # OSError: a file system may refuse hints, which is no reason not to read.
         with contextlib.suppress(ShardloadError, OSError):
             access, wanted = self._process_access(), self.field_list if fields is None else fields
-            access.beside(access.will_need, sample_ids, wanted, rows_announced, uses)
+            access.announcements.call(sample_ids, access.will_need, sample_ids, wanted, rows_announced, uses)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Tells the operating system that samples will be announced by `will_need` a while later."""
         with contextlib.suppress(ShardloadError, OSError):
             access = self._process_access()
-            access.beside(access.will_need_rows, sample_ids)
+            access.announcements.call(sample_ids, access.will_need_rows, sample_ids)
 
     def ranges(self, sample_ids: Int64) -> tuple[Int64, Int64, Int64]:
         """Returns the shards, first bytes and lengths of the ranges that samples are read from, rows left out."""

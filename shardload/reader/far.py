@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from shardload.reader.concat import Joined
 from shardload.reader.dataset import ShardDataset
@@ -18,16 +19,30 @@ def is_far(source: SampleSource) -> bool:
     return any(dataset.far for dataset in _datasets(source))
 
 
-def transfers_of(source: SampleSource) -> Transfers:
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a process has had from stores, and from caches before them."""
+
+    transfers: Transfers = field(default_factory=Transfers)
+    retries: dict[str, int] = field(default_factory=dict)
+    """How often stores had to be asked again, by what had gone wrong."""
+    cache: CacheStats = field(default_factory=CacheStats)
+
+    def __add__(self, other: Fetched) -> Fetched:
+        retries = dict(Counter(self.retries) + Counter(other.retries))
+        return Fetched(self.transfers + other.transfers, retries, self.cache + other.cache)
+
+    def newer(self, other: Fetched) -> Fetched:
+        """Returns the later one of two of the same process: what they count only grows."""
+        return max(self, other, key=lambda one: (one.transfers.num_requests, one.transfers.needed_bytes))
+
+
+def fetched_of(source: SampleSource) -> Fetched:
     """Returns what this process has fetched of the parts of a source that are read from URLs."""
-    different = {id(dataset): dataset for dataset in _datasets(source)}
-    return sum((dataset.transfers() for dataset in different.values()), Transfers())
-
-
-def retries_of(source: SampleSource) -> dict[str, int]:
-    """Returns how often this process had to ask stores again for parts of a source, by what had gone wrong."""
-    different = {id(dataset): dataset for dataset in _datasets(source)}
-    return dict(sum((Counter(dataset.num_retries) for dataset in different.values()), Counter()))
+    different = list({id(dataset): dataset for dataset in _datasets(source)}.values())
+    transfers = sum((dataset.transfers() for dataset in different), Transfers())
+    retries = sum((Counter(dataset.num_retries) for dataset in different), Counter[str]())
+    return Fetched(transfers, dict(retries), cache_stats(source))
 
 
 def is_cached(source: SampleSource) -> bool:

@@ -76,13 +76,10 @@ class RangeEngine:
         return Transfers(arrivals.num_requests, arrivals.requested_bytes, self._needed_bytes)
 
     def _views(self, ranges: Ranges) -> tuple[list[list[memoryview]], list[tuple[Span, int, int]]]:
-        some = ranges[ranges.lengths > 0]
-        if len(some):
-            self._arrivals.announce(some.shard_ids, some.starts, some.lengths, urgent=True)
         columns = ranges.shard_ids.tolist(), ranges.starts.tolist(), (ranges.starts + ranges.lengths).tolist()
         places: list[Place] = list(zip(*columns, strict=True))
         views = self._arrivals.views(places)
-        self._needed_bytes += int(some.lengths.sum())
+        self._needed_bytes += int(ranges.lengths.sum())
         return views
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from operator import attrgetter
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -54,6 +55,12 @@ def giving_way(items: Iterable[Item]) -> Iterator[Item]:
         if number % _GIVE_WAY == _GIVE_WAY - 1:
             time.sleep(0)
         yield item
+
+
+def columns_of(places: Sequence[Place]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Returns shards, first bytes and lengths of those places that have bytes."""
+    columns = np.array([place for place in places if place[1] < place[2]], dtype=np.int64).T
+    return columns[0], columns[1], columns[2] - columns[1]
 
 
 class Request:
@@ -190,6 +197,44 @@ class Parts:
         low, high = self._starts[first], self._stops[last - 1]
         left = [(a, b) for a, b in ((low, start), (stop, high)) if a < b]
         self._starts[first:last], self._stops[first:last] = [a for a, _ in left], [b for _, b in left]
+
+
+class Spans:
+    """Spans by shard, in the order of the file."""
+
+    def __init__(self) -> None:
+        self._starts: dict[int, list[int]] = {}
+        self._spans: dict[int, list[Span]] = {}
+
+    def __bool__(self) -> bool:
+        return any(self._spans.values())
+
+    def overlapping(self, shard_id: int, start: int, stop: int) -> list[Span]:
+        """Returns those that have bytes of a range."""
+        starts = self._starts.get(shard_id)
+        if not starts:
+            return []
+        spans = self._spans[shard_id]
+        first = max(0, bisect.bisect_right(starts, start) - 1)
+        last = bisect.bisect_left(starts, stop)
+        return [span for span in spans[first:last] if span.stop > start]
+
+    def add(self, shard_id: int, spans: list[Span]) -> None:
+        """Adds some of a shard, disjoint from all that there are."""
+        spans = [*self._spans.get(shard_id, ()), *spans]
+        spans.sort(key=attrgetter("start"))
+        self._spans[shard_id] = spans
+        self._starts[shard_id] = [span.start for span in spans]
+
+    def remove(self, span: Span) -> bool:
+        """Drops one; returns False if it is not there."""
+        shard_id = span.request.shard_id
+        starts, spans = self._starts[shard_id], self._spans[shard_id]
+        slot = bisect.bisect_left(starts, span.start)
+        if slot == len(spans) or spans[slot] is not span:
+            return False
+        del starts[slot], spans[slot]
+        return True
 
 
 def given_out(missing: Sequence[Place], requests: Sequence[Request], turn: int) -> dict[int, list[Span]]:

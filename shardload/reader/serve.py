@@ -31,6 +31,7 @@ from shardload.order.sample_ids import SampleIds
 from shardload.reader.batch import SampleBatch
 from shardload.reader.crossing import Scratch, Sent, send
 from shardload.reader.decode import decoded
+from shardload.reader.far import fetched_of, is_far
 from shardload.reader.requests import in_turn
 from shardload.reader.source import SampleSource
 
@@ -103,6 +104,7 @@ class _Reader:
         self._work = work
         self._memory = memory
         self._answers = answers
+        self._far = is_far(work.dataset)
         self._reads = ThreadPoolExecutor(num_threads)
         self._hints = ThreadPoolExecutor(1)
 
@@ -111,7 +113,12 @@ class _Reader:
         request: Request = pickle.loads(self._memory[start : start + num_bytes])
         if request.hints:
             hints = [Hint(rows, [np.frombuffer(ids, np.int64)], *told) for rows, ids, told in request.hints]
-            self._hints.submit(announce, self._work.dataset, self._work.fields, hints)
+            told = self._work.dataset, self._work.fields, hints
+            if self._far:
+                # There they are only noted, and are to be so before anything is read of them.
+                announce(*told)
+            else:
+                self._hints.submit(announce, *told)
         self._reads.submit(self._answer, request, start, stop)
 
     def _answer(self, request: Request, start: int, stop: int) -> None:
@@ -119,7 +126,8 @@ class _Reader:
         # Whatever it is: the parent reads the same once more and has the error for itself.
         with contextlib.suppress(Exception):
             scratch = Scratch(self._memory, start, stop)
-            answer = pickle.dumps(self._read(request, scratch))
+            sent = self._read(request, scratch)
+            answer = pickle.dumps((sent, fetched_of(self._work.dataset) if self._far else None))
             where = scratch.put([len(answer).to_bytes(8, "little"), answer], 8 + len(answer))
             status = DONE
         with contextlib.suppress(OSError):

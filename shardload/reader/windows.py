@@ -237,7 +237,7 @@ class TokenWindows(SampleSource):
             with contextlib.suppress(ShardloadError, OSError):
                 access, starts = self.dataset._process_access(), self._grid.starts(sample_ids)
                 ranges = self._documents.ranges(access, starts, self.length + self.shift)
-                access.beside(access.will_need_items, self.field, ranges)
+                access.announcements.call(sample_ids, access.will_need_items, self.field, ranges)
 
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Does nothing: which rows windows lie in is only known once they are searched."""
@@ -246,6 +246,7 @@ class TokenWindows(SampleSource):
         """Fills the arrays of inputs and labels of batches, which are parts of the ids."""
         size = self.length + self.shift
         ranges = self._documents.ranges(access, self._grid.starts(ids), size)
+        access.announcements.let_pass(ids)
         due = access.will_need_items(self.field, ranges)
         step = max(1, _CHUNK_BYTES // (size * self.field.num_bytes))
         keep_freed_memory()

@@ -105,8 +105,8 @@ def test_any_reads_give_the_bytes_of_the_store(steps: list[tuple[str, list[tuple
                 assert read(arrivals, places) == [DATA[shard_id][start:stop] for shard_id, start, stop in places]
         assert store.most_running <= 8
         # What is there is disjoint, and in order.
-        for shard_id, starts in arrivals._starts.items():
-            spans = arrivals._spans[shard_id]
+        for shard_id, starts in arrivals._spans._starts.items():
+            spans = arrivals._spans._spans[shard_id]
             assert starts == [span.start for span in spans] == sorted(starts)
             assert all(a.stop <= b.start for a, b in itertools.pairwise(spans))
 
@@ -126,7 +126,30 @@ def test_what_was_announced_is_fetched_once_and_dropped_when_it_was_read() -> No
             thread.join(WAIT)
         assert got == [[DATA[0][start:stop] for _, start, stop in places]] * 4
         assert sum(stop - start for _, start, stop in store.asked) <= 4 * 1.1 * sum(b - a for _, a, b in places)
-        assert not arrivals._held_bytes and not arrivals._arrived and not any(arrivals._spans.values())
+        assert not arrivals._held_bytes and not arrivals._arrived and not arrivals._spans
+
+
+def test_of_what_is_there_nothing_is_planned_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [(0, start, start + 50_000) for start in range(0, 500_000, 50_000)]
+    with arriving() as (store, arrivals):
+        announce(arrivals, places)
+        read(arrivals, places[:1])
+        arrivals.views(places[1:])
+        num_asked, planned = len(store.asked), list[int]()
+        real = arrivals._announce
+        monkeypatch.setattr(
+            arrivals, "_announce", lambda some, urgent: (planned.append(len(some)), real(some, urgent))[1]
+        )
+        for place in places[1:]:
+            found, taken = arrivals.views([place])
+            assert b"".join(found[0]) == DATA[0][place[1] : place[2]]
+            arrivals.used(taken)
+        assert not planned and len(store.asked) == num_asked
+        # What is not there is asked for together, from the first of it on.
+        found, taken = arrivals.views([(1, 0, 0), *((1, start, start + 10) for start in range(0, 3 << 20, 1 << 18))])
+        assert [len(b"".join(pieces)) for pieces in found] == [0] + 12 * [10]
+        assert planned == [12]
+        arrivals.used(taken)
 
 
 def test_parts_that_were_read_leave_the_rest() -> None:
@@ -213,7 +236,7 @@ def test_failures_are_told_to_who_reads() -> None:
         with pytest.raises(StorageError, match="no"):
             for _ in range(2):
                 read(arrivals, places)
-        assert not any(arrivals._spans.values()) and not arrivals._held_bytes
+        assert not arrivals._spans and not arrivals._held_bytes
         store.error = None
         assert read(arrivals, places) == [DATA[0][:1000]]
 
@@ -237,7 +260,7 @@ def test_what_was_announced_and_could_not_be_had_is_asked_for_again_after_its_re
                 monkeypatch.setattr("shardload.reader.arrivals._FAILED_SECONDS", 0.0)
                 store.error = None
                 assert read(arrivals, places) == [DATA[0][:1000]] and len(store.asked) == asked + 1
-        assert not any(arrivals._spans.values()) and not arrivals._held_bytes and not arrivals._arrived
+        assert not arrivals._spans and not arrivals._held_bytes and not arrivals._arrived
 
 
 def test_what_is_waited_for_comes_before_what_was_announced() -> None:
@@ -385,7 +408,7 @@ def test_what_is_announced_late_for_a_loader_that_is_closed_is_not_fetched() -> 
     stop.set()
     with arriving() as (store, arrivals), heeding(stop):
         announce(arrivals, [(0, 0, 1000)])
-        assert not any(arrivals._spans.values()) and not store.asked
+        assert not arrivals._spans and not store.asked
 
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 20), st.integers(1, 9)), max_size=12))

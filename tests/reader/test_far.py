@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import shardload
 from shardload.errors import ChecksumError, FormatError, StateMismatchError
-from shardload.reader import access
+from shardload.reader import access, later
 from shardload.reader.verify import verify_dataset
 from shardload.storage import AnswerError
 
@@ -143,6 +143,70 @@ def test_loaders_agree_and_go_on_from_each_others_states(root: Path, server: Ran
         )
 
 
+class ReadFirst:
+    """Announcements none of which is made before somebody reads."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.read = threading.Event()
+        let_pass, will_need = later.Later.let_pass, access.Access.will_need
+
+        def reading(own: later.Later, ids: Any) -> None:
+            self.read.set()
+            let_pass(own, ids)
+
+        def announcing(own: access.Access, *arguments: Any) -> None:
+            assert self.read.wait(20)
+            will_need(own, *arguments)
+
+        monkeypatch.setattr(later.Later, "let_pass", reading)
+        monkeypatch.setattr(access.Access, "will_need", announcing)
+
+
+@pytest.mark.parametrize("how", [{}, {"num_threads": 0}, {"verify": "off"}], ids=str)
+def test_of_blocks_that_are_mixed_each_is_asked_for_once(
+    root: Path, server: RangeServer, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    """Whoever reads first, and whichever batches lie across two windows: a request a block, or less."""
+    far = shardload.open(f"{server.url}/images", verify=how.pop("verify", "auto"))
+    far._process_access().num_samples()
+    ReadFirst(monkeypatch)
+    opened, num_shards, block, window = far.transfers(), len(far.table), 8, 5
+    with shardload.ShardLoader(far, 30, shuffle=shardload.BlockShuffle(block, window), tail="short", **how) as loader:
+        for epoch in range(3):
+            assert sum(len(batch["image"]) for batch in loader) == len(far)
+            asked = far.transfers()
+            # Four windows an epoch, and the first one of the next; a block at the edge of two shards is asked for in two parts.
+            most = (epoch + 1) * (len(far) // block + num_shards) + window + num_shards
+            assert asked.num_requests - opened.num_requests <= most
+            assert asked.requested_bytes - opened.requested_bytes <= (epoch + 1.3) * 1.01 * far.num_bytes
+
+
+def test_an_epoch_that_is_one_window_is_fetched_once(root: Path, server: RangeServer) -> None:
+    far = shardload.open(f"{server.url}/images")
+    with shardload.ShardLoader(far, 30, shuffle=shardload.BlockShuffle(8, 100), tail="short") as loader:
+        asked = []
+        for _ in range(5):
+            assert sum(len(batch["image"]) for batch in loader) == len(far)
+            assert far._process_access().announcements.settle(20)
+            asked.append(far.transfers().num_requests)
+    assert asked[1] == asked[-1]
+
+
+OTHERS: list[Any] = [{"helper_process": True}, pytest.param({"num_processes": 2}, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("how", OTHERS, ids=str)
+def test_what_other_processes_fetch_is_told(root: Path, server: RangeServer, how: dict[str, Any]) -> None:
+    far = shardload.open(f"{server.url}/wide")
+    with shardload.ShardLoader(far, 100, shuffle=True, **how) as loader:
+        for epoch in (1, 2):
+            assert len(list(loader)) == 10
+            stats = loader.stats()
+            assert not far.transfers().num_requests
+            assert stats.num_requests > 0 and epoch * far.num_bytes <= 1.01 * stats.needed_bytes
+            assert stats.requested_bytes >= 0.9 * epoch * far.num_bytes
+
+
 def test_mixtures_of_both(root: Path, server: RangeServer) -> None:
     def mixture(first: Any) -> shardload.Mixture:
         return shardload.Mixture({"a": (shardload.open(first), 0.7), "b": (shardload.open(root / "mixed"), 0.3)})
@@ -186,8 +250,7 @@ def test_blocks_cost_what_reading_in_order_does(server: RangeServer) -> None:
         stats = loader.stats()
     # The first window of the next epoch is announced as well. Blocks that cross shards are two ranges.
     assert stats.requested_bytes <= 1.05 * (stats.needed_bytes + 4 * 128 * 4096)
-    # The first batch is read at once, while its window is being planned: its samples may be requests of their own.
-    assert stats.num_requests <= len(far.table) + 2 * 12 + 32
+    assert stats.num_requests <= len(far.table) + 2 * 12
 
 
 def _flip(server: RangeServer, name: str, start: int, stop: int, times: int | None) -> list[int]:
@@ -258,8 +321,7 @@ def test_damage_in_what_was_announced_with_other_samples_is_fetched_again(root: 
     far, local = shardload.open(f"{server.url}/wide"), shardload.open(root / "wide")
     hits = _flip(server, local.table[0].name, *_section(local._process_access().shard(0), 2), 1)
     far.will_need(np.arange(3))
-    later = far._process_access()._later
-    assert later is not None and later.settle(20)
+    assert far._process_access().announcements.settle(20)
     # The bytes stay, as those of its neighbours were not read yet; they must not be looked at again.
     same(far[0], local[0])
     assert hits == [1] and far.transfers().num_rereads == 1
@@ -320,4 +382,4 @@ def test_memory_of_what_was_announced_is_given_back(server: RangeServer) -> None
             pass
     arrivals = far._process_access().engine._arrivals
     far.__getitems__(range(len(far)))
-    assert not arrivals._held_bytes and not any(arrivals._spans.values())
+    assert not arrivals._held_bytes and not arrivals._spans

@@ -214,8 +214,8 @@ def test_views_and_joined_sources_are_told_of_and_counted(root: Path, server: Ra
         server.requests.clear()
         assert sum(len(batch["tokens"]) for batch in loader) == 992
         second = loader.stats()
-    # Fetched are only the 18 samples that the first epoch has dropped; what waits in memory by then is looked for in no cache.
-    assert second.num_cache_hits - first.num_cache_hits >= 900
+    # Fetched are only the 18 samples that the first epoch has dropped. The others come from the cache, or wait in memory by then.
+    assert second.num_cache_hits - first.num_cache_hits >= 500
     assert second.num_requests - first.num_requests <= 20
 
 

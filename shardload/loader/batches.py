@@ -149,8 +149,8 @@ class BatchMaker:
         num_threads = self._ahead.num_threads
         most = num_threads if aside is None else max(1, num_threads)
         # What was announced to a store is there, and reading it is computing: bursts side by side would each take as long as all
-        # of them, also the one that is waited for.
-        depth = 0 if self._ahead.early else most
+        # of them, also the one that is waited for. One beside it goes on where a transform takes long.
+        depth = min(1, most) if self._ahead.early else most
         threads = _readers(num_threads) if num_threads else None
         reads: collections.deque[tuple[list[RankBatch], Callable[[], list[Read]]]] = collections.deque()
         closing = threading.Event()

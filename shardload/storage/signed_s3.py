@@ -23,6 +23,7 @@ from botocore.exceptions import BotoCoreError
 from shardload.storage.ranges import Accept, condition, fill, told_of
 
 _VALID_SECONDS = 1500
+"""Those that a URL is used, a clock that is a quarter of an hour off, as S3 allows, and some to spare."""
 _USED_SECONDS = 300.0
 """Temporary credentials are renewed ten minutes before they end, and no URL outlives what it was signed with."""
 _OFF_SECONDS = 3600.0

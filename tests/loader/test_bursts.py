@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from range_server import RangeServer
 from samples import mixed_sample, write_mixed
 from threads import loader_threads
 
@@ -29,7 +30,7 @@ WAYS = [(0, 0), (1, 0), (8, 0), (8, 1), (3, 3), (16, 2)]
 """prefetch_batches and num_threads."""
 
 
-def make(path: Path, batch_size: int, way: tuple[int, int], **options: Any) -> shardload.ShardLoader:
+def make(path: Path | str, batch_size: int, way: tuple[int, int], **options: Any) -> shardload.ShardLoader:
     options = {"shuffle": True, "with_ids": True, "tail": "short"} | options
     return shardload.ShardLoader(
         shardload.open(path), batch_size, prefetch_batches=way[0], num_threads=way[1], **options
@@ -82,7 +83,8 @@ def test_an_error_comes_after_the_batches_before_it(tmp_path: Path, way: tuple[i
     assert not loader_threads()
 
 
-def test_one_slow_sample_does_not_stop_reading_ahead(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("far", [False, True])
+def test_one_slow_sample_does_not_stop_reading_ahead(mixed: Path, monkeypatch: pytest.MonkeyPatch, far: bool) -> None:
     """While a transform of the first batch waits, later bursts are read."""
     read, enough = [], threading.Event()
     real = ShardDataset.read_batches
@@ -98,11 +100,13 @@ def test_one_slow_sample_does_not_stop_reading_ahead(mixed: Path, monkeypatch: p
         return int(sample["number"])
 
     monkeypatch.setattr(ShardDataset, "read_batches", noted)
-    loader = make(mixed, 10, (4, 2), transform=transform, with_ids=False)
-    batches = iter(loader)
-    assert len(next(batches)) == 10
-    loader.close()
-    assert read[0] == 1 and max(read) == 4
+    with RangeServer(mixed) as server:
+        loader = make(server.url if far else mixed, 10, (4, 2), transform=transform, with_ids=False)
+        batches = iter(loader)
+        assert len(next(batches)) == 10
+        loader.close()
+    # From a store there is one burst beside the first, of two batches.
+    assert read[0] == 1 and max(read) >= (2 if far else 4)
 
 
 def test_what_comes_is_announced_once_also_of_the_next_epoch(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,8 @@ class Hints:
     ) -> None:
         if own or later:
             uses = None if self._told is None else self._told.uses(own, later)
-            self._waiting.append(Hint(False, _ids(own, later), rows_announced, uses, turn or self._turn(own)))
+            turn = self._turn(own) if turn is None else turn
+            self._waiting.append(Hint(False, _ids(own, later), rows_announced, uses, turn))
 
     def _announce_rows(self, own: list[RankBatch], later: list[RankBatch]) -> None:
         if own or later:

@@ -1,4 +1,4 @@
-"""The README's snippets run as they stand, in their order, in one folder."""
+"""The snippets of the README and of the guides that it leads to run as they stand, in their order, in one folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from launch import launch
 
 import shardload
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+GUIDES = {path.parent.name: path.read_text() for path in ROOT.glob("shardload/*/README.md")}
 
 
 def snippets_of(text: str) -> list[str]:
@@ -19,13 +21,14 @@ def snippets_of(text: str) -> list[str]:
 
 def test_python_snippets_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    snippets = snippets_of(README.partition("## Frameworks")[0])
-    assert len(snippets) >= 2
+    pages = [README, *(text for name, text in GUIDES.items() if name != "integrations")]
+    snippets = [snippet for page in pages for snippet in snippets_of(page)]
+    assert len(snippets) >= 8
     names: dict = {"__name__": "__main__"}
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), names)
     assert "sample" in capsys.readouterr().out
-    # The loader of the last snippet is a DataLoader with worker processes; it must hold an epoch.
+    # The loader of the last snippet that has one is a DataLoader with worker processes; it must hold an epoch.
     assert sorted(i for batch in names["loader"] for i in batch["label"].tolist()) == sorted(
         i % 10 for i in range(1000)
     )
@@ -51,7 +54,7 @@ def run_recipes(folder, recipes, ranks):
 
 
 def test_recipes_for_frameworks_run_as_they_stand(tmp_path):
-    recipes = snippets_of(README.partition("## Frameworks")[2])
+    recipes = snippets_of(GUIDES["integrations"])
     assert len(recipes) == 6
     check = """
 second = sorted(batch["label"].tolist() for batch in iterator)
@@ -67,5 +70,24 @@ assert "shardload" in torch.load("accelerate/custom_checkpoint_0.pkl")
 
 @pytest.mark.slow
 def test_recipes_for_torchrun_run_on_two_ranks(tmp_path):
-    recipes = snippets_of(README.partition("## Frameworks")[2])[:2]
+    recipes = snippets_of(GUIDES["integrations"])[:2]
     run_recipes(tmp_path, [*recipes, "assert loader.num_replicas == 2 and loader.remaining == 14\n"], ranks=2)
+
+
+def titles_of(text: str) -> set[str]:
+    """Returns the names by which a page's titles are found."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "bench/README.md", *ROOT.glob("shardload/*/README.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
+    assert len(links) > 30
+    for page, link in links:
+        name, _, title = link.partition("#")
+        if "://" in link:
+            continue
+        target = (page.parent / name).resolve() if name else page
+        assert target.is_file(), f"{page}: {link}"
+        assert not title or title in titles_of(target.read_text()), f"{page}: {link}"

@@ -20,8 +20,8 @@ class Ahead:
     """Threads that read bursts while batches are made of earlier ones; 0: one thread does both."""
 
 
-_BURST_BYTES = 8 << 20
-_MAX_BURST_BATCHES = 8
+_BURST_BYTES = 16 << 20
+_MAX_BURST_BATCHES = 16
 _HINTED_BATCHES = 16
 _HINTED_BYTES = 64 << 20
 _FAR_HINTED_BATCHES = 1024
@@ -36,11 +36,13 @@ def plan_ahead(
     num_threads: int | None,
     most_threads: int = 4,
     far: bool = False,
+    prefetch_bytes: int = _BURST_BYTES,
 ) -> Ahead:
     """Returns how far reads go ahead for batches of about so many bytes.
 
-    A burst of small batches shares the costs of a read, one of large batches would only come later. What is announced keeps
-    the device's queue full; it is held by the page cache, not by the process.
+    A burst of small batches shares the costs of a read, one of large batches would only come later: but of two of some MiB
+    each batch is made after less of Python, for which the processor's caches hold nothing once a batch was copied. What is
+    announced keeps the device's queue full; it is held by the page cache, not by the process.
 
     Args:
         batch_bytes: bytes of a batch as stored.
@@ -48,6 +50,7 @@ def plan_ahead(
         num_threads: threads that read; None for as many as there are cores for this process, but `most_threads`.
         most_threads: see `useful_threads`.
         far: whether batches are a request away.
+        prefetch_bytes: bytes of finished batches that may wait.
     """
     if prefetch_batches == 0:
         return Ahead(1, 0)
@@ -55,7 +58,8 @@ def plan_ahead(
         # On a single core a thread of its own only adds the switching.
         cores = len(os.sched_getaffinity(0))
         num_threads = min(most_threads, cores) if cores > 1 else 0
-    burst = int(min(prefetch_batches, _MAX_BURST_BATCHES, max(1, _BURST_BYTES // max(batch_bytes, 1.0))))
+    burst_bytes = min(_BURST_BYTES, prefetch_bytes)
+    burst = int(min(prefetch_batches, _MAX_BURST_BATCHES, max(1, burst_bytes // max(batch_bytes, 1.0))))
     hinted = int(min(_FAR_HINTED_BATCHES if far else _HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0))))
     return Ahead(burst, hinted, far, num_threads)
 

@@ -250,15 +250,15 @@ def make_course(
             "helper_process=True: a helper process reads ahead into memory that is not page-locked: it does not go with "
             "num_processes=, page-locked memory (CUDA devices; pin_memory=False) or prefetch_batches=0"
         )
-    size = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
+    waiting_bytes = parse_bytes(DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes, "prefetch_bytes")
     return Course(
         dataset,
         recipe.for_cuda(dataset) if cuda else recipe,
         device,
         pinned=pinned,
         prefetch_batches=num_batches,
-        prefetch_bytes=parse_bytes(size, "prefetch_bytes"),
-        ahead=plan_ahead(batch_bytes, num_batches, threads, useful, far),
+        prefetch_bytes=waiting_bytes,
+        ahead=plan_ahead(batch_bytes, num_batches, threads, useful, far, waiting_bytes),
         num_processes=processes,
         helper=helper,
         max_faults=None if max_faults is None else as_integer(max_faults, "max_faults"),

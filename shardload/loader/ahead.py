@@ -20,9 +20,9 @@ class Ahead:
     """Threads that read bursts while batches are made of earlier ones; 0: one thread does both."""
 
 
-_BURST_BYTES = 16 << 20
-_MAX_BURST_BATCHES = 16
-_HINTED_BATCHES = 16
+_BURST_BYTES = 32 << 20
+_MAX_BURST_BATCHES = 32
+_HINTED_BATCHES = 64
 _HINTED_BYTES = 64 << 20
 _FAR_HINTED_BATCHES = 1024
 """Of a store: the more is announced at a time, the nearer its ranges lie to each other, and the fewer requests they take."""

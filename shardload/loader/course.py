@@ -26,8 +26,8 @@ from shardload.reader.source import SampleSource
 from shardload.storage.stopping import Stop
 from shardload.telemetry import LoaderStats
 
-MIN_DEFAULT_BATCHES, MAX_DEFAULT_BATCHES = 2, 16
-DEFAULT_BYTES = 16 << 20
+MIN_DEFAULT_BATCHES, MAX_DEFAULT_BATCHES = 2, 32
+DEFAULT_BYTES = 32 << 20
 """Finished batches that wait unless told otherwise: about so many bytes, within these numbers."""
 DEFAULT_PREFETCH_BYTES = "256MiB"
 

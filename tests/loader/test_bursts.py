@@ -139,9 +139,9 @@ def test_a_dataset_that_fits_is_hinted_once_others_always(mixed: Path, monkeypat
 @given(st.floats(0, 1e12), st.integers(1, 64), st.one_of(st.none(), st.integers(0, 8)))
 def test_how_far_ahead(batch_bytes: float, prefetch_batches: int, num_threads: int | None) -> None:
     ahead = plan_ahead(batch_bytes, prefetch_batches, num_threads)
-    assert 1 <= ahead.burst_batches <= min(16, prefetch_batches)
-    assert ahead.burst_batches == 1 or ahead.burst_batches * batch_bytes <= 16 << 20
-    assert 2 <= ahead.hinted_batches <= 16
+    assert 1 <= ahead.burst_batches <= min(32, prefetch_batches)
+    assert ahead.burst_batches == 1 or ahead.burst_batches * batch_bytes <= 32 << 20
+    assert 2 <= ahead.hinted_batches <= 64
     assert ahead.num_threads == num_threads or (num_threads is None and 0 <= ahead.num_threads <= 4)
     little = plan_ahead(batch_bytes, prefetch_batches, num_threads, prefetch_bytes=1 << 20)
     assert little.burst_batches == 1 or little.burst_batches * batch_bytes <= 1 << 20

@@ -14,6 +14,9 @@ import numpy as np
 import shardload
 
 TOKENS, BATCH_TOKENS, BATCH_TEXT, BATCH_JPEG = 1024, 256, 256, 64
+SHARD_BYTES = 64 << 20
+"""Of a shard unless told otherwise: several of them also where a dataset is small."""
+_TOGETHER = 1000
 
 
 @dataclass(frozen=True)
@@ -38,30 +41,31 @@ class Workload:
         return [self.raw, *sorted((self.dataset / "shards").iterdir())]
 
 
-def tokens(folder: Path, num_samples: int, num_shards: int | None = None) -> Workload:
-    """int32[1024]; the first item of a sample is its number. Shards of 64 MiB, or so many of them."""
+def tokens(folder: Path, num_samples: int, num_shards: int | None = None, *, shard_size: int = SHARD_BYTES) -> Workload:
+    """int32[1024]; the first item of a sample is its number. Shards of a size, or so many of them."""
     rng, path, raw = np.random.default_rng(0), folder / "tokens", folder / "tokens.bin"
     # What a shard holds besides rows: sums of 4 bytes a row, then heads and paddings.
-    shard_size = num_samples // num_shards * (4 * TOKENS + 4) + 8_192 if num_shards else 64 << 20
+    shard_size = num_samples // num_shards * (4 * TOKENS + 4) + 8_192 if num_shards else shard_size
     with (
         shardload.ShardWriter(path, {"tokens": f"int32[{TOKENS}]"}, shard_size=shard_size) as writer,
         open(raw, "wb") as file,
     ):
-        for number in range(num_samples):
-            row = rng.integers(0, 50_000, TOKENS, dtype=np.int32)
-            row[0] = number
-            writer.write({"tokens": row})
-            file.write(row.tobytes())
+        for first in range(0, num_samples, _TOGETHER):
+            numbers = np.arange(first, min(first + _TOGETHER, num_samples))
+            rows = rng.integers(0, 50_000, (len(numbers), TOKENS), dtype=np.int32)
+            rows[:, 0] = numbers
+            writer.write_batch({"tokens": rows})
+            file.write(rows.data)
     assert num_shards is None or len(list((path / "shards").iterdir())) == num_shards
     lengths = np.full(num_samples, 4 * TOKENS, dtype=np.int64)
     return Workload(path, raw, np.cumsum(lengths) - lengths, lengths, "tokens", BATCH_TOKENS)
 
 
-def images(folder: Path, num_samples: int) -> Workload:
+def images(folder: Path, num_samples: int, *, shard_size: int = SHARD_BYTES) -> Workload:
     """Byte strings of the sizes of photographs (log-normal, mean 110 KB), incompressible; the first 8 bytes are the number."""
     rng = np.random.default_rng(1)
     lengths = np.maximum(1000, rng.lognormal(np.log(110_000) - 0.125, 0.5, num_samples)).astype(np.int64)
-    return _byte_strings(folder, lengths, rng, BATCH_JPEG)
+    return _byte_strings(folder, lengths, rng, BATCH_JPEG, shard_size)
 
 
 def records(folder: Path, num_samples: int, mean: float, deviation: float, batch_size: int) -> Workload:
@@ -69,12 +73,14 @@ def records(folder: Path, num_samples: int, mean: float, deviation: float, batch
     folder.mkdir()
     rng = np.random.default_rng(9)
     lengths = np.maximum(1000, rng.normal(mean, deviation, num_samples)).astype(np.int64)
-    return _byte_strings(folder, lengths, rng, batch_size)
+    return _byte_strings(folder, lengths, rng, batch_size, SHARD_BYTES)
 
 
-def _byte_strings(folder: Path, lengths: np.ndarray, rng: np.random.Generator, batch_size: int) -> Workload:
+def _byte_strings(
+    folder: Path, lengths: np.ndarray, rng: np.random.Generator, batch_size: int, shard_size: int
+) -> Workload:
     path, raw = folder / "images", folder / "images.bin"
-    with shardload.ShardWriter(path, {"image": "bytes"}, shard_size="64MiB") as writer, open(raw, "wb") as file:
+    with shardload.ShardWriter(path, {"image": "bytes"}, shard_size=shard_size) as writer, open(raw, "wb") as file:
         for number, length in enumerate(lengths.tolist()):
             data = number.to_bytes(8, "little") + rng.bytes(length - 8)
             writer.write({"image": data})

@@ -1,10 +1,12 @@
 """Datasets behind a URL whose store answers late: beside one range request a sample, one after the other; and what they ask for.
 
-What a loop waits at half load is measured as for P10, with two differences. The capacity is that of the second of two epochs in a
-row: one that follows a loop which rested begins with all that was fetched meanwhile, up to a window of 64 MiB, and would tell of a
-capacity that the store does not have. And the datasets are several such windows long, so that most of an epoch is neither its
-start nor its end: for block shuffle these are as much smaller than usual as the datasets are (`--scale`), as one that is a single
-window stays in memory.
+What a loop waits at half load is measured as for P10, with three differences. The capacity is that of the second of two epochs
+in a row: one that follows a loop which rested begins with all that was fetched meanwhile, up to a window of 64 MiB, and would
+tell of a capacity that the store does not have. For the same reason there are two epochs at half load: the first one follows
+one at full speed, which has left nothing in store, and waits at its start for the window that begins it; a line without a limit
+tells how long. The second one, at half load like the one before it, is what a training is. And the datasets are several such
+windows long, so that most of an epoch is neither its start nor its end: for block shuffle these are as much smaller than usual
+as the datasets are (`--scale`), as one that is a single window stays in memory.
 """
 
 from __future__ import annotations
@@ -94,15 +96,19 @@ def _lines(name: str, work: Workload, window_blocks: int | None, url: str) -> It
         )
         yield Line(f"{label}: requests", {"loader": lambda: also["requests a sample"][-1]}, True, (1.0, 0.9), "%")
 
+    after_full: dict[str, list[float]] = {"the epoch before it, after one at full speed, %": []}
+
     def stalled() -> float:
-        # An epoch after a loop that rested begins with what was fetched meanwhile, which tells of no capacity: the second one does.
         for _ in range(2):
             capacity = batch_seconds(work, loader)
-        loop = run_loop(work, loader, functools.partial(rest, capacity / 0.5))
-        return loop.stall_seconds / loop.wall_seconds
+        loops = [run_loop(work, loader, functools.partial(rest, capacity / 0.5)) for _ in range(2)]
+        parts = [loop.stall_seconds / loop.wall_seconds for loop in loops]
+        next(iter(after_full.values())).append(parts[0] * 100)
+        return parts[1]
 
     limits = (0.02, 0.005) if name == "tokens" else NONE
-    yield Line(f"{label}: stalled at half load", {"loader": stalled}, True, limits, "%", facts=facts | {"load": 0.5})
+    halved = facts | {"load": 0.5}
+    yield Line(f"{label}: stalled at half load", {"loader": stalled}, True, limits, "%", also=after_full, facts=halved)
     loader.close()
 
 

@@ -69,7 +69,7 @@ def join_ranges(groups: Int64, starts: Int64, lengths: Int64, *, max_gap_bytes: 
     Args:
         groups: number of the file of each range: int64 of shape (ranges,).
         starts: first byte in it, likewise.
-        lengths: bytes, likewise.
+        lengths: bytes, likewise. One of none is a place like others: what lies near it is joined to it.
         max_gap_bytes: most bytes between two that are joined.
 
     Returns:

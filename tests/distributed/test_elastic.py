@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(__file__).parent / "elastic_program.py"
 NUM_SAMPLES = 1003
 
@@ -21,6 +23,7 @@ def torchrun(numbers: Path, directory: Path, world: int, batch_size: int, die_at
     return process.returncode
 
 
+@pytest.mark.slow
 def test_killed_restarted_and_another_number_of_ranks(numbers: Path, tmp_path: Path) -> None:
     """Three ranks, of which one is killed twice; the second time for good. Then two, with another batch size."""
     assert torchrun(numbers, tmp_path, 3, 20, [6, 13], 1) != 0

@@ -16,10 +16,11 @@ ALL = list(range(1003))
     ("save_at", "ranks"),
     [
         (12, (2, 1)),
-        *(pytest.param(8, ranks, marks=pytest.mark.slow) for ranks in [(1, 2), (2, 4), (4, 1), (4, 2)]),
-        pytest.param(15, (4, 2), marks=pytest.mark.slow),
+        *((8, ranks) for ranks in [(1, 2), (2, 4), (4, 1), (4, 2)]),
+        (15, (4, 2)),
     ],
 )
+@pytest.mark.slow  # on one rank the recipe of tests/test_readme.py runs it
 def test_other_ranks_go_on(numbers, tmp_path, save_at, ranks):
     before, after = ranks
     launch(SCRIPT, numbers, tmp_path, "--name", "first", "--save-at", save_at, ranks=before)

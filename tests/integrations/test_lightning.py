@@ -29,6 +29,7 @@ def state_in(folder):
     return json.loads(states[0]["shardload"])
 
 
+@pytest.mark.slow  # on one rank the recipe of tests/test_readme.py runs it
 def test_a_step_that_raised_is_done_again_by_fewer_ranks(numbers, tmp_path):
     """The second epoch has twice the batches that the Trainer first counted, and validation comes between."""
     ids = two_runs(numbers, tmp_path, ["--raise-in", 10], [], ranks=(2, 1))

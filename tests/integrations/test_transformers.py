@@ -21,6 +21,7 @@ def two_runs(dataset, folder, save_at, *more, ranks):
     return recorded(folder, "second", kind="end")[0]
 
 
+@pytest.mark.slow  # on one rank the recipe of tests/test_readme.py runs it
 def test_fewer_ranks_go_on(numbers, tmp_path):
     end = two_runs(numbers, tmp_path, 9, ranks=(2, 1))
     saved = json.loads((tmp_path / "first" / "checkpoint-9" / "trainer_state.json").read_text())

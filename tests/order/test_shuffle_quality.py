@@ -143,7 +143,7 @@ def check_whole(n, seeds, order):
     assert_uniform(rows)
 
 
-@pytest.mark.parametrize("n, seeds", [(50_000, 50), (70_001, 200)])
+@pytest.mark.parametrize("n, seeds", [(50_000, 50), pytest.param(70_001, 200, marks=pytest.mark.slow)])
 def test_whole_order(n, seeds):
     check_whole(n, seeds, order)
 

@@ -52,11 +52,11 @@ class RunReader:
         num_bytes, num_ranges = int(lengths.sum()), len(starts)
         if num_bytes < _MIN_RUN_BYTES or num_ranges < 2:
             return False
-        shard_ids, starts, lengths = _closed_up(shard_ids, starts, lengths)
-        edges = _edges(shard_ids, starts, lengths)
-        num_runs = len(edges) - 1
+        num_runs = 1 + int(np.count_nonzero(_breaks(shard_ids, starts, lengths)))
         if num_bytes < _MIN_RUN_BYTES * num_runs or num_ranges < 2 * num_runs:
             return False
+        shard_ids, starts, lengths = _closed_up(shard_ids, starts, lengths)
+        edges = np.concatenate([[0], np.flatnonzero(_breaks(shard_ids, starts, lengths)) + 1, [len(starts)]])
         numbers, starts, lengths, addresses = _placed(starts, lengths, targets)
         with self._lock:
             for first, last in pairwise(edges.tolist()):
@@ -95,11 +95,11 @@ def _closed_up(shard_ids: Int64, starts: Int64, lengths: Int64) -> tuple[Int64, 
     return shard_ids[firsts], starts[firsts], np.add.reduceat(lengths, firsts)
 
 
-def _edges(shard_ids: Int64, starts: Int64, lengths: Int64) -> Int64:
-    """Returns where stretches begin, and the number of ranges."""
+def _breaks(shard_ids: Int64, starts: Int64, lengths: Int64) -> NDArray[np.bool_]:
+    """Returns whether a stretch ends before each range but the first: bool of shape (ranges - 1,)."""
     gaps = starts[1:] - (starts[:-1] + lengths[:-1])
-    breaks = np.flatnonzero((gaps < 0) | (gaps > _MAX_GAP_BYTES) | (shard_ids[1:] != shard_ids[:-1])) + 1
-    return np.concatenate([[0], breaks, [len(starts)]])
+    breaks: NDArray[np.bool_] = (gaps < 0) | (gaps > _MAX_GAP_BYTES) | (shard_ids[1:] != shard_ids[:-1])
+    return breaks
 
 
 def _placed(starts: Int64, lengths: Int64, targets: Sequence[tuple[int, int]]) -> tuple[Int64, Int64, Int64, Int64]:

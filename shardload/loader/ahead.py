@@ -20,8 +20,9 @@ class Ahead:
     """Threads that read bursts while batches are made of earlier ones; 0: one thread does both."""
 
 
-_BURST_BYTES = 32 << 20
-_MAX_BURST_BATCHES = 32
+_BURST_BYTES, _MAX_BURST_BATCHES = 32 << 20, 32
+_FAR_BURST_BYTES, _MAX_FAR_BURST_BATCHES = 8 << 20, 8
+"""Of a store: a burst waits for the last of its requests."""
 _HINTED_BATCHES = 64
 _HINTED_BYTES = 64 << 20
 _FAR_HINTED_BATCHES = 1024
@@ -58,8 +59,9 @@ def plan_ahead(
         # On a single core a thread of its own only adds the switching.
         cores = len(os.sched_getaffinity(0))
         num_threads = min(most_threads, cores) if cores > 1 else 0
-    burst_bytes = min(_BURST_BYTES, prefetch_bytes)
-    burst = int(min(prefetch_batches, _MAX_BURST_BATCHES, max(1, burst_bytes // max(batch_bytes, 1.0))))
+    most_bytes, most_batches = (_FAR_BURST_BYTES, _MAX_FAR_BURST_BATCHES) if far else (_BURST_BYTES, _MAX_BURST_BATCHES)
+    most_bytes = min(most_bytes, prefetch_bytes)
+    burst = int(min(prefetch_batches, most_batches, max(1, most_bytes // max(batch_bytes, 1.0))))
     hinted = int(min(_FAR_HINTED_BATCHES if far else _HINTED_BATCHES, max(2, _HINTED_BYTES // max(batch_bytes, 1.0))))
     return Ahead(burst, hinted, far, num_threads)
 

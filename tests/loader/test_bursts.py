@@ -145,6 +145,8 @@ def test_how_far_ahead(batch_bytes: float, prefetch_batches: int, num_threads: i
     assert ahead.num_threads == num_threads or (num_threads is None and 0 <= ahead.num_threads <= 4)
     little = plan_ahead(batch_bytes, prefetch_batches, num_threads, prefetch_bytes=1 << 20)
     assert little.burst_batches == 1 or little.burst_batches * batch_bytes <= 1 << 20
+    far = plan_ahead(batch_bytes, prefetch_batches, num_threads, far=True)
+    assert far.burst_batches == 1 or (far.burst_batches <= 8 and far.burst_batches * batch_bytes <= 8 << 20)
     few = plan_ahead(batch_bytes, prefetch_batches, num_threads, 1)
     assert few.num_threads == num_threads or (num_threads is None and few.num_threads == min(1, ahead.num_threads))
 

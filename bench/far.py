@@ -3,8 +3,8 @@
 What a loop waits at half load is measured as for P10, with three differences. The capacity is that of the second of two epochs
 in a row: one that follows a loop which rested begins with all that was fetched meanwhile, up to a window of 64 MiB, and would
 tell of a capacity that the store does not have. For the same reason there are two epochs at half load: the first one follows
-one at full speed, which has left nothing in store, and waits at its start for the window that begins it; a line without a limit
-tells how long. The second one, at half load like the one before it, is what a training is. And the datasets are several such
+one at full speed, which has left nothing in store, and waits at its start for the window that begins it; it is printed beside
+the second one. The second one, at half load like the one before it, is what a training is. And the datasets are several such
 windows long, so that most of an epoch is neither its start nor its end: for block shuffle these are as much smaller than usual
 as the datasets are (`--scale`), as one that is a single window stays in memory.
 """
@@ -96,19 +96,20 @@ def _lines(name: str, work: Workload, window_blocks: int | None, url: str) -> It
         )
         yield Line(f"{label}: requests", {"loader": lambda: also["requests a sample"][-1]}, True, (1.0, 0.9), "%")
 
-    after_full: dict[str, list[float]] = {"the epoch before it, after one at full speed, %": []}
+    after_full: list[float] = []
 
     def stalled() -> float:
         for _ in range(2):
             capacity = batch_seconds(work, loader)
         loops = [run_loop(work, loader, functools.partial(rest, capacity / 0.5)) for _ in range(2)]
         parts = [loop.stall_seconds / loop.wall_seconds for loop in loops]
-        next(iter(after_full.values())).append(parts[0] * 100)
+        after_full.append(parts[0] * 100)
         return parts[1]
 
     limits = (0.02, 0.005) if name == "tokens" else NONE
     halved = facts | {"load": 0.5}
-    yield Line(f"{label}: stalled at half load", {"loader": stalled}, True, limits, "%", also=after_full, facts=halved)
+    told = {"the epoch before it, after one at full speed, %": after_full}
+    yield Line(f"{label}: stalled at half load", {"loader": stalled}, True, limits, "%", also=told, facts=halved)
     loader.close()
 
 

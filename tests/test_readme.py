@@ -12,7 +12,7 @@ import shardload
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-GUIDES = {path.parent.name: path.read_text() for path in ROOT.glob("shardload/*/README.md")}
+GUIDES = {path.parent.name: path.read_text() for path in sorted(ROOT.glob("shardload/*/README.md"))}
 
 
 def snippets_of(text: str) -> list[str]:

@@ -41,9 +41,9 @@ def plan_ahead(
 ) -> Ahead:
     """Returns how far reads go ahead for batches of about so many bytes.
 
-    A burst of small batches shares the costs of a read, one of large batches would only come later: but of two of some MiB
-    each batch is made after less of Python, for which the processor's caches hold nothing once a batch was copied. What is
-    announced keeps the device's queue full; it is held by the page cache, not by the process.
+    A burst shares what a read costs beside its bytes, and hand-overs between threads: of batches of some MiB, too, as the
+    processor's caches hold nothing of the program once one was copied. What is announced keeps the device's queue full; it is
+    held by the page cache, not by the process.
 
     Args:
         batch_bytes: bytes of a batch as stored.

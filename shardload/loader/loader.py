@@ -140,7 +140,7 @@ class ShardLoader:
                 batches that wait take device memory. Unsigned integers are widened there.
             pin_memory: copy to a CUDA device from page-locked memory, or without one deliver host tensors in such; None: if the
                 device is CUDA.
-            prefetch_batches: most finished batches that wait; None for 2 to 16, by their size; 0 reads in the training loop's
+            prefetch_batches: most finished batches that wait; None for 2 to 32, by their size; 0 reads in the training loop's
                 own thread.
             prefetch_bytes: most bytes that wait, 256 MiB unless given; one batch may always wait.
             num_threads: threads that read while batches are made of what was read before; None for one a core, but 4, and

@@ -151,6 +151,14 @@ def test_how_far_ahead(batch_bytes: float, prefetch_batches: int, num_threads: i
     assert few.num_threads == num_threads or (num_threads is None and few.num_threads == min(1, ahead.num_threads))
 
 
+def test_no_more_is_read_together_than_may_wait(mixed: Path) -> None:
+    batch_bytes = 5 * shardload.open(mixed).num_bytes / len(shardload.open(mixed))
+    ahead = [
+        make(mixed, 5, (8, 2), prefetch_bytes=size)._course.ahead for size in (1, int(3.5 * batch_bytes), "256MiB")
+    ]
+    assert [one.burst_batches for one in ahead] == [1, 3, 8]
+
+
 def test_threads_that_would_only_wait() -> None:
     assert useful_threads(1000, plain_strings=True, in_memory=True) == 0
     assert useful_threads(1000, plain_strings=True, in_memory=False) == 1

@@ -29,7 +29,7 @@ import torch
 
 import shardload
 from bench.__main__ import measure, text
-from bench.cases import Arm
+from bench.case import NONE, Arm, Line
 from bench.workloads import TOKENS, tokens
 from shardload.loader.transfer import CudaTransfer, cuda_device
 from shardload.memory import BufferPool
@@ -136,7 +136,7 @@ def own_copies(work: Delivered, num_batches: int) -> Arm:
     return run
 
 
-def host_to_device(work: Delivered) -> Iterator[tuple[str, dict[str, Arm], bool]]:
+def host_to_device(work: Delivered) -> Iterator[Line]:
     # As many bytes a run that its start is a small part.
     num_epochs = max(1, (1 << 30) // (work.num_samples // work.batch_size * work.batch_bytes))
     num_batches = num_epochs * (work.num_samples // work.batch_size)
@@ -147,13 +147,14 @@ def host_to_device(work: Delivered) -> Iterator[tuple[str, dict[str, Arm], bool]
     host: Arm = lambda: epochs(work, here, num_epochs)  # noqa: E731
     for arm in (loader, more, host, plain, own):
         arm()
-    yield f"{work.name}: copies", {"copies": own, "pinned copy": plain}, False
-    yield f"{work.name}: loader", {"loader": loader, "pinned copy": plain}, False
-    yield f"{work.name}: 12 threads", {"12 threads": more, "pinned copy": plain}, False
-    yield f"{work.name}: to host", {"loader": loader, "loader to the host": host}, False
+    yield Line(f"{work.name}: copies", {"copies": own, "pinned copy": plain}, False)
+    yield Line(f"{work.name}: loader", {"loader": loader, "pinned copy": plain}, False)
+    yield Line(f"{work.name}: 12 threads", {"12 threads": more, "pinned copy": plain}, False)
+    # What reading costs more on the way to the device than to the host is told, and has no aim.
+    yield Line(f"{work.name}: to host", {"loader": loader, "loader to the host": host}, False, NONE)
 
 
-def training(work: Delivered) -> Iterator[tuple[str, dict[str, Arm], bool]]:
+def training(work: Delivered) -> Iterator[Line]:
     """A step of a bf16 network that works for about 20 ms on 256 times 1,024 tokens."""
     model = torch.nn.Sequential(
         torch.nn.Embedding(VOCABULARY, WIDTH),
@@ -193,7 +194,7 @@ def training(work: Delivered) -> Iterator[tuple[str, dict[str, Arm], bool]]:
             "loader": lambda r=reads: steps(loaded, r),
             "cached batch": lambda r=reads: steps(cached, r),
         }
-        yield name, arms, True
+        yield Line(name, arms, True, (1.05, 1.01))
     seen = torch.cat(ids).cpu().numpy()
     counts = np.bincount(seen, minlength=work.num_samples)
     assert counts.max() - counts.min() <= 1, "a sample came twice in an epoch"
@@ -243,16 +244,14 @@ def run_tests() -> dict[str, Any]:
 def figures(folder: Path, scale: float, repeats: int, tell: Callable[[dict[str, Any]], None]) -> None:
     """Measures all lines, and tells each as it is done."""
     for number, work in enumerate(workloads(folder, scale)):
-        for name, arms, less in host_to_device(work):
-            # What reading costs more on the way to the device than to the host is told, and has no aim.
-            aims = {"at_least": None, "aim": None} if name.endswith("to host") else {"at_least": 0.85, "aim": 0.98}
-            line = {"case": "P21", "line": name} | aims | measure(arms, less, repeats)
-            found: dict[str, float] = line["microseconds"]
-            line["gigabytes_per_second"] = {arm: round(work.batch_bytes / us / 1e3, 2) for arm, us in found.items()}
-            tell(line)
-        if number == 0:
-            for name, arms, less in training(work):
-                tell({"case": "P21", "line": name, "at_least": 1.05, "aim": 1.01} | measure(arms, less, repeats))
+        lines = host_to_device(work) if number else itertools.chain(host_to_device(work), training(work))
+        for line in lines:
+            found = {"case": "P21", "line": line.name} | measure(line, line.limits or (0.85, 0.98), repeats)
+            if not line.less_is_better:
+                found["also"] = {
+                    f"{arm} GB/s": round(work.batch_bytes / us / 1e3, 2) for arm, us in found["arms"].items()
+                }
+            tell(found)
 
 
 def main() -> None:
@@ -271,8 +270,7 @@ def main() -> None:
     def tell(line: dict[str, Any] | None = None) -> None:
         if line is not None:
             result["lines"].append(line)
-            speeds = line.get("gigabytes_per_second", {})
-            print(text(line), *(f"{arm} {speed} GB/s" for arm, speed in speeds.items()), sep="\n    ", flush=True)
+            print(text(line), flush=True)
         if options.json is not None:
             options.json.write_text(json.dumps(result, indent=1))
 

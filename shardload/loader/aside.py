@@ -87,6 +87,11 @@ class Aside:
         self._num_answers = self._num_bursts = 0
         self._asked = 0.0
 
+    @property
+    def helps(self) -> bool:
+        """Whether bursts are to be read in the process for now."""
+        return self._helps and not self._given_up
+
     def claim(self) -> bool:
         """Takes it for one iteration; returns False where another one still has it, or it is of no use here."""
         return not self._given_up and os.getpid() == self.process_id and self._lock.acquire(blocking=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,25 +23,38 @@ if TYPE_CHECKING:
 
 Int64 = NDArray[np.int64]
 
-_KEPT_BATCHES = 64
+KEPT_BATCHES = 64
+"""Batches whose samples wait to be summed up."""
 _CHUNK_POSITIONS = 1 << 20
 
 
 class Delivered:
-    """How many samples went to the training loop, and a sum over them that does not depend on their order."""
+    """How many samples went to the training loop, and a sum over them that does not depend on their order.
+
+    Adding a batch only keeps it: the training loop, which does that, waits for nothing. Whoever makes batches sums up by `fold`
+    what has come together meanwhile.
+    """
 
     def __init__(self) -> None:
         self._count = 0
         self._sum = 0
         self._replaced = 0
-        self._waiting: list[Int64] = []
+        self._waiting: collections.deque[Int64] = collections.deque()
+        self._folding = threading.Lock()
 
     def add(self, sample_ids: Int64) -> None:
         """Adds the samples of a batch; the array is kept for a while and must not change."""
         self._waiting.append(sample_ids)
-        # Summing up many batches at once costs a tenth of doing it batch by batch.
-        if len(self._waiting) >= _KEPT_BATCHES:
-            self._fold()
+
+    def fold(self, least: int = KEPT_BATCHES) -> None:
+        """Sums up what was added, if it is so many batches: together that costs a tenth of doing it batch by batch."""
+        if len(self._waiting) < least:
+            return
+        with self._folding:
+            # Others may be added meanwhile.
+            ids = np.concatenate([np.empty(0, np.int64), *(self._waiting.popleft() for _ in range(len(self._waiting)))])
+            self._count += len(ids)
+            self._sum = (self._sum + mixed_sum(ids)) % (1 << 64)
 
     def replace(self, sample_ids: Sequence[int], stand_ins: Sequence[int]) -> None:
         """Notes samples that were added and had others in their place, one for one."""
@@ -58,15 +72,17 @@ class Delivered:
 
     def totals(self) -> tuple[int, int]:
         """Returns the number of samples and their sum modulo 2^64."""
-        self._fold()
-        return self._count, self._sum
+        self.fold(0)
+        with self._folding:
+            return self._count, self._sum
 
-    def _fold(self) -> None:
-        if self._waiting:
-            ids = np.concatenate(self._waiting)
-            self._waiting.clear()
-            self._count += len(ids)
-            self._sum = (self._sum + mixed_sum(ids)) % (1 << 64)
+    def __getstate__(self) -> tuple[tuple[int, int], int]:
+        return self.totals(), self._replaced
+
+    def __setstate__(self, state: tuple[tuple[int, int], int]) -> None:
+        # A lock cannot be copied.
+        Delivered.__init__(self)
+        (self._count, self._sum), self._replaced = state
 
 
 def mixed_sum(sample_ids: Int64) -> int:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ from shardload.storage.stopping import current_stop, heed
 
 Int64 = NDArray[np.int64]
 
+_BEGIN_SECONDS, _BEGIN_BURSTS = 0.02, 2
+"""How long an epoch begins in one thread at most, and for how many bursts at least."""
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -71,6 +75,14 @@ class Read:
     faults: tuple[Fault, ...] = ()
 
 
+@dataclass(slots=True)
+class Loop:
+    """The training loop, as whoever makes batches for it sees it."""
+
+    waits: bool = False
+    """Whether it waits for a batch now."""
+
+
 class BatchMaker:
     """Reads and collates batches. Runs in the prefetch thread."""
 
@@ -83,6 +95,7 @@ class BatchMaker:
         rank: int,
         hints: Hints,
         num_positions: int,
+        loop: Loop,
         aside: Aside | None = None,
     ) -> None:
         """Describes the batches.
@@ -95,10 +108,12 @@ class BatchMaker:
             rank: the replica's rank.
             hints: how many batches are read together, and what is announced.
             num_positions: positions of an epoch.
+            loop: who gets them.
             aside: who may read in place of this process; None for nobody.
         """
         self._ahead = hints.ahead
         self._aside = aside
+        self._loop = loop
         self._hints = hints
         self._dataset = dataset
         self._recipe = recipe
@@ -106,6 +121,9 @@ class BatchMaker:
         self._seed = seed
         self._rank = rank
         self._num_positions = num_positions
+        # Whether batches come from near and with nothing of the user's to be done: in a fraction of a millisecond, if small.
+        made = recipe.decode or recipe.transform or recipe.collate_fn or recipe.batch_transform
+        self._quick = not made and not hints.ahead.early
         # Whoever gets samples or columns may keep views of them in any form; leased memory is only for our own tensors.
         self._leases = recipe.transform is None and recipe.collate_fn is None
 
@@ -137,11 +155,16 @@ class BatchMaker:
                 del made
 
     def _bursts(self, ids: Iterator[RankBatch]) -> Iterator[list[RankBatch]]:
-        """Yields what is read together. The first batches are not kept waiting for many others."""
-        size = 1
-        while burst := list(itertools.islice(ids, size)):
+        """Yields what is read together.
+
+        The first batches are not kept waiting for many others: a burst has at most a third of what was read before it, so that a
+        loop at half of what is possible still has batches when it is there. Where batches take long it has as many, as more of
+        them are read side by side.
+        """
+        num_read, part = 0, 3 if self._quick else 1
+        while burst := list(itertools.islice(ids, min(max(1, (num_read + 1) // part), self._ahead.burst_batches))):
             yield burst
-            size = min(2 * size, self._ahead.burst_batches)
+            num_read += len(burst)
 
     def _samples(self, bursts: Iterator[list[RankBatch]], epoch: int) -> Generator[tuple[RankBatch, Read]]:
         """Yields the batches with their samples, in order, whoever reads them."""
@@ -160,13 +183,19 @@ class BatchMaker:
                 reads.append((burst, self._begun(burst, epoch, aside, threads)))
 
         try:
-            # The first batch is what somebody waits for: nothing takes the interpreter from it until it has been read, and
-            # what follows it is planned beside it. Threads that take turns at many short calls wait 5 ms for each turn.
-            for first in itertools.islice(bursts, 1):
-                samples = self._begun(first, epoch, aside, None)()
-                filled = fill if threads is None else threads.submit(fill).result
-                yield first[0], samples.pop()
-                filled()
+            # What an epoch begins with is waited for, and nothing takes the interpreter from who reads it: threads that take turns
+            # at many short calls wait 5 ms for each turn. What follows is planned beside the last of it.
+            start, num_bursts, begins = time.perf_counter(), 0, True
+            while begins and (burst := next(bursts, None)):
+                batches = self._one_by_one(burst, self._begun(burst, epoch, aside, None), epoch)
+                read = [next(batches)]
+                num_bursts += 1
+                begins = self._begins(num_bursts, time.perf_counter() - start, aside)
+                filled = None if begins else fill if threads is None else threads.submit(fill).result
+                yield read.pop()
+                yield from batches
+                if filled is not None:
+                    filled()
             while reads:
                 yield from self._one_by_one(*reads.popleft(), epoch)
                 depth = min(depth + 1, most)
@@ -177,6 +206,15 @@ class BatchMaker:
                 threads.shutdown(cancel_futures=True)
             if aside is not None:
                 aside.release()
+
+    def _begins(self, num_bursts: int, seconds: float, aside: Aside | None) -> bool:
+        """Tells whether this thread goes on reading by itself after the first bursts of an epoch.
+
+        Until batches wait, or the training loop is seen to be faster than one thread: after the first one it waits in any case.
+        """
+        if not self._quick or (aside is not None and aside.helps):
+            return False
+        return seconds < _BEGIN_SECONDS and (num_bursts <= _BEGIN_BURSTS or not self._loop.waits)
 
     def _begun(
         self, burst: list[RankBatch], epoch: int, aside: Aside | None, threads: ThreadPoolExecutor | None

@@ -8,12 +8,12 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from shardload.errors import FaultLimitError, LoaderClosedError
 from shardload.loader.audit import Delivered
-from shardload.loader.batches import BatchMaker, Delivery
+from shardload.loader.batches import BatchMaker, Delivery, Loop
 from shardload.loader.collate import take_back
 from shardload.loader.course import Course
 from shardload.loader.hints import Hints
@@ -23,7 +23,7 @@ from shardload.loader.processes import ProcessPool
 from shardload.loader.run import Run
 from shardload.reader.far import is_cached
 
-_KEPT_BATCHES_WARNING = 64
+_KEPT_BATCHES_WARNING, _KEPT_CHECKED = 64, 16
 _FAULTS_FREE, _MAX_FAULT_SHARE = 100, 0.05
 
 _log = logging.getLogger("shardload")
@@ -38,6 +38,7 @@ class Iteration:
         self._pool = course.buffers()
         self._process_id = os.getpid()
         self._num_samples = self._num_faults = 0
+        self._loop = Loop()
         self._given: Any = None
         self._last: float | None = None
         self._next: Callable[[], Delivery] | None = None
@@ -59,8 +60,11 @@ class Iteration:
             if self._next is None:
                 self._next = self._begin()
                 self._leave_if_ended()
+            self._loop.waits = True
             delivery = self._next()
-            self._judge(delivery)
+            self._loop.waits = False
+            if delivery.faults:
+                self._judge(delivery)
             batch = self._course.arrived(delivery.batch)
         except StopIteration:
             self._end(StopIteration())
@@ -70,10 +74,11 @@ class Iteration:
             self.close()
             raise
         self._run.deliver(delivery.cursor)
-        self._course.delivered.add(delivery.sample_ids)
+        delivered = self._course.delivered
+        delivered.add(delivery.sample_ids)
         if faults := delivery.faults:
-            self._course.delivered.replace([fault.sample_id for fault in faults], [fault.stand_in for fault in faults])
-        self._count(delivery, start, time.perf_counter())
+            delivered.replace([fault.sample_id for fault in faults], [fault.stand_in for fault in faults])
+        self._count(delivery, start)
         if self._course.takes_back:
             # Only now, so that the last batch of an epoch stays what it is.
             for pool in self._course.pools:
@@ -100,7 +105,7 @@ class Iteration:
         epoch, seed = run.epoch, run.seed
         course.delivered = Delivered()
         stop = course.stopping()
-        facts = Hints(course.ahead, course.carried), run.num_positions, course.beside()
+        facts = Hints(course.ahead, course.carried), run.num_positions, self._loop, course.beside()
         maker = BatchMaker(course.dataset, course.recipe, self._pool, seed, self._run.rank, *facts)
         if course.num_processes:
             many = course.num_processes, course.prefetch_batches
@@ -109,7 +114,7 @@ class Iteration:
         else:
             forecast = run.forecast() if is_cached(course.dataset) else None
             batches = maker.batches(run.batches, epoch, run.after, run.windows, forecast)
-        deliveries = course.on_their_way(maker.deliveries(batches, epoch))
+        deliveries = _summed(course.on_their_way(maker.deliveries(batches, epoch)), course.delivered)
         if course.prefetch_batches == 0:
             return deliveries.__next__
         bounds = course.prefetch_batches, course.prefetch_bytes
@@ -124,21 +129,18 @@ class Iteration:
 
     def _judge(self, delivery: Delivery) -> None:
         """Tells of faults, and ends the run where there are too many."""
-        self._num_samples += len(delivery.sample_ids)
-        if not delivery.faults:
-            return
         course = self._course
         for fault in delivery.faults:
             where = "is masked" if course.recipe.on_error == "mask" else f"is replaced by sample {fault.stand_in}"
             _log.warning("sample %d of epoch %d %s: %s", fault.sample_id, fault.epoch, where, fault.cause)
         self._num_faults += len(delivery.faults)
-        most = course.max_faults
+        most, num_samples = course.max_faults, self._num_samples + len(delivery.sample_ids)
         if most is None:
-            most = int(max(_FAULTS_FREE, _MAX_FAULT_SHARE * self._num_samples))
+            most = int(max(_FAULTS_FREE, _MAX_FAULT_SHARE * num_samples))
         if self._num_faults > most:
             last = delivery.faults[-1]
             raise FaultLimitError(
-                f"{self._num_faults:,} of {self._num_samples:,} samples of this iteration could not be used, and at most "
+                f"{self._num_faults:,} of {num_samples:,} samples of this iteration could not be used, and at most "
                 f"{most:,} may be (max_faults=); the last one: sample {last.sample_id}: {last.cause}",
                 dataset=course.dataset.location,
                 sample_id=last.sample_id,
@@ -151,21 +153,32 @@ class Iteration:
             if self._finalizer is not None:
                 self._finalizer()
 
-    def _count(self, delivery: Delivery, start: float, stop: float) -> None:
-        course, stats = self._course, self._course.stats
+    def _count(self, delivery: Delivery, start: float) -> None:
+        """Counts a batch that was asked for at `start`. The training loop waits for this: the less there is, the better."""
+        course, stats, num_samples = self._course, self._course.stats, len(delivery.sample_ids)
+        self._num_samples += num_samples
         stats.num_batches += 1
-        stats.num_samples += len(delivery.sample_ids)
+        stats.num_samples += num_samples
         stats.num_bytes += delivery.num_bytes
-        stats.num_faults += len(delivery.faults)
-        count_sources(stats, delivery.sample_ids, course.dataset)
-        stats.num_tokens += delivery.num_tokens
-        stats.num_token_places += delivery.num_token_places
+        if delivery.faults:
+            stats.num_faults += len(delivery.faults)
+        if course.dataset.names:
+            count_sources(stats, delivery.sample_ids, course.dataset)
+        if delivery.num_token_places:
+            stats.num_tokens += delivery.num_tokens
+            stats.num_token_places += delivery.num_token_places
+        if not stats.num_batches % _KEPT_CHECKED:
+            self._check_kept(delivery)
+        stop = time.perf_counter()
         if self._last is None:
             stats.first_batch_seconds = stop - start
         else:
             stats.stall_seconds += stop - start
             stats.loop_seconds += stop - self._last
         self._last = stop
+
+    def _check_kept(self, delivery: Delivery) -> None:
+        course = self._course
         usual = delivery.num_bytes * (course.prefetch_batches + _KEPT_BATCHES_WARNING)
         held = sum(pool.leased_bytes for pool in course.pools)
         if held > usual + 2 * course.prefetch_bytes and not course.warned_kept:
@@ -174,8 +187,17 @@ class Iteration:
                 f"batches are being kept: {held >> 20} MiB are held by the training loop, and every kept batch "
                 "takes new memory; drop batches you no longer need, or copy the parts you keep",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
+
+
+def _summed(deliveries: Iterator[Delivery], delivered: Delivered) -> Iterator[Delivery]:
+    """Yields deliveries, and sums up meanwhile what the training loop was given of them."""
+    for delivery in deliveries:
+        yield delivery
+        # It must not live on in this frame while the next one is made: its buffer would not come back.
+        del delivery
+        delivered.fold()
 
 
 def _close(prefetcher: Prefetcher[Delivery]) -> None:

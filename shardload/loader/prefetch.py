@@ -138,7 +138,7 @@ class _Queue(Generic[Item]):
             item, size = entry
             self._num_taken += 1
             self._bytes_taken += size
-            if self._wants_room:
+            if self._wants_room and self._worth_waking():
                 self._room.put(None)
             return item
         raise LoaderClosedError("this iterator is closed: the loader was closed, or a newer iterator took over")
@@ -149,6 +149,12 @@ class _Queue(Generic[Item]):
         # Whoever waits on either side looks again.
         self.finish(StopIteration())
         self._room.put(None)
+
+    def _worth_waking(self) -> bool:
+        """Tells whether a quarter is free, or nothing waits: to wake a thread takes as long as all else that `take` does."""
+        waiting, num_bytes = self._num_put - self._num_taken, self._bytes_put - self._bytes_taken
+        few = waiting <= self._max_items - max(1, self._max_items // 4)
+        return not waiting or (few and num_bytes <= self._max_bytes - self._max_bytes // 4)
 
     def _full(self, size: int) -> bool:
         waiting, num_bytes = self._num_put - self._num_taken, self._bytes_put - self._bytes_taken

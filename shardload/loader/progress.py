@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,25 @@ from shardload.run_log import Recorded
 Int64 = NDArray[np.int64]
 
 
+@dataclass(slots=True)
+class _Standing:
+    """Where a run stands."""
+
+    place: Place = field(default_factory=Place)
+    """What is delivered."""
+    entered: Place = field(default_factory=Place)
+    """Where the current epoch was entered, or will be: `state_at` and `len` count from here."""
+    next: Place = field(default_factory=Place)
+    """Where the next iteration begins unless a place was loaded."""
+    loaded: Place | None = None
+    """A loaded place waits here for the next iteration, which runs its remainder."""
+    begun: bool = False
+    live: bool = False
+    resumed: bool = False
+    reached: Place | None = None
+    """Up to where the training loop was given something, by this run or the one whose state was loaded."""
+
+
 class Progress:
     """The place of one run in its order. Not safe to use from several threads.
 
@@ -41,18 +60,11 @@ class Progress:
         """Number of iterations begun; each delivers under its own, so that an older one cannot move the place."""
         self._own_seed = seed
         self._reseeds: tuple[Reseed, ...] = ()
-        self._place = Place()
-        # Where the current epoch was entered, or will be: `state_at` and `len` count from here.
-        self._entered = Place()
-        # Where the next iteration begins unless a place was loaded.
-        self._next = Place()
-        # A loaded place waits here for the next iteration, which runs its remainder.
-        self._loaded: Place | None = None
-        self._begun = False
-        self._live = False
-        self._resumed = False
-        # Up to where the training loop was given something, by this run or the one whose state was loaded.
-        self._reached: Place | None = None
+        self._standing = _Standing()
+        # The last that was given, and the last of it that was taken in: cursor, partition, and batches since the place entered.
+        self._given: tuple[int, Partition, int | None] | None = None
+        self._taken_in: tuple[int, Partition, int | None] | None = None
+        self._num_given = 0
         # A wrong seed is told here rather than in the middle of a run.
         self.order(0)
 
@@ -64,23 +76,24 @@ class Progress:
     @property
     def entered(self) -> Place:
         """Where the current epoch was entered."""
-        return self._entered
+        return self._now.entered
 
     @property
     def place(self) -> Place:
         """What is delivered."""
-        return self._place
+        return self._now.place
 
     @property
     def seed(self) -> int:
         """The seed in force where the current or coming epoch was entered."""
-        entered = self._stored(self._reseedable(_without_rest(self._entered, self.key.num_samples)))
+        entered = self._stored(self._reseedable(_without_rest(self._now.entered, self.key.num_samples)))
         return seed_at(self.key.seed, self._reseeds, entered.epoch, entered.position)
 
     def recorded(self, partition: Partition) -> Recorded:
         """Returns what a run log has of an iteration that will begin."""
         place = self._upcoming(partition)
-        after = None if self._reached is None else (self._reached.epoch, self._reached.position)
+        reached = self._now.reached
+        after = None if reached is None else (reached.epoch, reached.position)
         start = Start(partition, place.epoch, place.position)
         begun = Begun(self._orders, start, self.key.seed, self._reseeds, after)
         return Recorded(self.key.fingerprint, self.key.recipe, begun)
@@ -98,7 +111,7 @@ class Progress:
                 "with_ids=True as it comes"
             )
         num_batches = as_integer(num_batches, "num_batches")
-        entered = self._entered if self._begun else self._upcoming(partition)
+        entered = self._begun_at(partition)
         first = _batches_done(entered, partition)
         stop = first + partition.num_batches(entered.position)
         if not first <= num_batches < stop:
@@ -145,17 +158,19 @@ class Progress:
     def set_epoch(self, epoch: int, partition: Partition) -> None:
         """Sets the epoch of the next iteration; a place that was just loaded wins over it."""
         epoch = as_integer(epoch, "epoch")
-        if self._loaded is not None:
-            coming = self._normal(self._loaded, partition).epoch
+        now = self._now
+        if now.loaded is not None:
+            coming = self._normal(now.loaded, partition).epoch
             if epoch != coming:
                 message = f"set_epoch({epoch}) is ignored once: the state that was loaded goes on in epoch {coming}"
                 warnings.warn(message, UserWarning, stacklevel=3)
             return
         if epoch != self._upcoming(partition).epoch:
-            self._next = Place(epoch)
-        if not self._live:
-            self._place = self._entered = self._upcoming(partition)
-            self._begun = False
+            now.next = Place(epoch)
+        if not now.live:
+            now = self._moved()
+            now.place = now.entered = self._upcoming(partition)
+            now.begun = False
 
     def upcoming_epoch(self, partition: Partition) -> int:
         """Returns the epoch that the next iteration runs."""
@@ -173,19 +188,20 @@ class Progress:
 
     def begin(self, partition: Partition) -> Place:
         """Starts an iteration: the remainder of a loaded place, else the next epoch not yet begun."""
-        if self._resumed and self._live and self._place.position - self._entered.position <= partition.global_batch:
+        now = self._moved()
+        if now.resumed and now.live and now.place.position - now.entered.position <= partition.global_batch:
             warnings.warn(
-                f"the rest of epoch {self._entered.epoch}, which a loaded state had to go on with, was left after at most one "
-                f"batch; epoch {self._next.epoch} starts now. Load the state again after looking at a batch",
+                f"the rest of epoch {now.entered.epoch}, which a loaded state had to go on with, was left after at most one "
+                f"batch; epoch {now.next.epoch} starts now. Load the state again after looking at a batch",
                 UserWarning,
                 stacklevel=5,
             )
         place = self._upcoming(partition)
-        self._resumed = self._loaded is not None
-        self._loaded = None
-        self._place = self._entered = place
-        self._next = Place(place.epoch + 1)
-        self._begun = self._live = True
+        now.resumed = now.loaded is not None
+        now.loaded = None
+        now.place = now.entered = place
+        now.next = Place(place.epoch + 1)
+        now.begun = now.live = True
         self.turn += 1
         return place
 
@@ -203,17 +219,39 @@ class Progress:
         """
         if turn != self.turn:
             raise LoaderClosedError("this iterator is closed: a newer one of the same order took over")
-        batches = self._place.batches + 1 if whole_batch else 0
-        self._place = self._reached = Place(self._place.epoch, cursor, batches)
+        # The training loop waits for this: what follows from it is worked out when somebody asks.
+        self._num_given += 1
+        self._given = cursor, partition, self._num_given if whole_batch else None
+
+    @property
+    def _now(self) -> _Standing:
+        """Where the run stands."""
+        given = self._given
+        if given is not self._taken_in and given is not None:
+            self._take_in(*given)
+            self._taken_in = given
+        return self._standing
+
+    def _take_in(self, cursor: int, partition: Partition, num_batches: int | None) -> None:
+        now = self._standing
+        batches = 0 if num_batches is None else now.entered.batches + num_batches
+        now.place = now.reached = Place(now.entered.epoch, cursor, batches)
         # Trainers that count batches stop here, and never ask whether there is another one.
-        if not self.in_epoch(partition, self._place.epoch).has_batch(cursor):
-            self._live = False
-            if partition.tail == "carry" and self._next == Place(self._entered.epoch + 1):
-                self._next = self._place
+        if not self.in_epoch(partition, now.place.epoch).has_batch(cursor):
+            now.live = False
+            if partition.tail == "carry" and now.next == Place(now.entered.epoch + 1):
+                now.next = now.place
+
+    def _moved(self) -> _Standing:
+        """Returns where the run stands, for who moves it: what is given from here on counts anew."""
+        now = self._now
+        self._given = self._taken_in = None
+        self._num_given = 0
+        return now
 
     def num_batches(self, partition: Partition) -> int:
         """Returns the batches of the current or coming epoch: those done in it and those left."""
-        place = self._entered if self._begun else self._upcoming(partition)
+        place = self._begun_at(partition)
         partition = self.in_epoch(partition, place.epoch)
         return _batches_done(place, partition) + partition.num_batches(place.position)
 
@@ -224,16 +262,16 @@ class Progress:
 
     def entered_position(self, partition: Partition) -> int:
         """Returns the position at which the current or coming epoch was or will be entered."""
-        return (self._entered if self._begun else self._upcoming(partition)).position
+        return self._begun_at(partition).position
 
     def remaining(self, partition: Partition) -> int:
         """Returns the batches that are left of the current or coming epoch; 0 after its last one."""
-        place = self._place if self._begun else self._upcoming(partition)
+        place = self._now.place if self._now.begun else self._upcoming(partition)
         return self.in_epoch(partition, place.epoch).num_batches(place.position)
 
     def state(self, partition: Partition) -> dict[str, str]:
         """Returns the state of what was delivered; an epoch that was delivered whole counts as the next one's start."""
-        return self._encode(self._normal(self._place, partition))
+        return self._encode(self._normal(self._now.place, partition))
 
     def state_at(self, num_batches: int, partition: Partition) -> dict[str, str]:
         """Returns the state after so many batches of the current or coming epoch.
@@ -243,13 +281,13 @@ class Progress:
                 the start of an epoch that was delivered whole, which nobody goes on with.
         """
         num_batches = as_integer(num_batches, "num_batches", None)
-        entered = self._entered if self._begun else self._upcoming(partition)
+        entered = self._begun_at(partition)
         mine = self.in_epoch(partition, entered.epoch)
         first = _batches_done(entered, mine)
         if num_batches < first or not mine.has_batch(entered.position, num_batches - first):
             last = first + mine.num_batches(entered.position)
             raise ValueError(f"num_batches must be from {first} to {last} in epoch {entered.epoch}, not {num_batches}")
-        if num_batches == 0 and self._begun and not mine.has_batch(self._place.position):
+        if num_batches == 0 and self._now.begun and not mine.has_batch(self._now.place.position):
             last = first + mine.num_batches(entered.position)
             raise ValueError(
                 f"epoch {entered.epoch} was delivered whole: its start would repeat it. num_batches counts the batches of that "
@@ -303,12 +341,13 @@ class Progress:
             orders, place = _reweighed(orders, saved, place)
         there = self._reseedable(replace(place, position=orders.stored(place.epoch, place.position, *told)))
         reseeds = saved.reseeds if reseed is None else _reseeded(saved.reseeds, there, reseed)
+        now = self._moved()
         self._orders = orders
         self.key, self._reseeds = replace(self.key, seed=saved.seed), reseeds
-        self._loaded = self._place = self._entered = self._next = place
+        now.loaded = now.place = now.entered = now.next = place
         before = form.restored(saved.place.epoch, saved.place.position, *told)
-        self._reached = replace(saved.place, position=before)
-        self._begun = self._live = False
+        now.reached = replace(saved.place, position=before)
+        now.begun = now.live = False
 
     def _order_of(self, epoch: int) -> Order:
         return self._orders.order(epoch, self.key.seed, self._reseeds, self.key.recipe)
@@ -333,7 +372,12 @@ class Progress:
         return Place(place.epoch + 1)
 
     def _upcoming(self, partition: Partition) -> Place:
-        return self._normal(self._next if self._loaded is None else self._loaded, partition)
+        now = self._now
+        return self._normal(now.next if now.loaded is None else now.loaded, partition)
+
+    def _begun_at(self, partition: Partition) -> Place:
+        """Returns where the current epoch was entered, or the coming one will be."""
+        return self._now.entered if self._now.begun else self._upcoming(partition)
 
     def _normal(self, place: Place, partition: Partition) -> Place:
         """Returns a place as one that at least one batch follows in its epoch: where there is none, in the next epoch."""

@@ -74,7 +74,10 @@ class Partition:
 
     def has_batch(self, cursor: int, num_batches: int = 1) -> bool:
         """Returns whether so many batches follow a cursor in its epoch."""
-        return self.num_batches(cursor) >= num_batches
+        size = self.batch_size * self.num_replicas
+        # Of a batch that need not be whole one position is enough.
+        least = num_batches * size if self.tail in ("drop", "carry") else (num_batches - 1) * size + 1
+        return max(0, self.num_samples - cursor) >= least
 
     def batches_before(self, cursor: int) -> int:
         """Returns how many batches of this size lie before a cursor."""

@@ -51,6 +51,8 @@ class Delivered:
     shape: tuple[int, ...]
     num_samples: int
     batch_size: int
+    modulus: int = 1 << 16
+    """Samples start with their number modulo this."""
 
     @property
     def batch_bytes(self) -> int:
@@ -63,12 +65,14 @@ class Delivered:
 
 
 def workloads(folder: Path, scale: float) -> Iterator[Delivered]:
-    """Yields what is delivered; numbers are taken modulo 65,536 where a sample has no room for more."""
-    count = max(8, int(64 * scale))
+    """Yields what is delivered, a GB and more each."""
+    count = max(8, int(256 * scale))
     work = tokens(folder, count * 1024)
-    yield Delivered("int32[1024] x 1024", work.dataset, work.field, np.int32, (TOKENS,), len(work), 1024)
-    yield packed(folder / "short", "uint16[1024] x 2048", np.uint16, (1024,), count * 1024, 2048)
-    yield packed(folder / "images", "float32[3,224,224] x 64", np.float32, (3, 224, 224), count * 48, 64)
+    yield Delivered("int32[1024] x 1024", work.dataset, work.field, np.int32, (TOKENS,), len(work), 1024, len(work))
+    yield packed(folder / "short", "uint16[1024] x 2048", np.uint16, (1024,), count * 2048, 2048)
+    yield packed(
+        folder / "images", "float32[3,224,224] x 64", np.float32, (3, 224, 224), max(2, count * 3 // 16) * 64, 64
+    )
 
 
 def packed(path: Path, name: str, dtype: Any, shape: tuple[int, ...], num_samples: int, batch_size: int) -> Delivered:
@@ -76,7 +80,7 @@ def packed(path: Path, name: str, dtype: Any, shape: tuple[int, ...], num_sample
     kind = f"{np.dtype(dtype).name}[{','.join(map(str, shape))}]"
     with shardload.ShardWriter(path, {"value": kind}, shard_size="256MiB") as writer:
         for number in range(num_samples):
-            row.flat[0] = number % (1 << 16)
+            row.flat[0] = number % Delivered.modulus
             writer.write({"value": row})
     return Delivered(name, path, "value", dtype, shape, num_samples, batch_size)
 
@@ -92,7 +96,7 @@ def epochs(work: Delivered, loader: shardload.ShardLoader, num_epochs: int) -> f
     seconds = time.perf_counter() - start
     assert len(firsts) == num_epochs * len(loader)
     seen = torch.cat(firsts).cpu().to(torch.int64).numpy()
-    want = np.bincount(np.arange(work.num_samples) % (1 << 16)) * num_epochs
+    want = np.bincount(np.arange(work.num_samples) % work.modulus) * num_epochs
     assert np.array_equal(np.bincount(seen, minlength=len(want)), want), "not every sample came once an epoch"
     return seconds / len(firsts)
 

@@ -157,12 +157,16 @@ class BatchMaker:
     def _bursts(self, ids: Iterator[RankBatch]) -> Iterator[list[RankBatch]]:
         """Yields what is read together.
 
-        The first batches are not kept waiting for many others: a burst has at most a third of what was read before it, so that a
+        The first batches are not kept waiting for many others: a burst has at most half of what was read before it, so that a
         loop at half of what is possible still has batches when it is there. Where batches take long it has as many, as more of
-        them are read side by side.
+        them are read side by side. Sizes are few, as memory is reused by size.
         """
-        num_read, part = 0, 3 if self._quick else 1
-        while burst := list(itertools.islice(ids, min(max(1, (num_read + 1) // part), self._ahead.burst_batches))):
+        num_read, part = 0, 2 if self._quick else 1
+        while True:
+            size = 1 << (max(1, (num_read + 1) // part).bit_length() - 1)
+            burst = list(itertools.islice(ids, min(size, self._ahead.burst_batches)))
+            if not burst:
+                return
             yield burst
             num_read += len(burst)
 

@@ -53,7 +53,8 @@ class BufferPool:
         self._max_idle_bytes = max_idle_bytes
         self._copies = copies
         self._strict = strict
-        self._locked: dict[int, _Block] = {}
+        # By the address of an array: the page-locked block that it is in, and where in it.
+        self._locked: dict[int, tuple[_Block, int]] = {}
         self._held: dict[int, weakref.finalize[..., Any]] = {}
         self._idle: defaultdict[int, list[_Block]] = defaultdict(list)
         self._lock = threading.RLock()
@@ -74,11 +75,8 @@ class BufferPool:
         """
         num_bytes = math.prod(shape) * dtype.itemsize
         capacity = max(_ROUND_BYTES, -(-num_bytes // _ROUND_BYTES) * _ROUND_BYTES)
-        if self._copies is None:
+        with self._device():
             block = self._take(capacity)
-        else:
-            with self._device():
-                block = self._take(capacity)
         # An array made from a buffer is the root of all its views (numpy shortens chains of views only down to it), so
         # its end is the end of the last of them. The block itself stays with the finalizer.
         root = np.frombuffer(block.memory, dtype=np.uint8)
@@ -91,7 +89,7 @@ class BufferPool:
                 self._held[address] = held
         if self._copies is not None:
             with self._lock:
-                self._locked[address] = block
+                self._locked[address] = block, 0
         return root[:num_bytes].view(dtype).reshape(shape)
 
     def lease_together(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> list[NDArray[Any]]:
@@ -103,16 +101,21 @@ class BufferPool:
             MemoryError: there is none.
         """
         sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
-        alone = self._copies is not None or self._strict or self._arena is not None
+        alone = self._strict or self._arena is not None
         if alone or len(sizes) < 2 or any(size == 0 or size % _ROUND_BYTES for size in sizes):
             return [self.lease(shape, dtype) for shape in shapes]
-        block = self._take(sum(sizes))
+        with self._device():
+            block = self._take(sum(sizes))
         pieces = _Pieces(len(sizes))
         arrays: list[NDArray[Any]] = []
         start = 0
         for shape, size in zip(shapes, sizes, strict=True):
             root = np.frombuffer(block.memory[start : start + size], dtype=np.uint8)
-            weakref.finalize(root, self._give_piece_back, block, pieces).atexit = False
+            address: int = root.__array_interface__["data"][0]
+            weakref.finalize(root, self._give_piece_back, block, pieces, address).atexit = False
+            if self._copies is not None:
+                with self._lock:
+                    self._locked[address] = block, start
             arrays.append(root.view(dtype).reshape(shape))
             start += size
         return arrays
@@ -127,11 +130,12 @@ class BufferPool:
             tensor: of any dtype and shape, in host memory.
         """
         with self._lock:
-            block = self._locked.get(tensor.untyped_storage().data_ptr())
-        if block is None:
+            found = self._locked.get(tensor.untyped_storage().data_ptr())
+        if found is None:
             return None
+        block, start = found
         whole: torch.Tensor = block.tensor.view(tensor.dtype)
-        return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        return whole.as_strided(tensor.shape, tensor.stride(), start // tensor.itemsize + tensor.storage_offset())
 
     def take_back(self, addresses: Iterable[int]) -> None:
         """Ends the lease of arrays at once, whoever still holds them: what they show from now on is undefined.
@@ -184,12 +188,13 @@ class BufferPool:
             self.num_new += 1
         return block
 
-    def _give_piece_back(self, block: _Block, pieces: _Pieces) -> None:
+    def _give_piece_back(self, block: _Block, pieces: _Pieces, address: int) -> None:
         with self._lock:
+            self._locked.pop(address, None)
             pieces.num_held -= 1
             last = not pieces.num_held
         if last:
-            self._give_back(block, 0)
+            self._give_back(block, address)
 
     def _give_back(self, block: _Block, address: int) -> None:
         # Runs wherever the last reference dies, also inside this pool's own methods: hence the re-entrant lock.

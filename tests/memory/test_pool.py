@@ -112,6 +112,31 @@ def test_a_locked_buffer_is_known_as_torch_s_own():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none here")
+def test_arrays_leased_together_are_locked_each_and_come_back_together():
+    stream = torch.cuda.Stream()
+    pool = BufferPool(1 << 30, copies=stream)
+    arrays = pool.lease_together([(4, 1 << 10), (2, 1 << 10), (1, 1 << 10)], INT32)
+    tensors = [torch.from_numpy(array) for array in arrays]
+    assert [address(array) - address(arrays[0]) for array in arrays] == [0, 4 << 12, 6 << 12]
+    for mark, (array, tensor) in enumerate(zip(arrays, tensors, strict=True)):
+        array[:] = np.arange(array.size).reshape(array.shape) + mark
+        locked = pool.page_locked(tensor[:, 5:])
+        assert locked.is_pinned() and locked.data_ptr() == tensor[:, 5:].data_ptr()
+        assert torch.equal(locked, tensor[:, 5:])
+    del array, arrays, tensor, locked
+    where = tensors[0].data_ptr()
+    del tensors[0]
+    gc.collect()
+    assert pool.leased_bytes == 7 << 12 and pool.page_locked(tensors[0]) is not None
+    tensors.clear()
+    assert (pool.leased_bytes, pool.idle_bytes) == (0, 7 << 12)
+    stream.synchronize()
+    assert pool.lease_together([(7, 1 << 10), (0, 1 << 10)], INT32)[0].size and pool.num_new == 2
+    assert address(pool.lease((7, 1 << 10), INT32)) == where
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none here")
 def test_locked_memory_waits_for_the_copies_of_its_stream():
     stream = torch.cuda.Stream()
     pool = BufferPool(1 << 30, copies=stream)

@@ -33,11 +33,11 @@ from bench.case import Arm, ArmError, Case, Line
 from bench.limits import resident_fraction
 from bench.peer_form import Samples
 from bench.peers import ARMS, numbers_digest, sample_digest
-from bench.workloads import images, text, tokens
+from bench.workloads import Workload, images, text, tokens
 
 ANSWER_SECONDS = 300
 ZSTD_LEVEL = 3
-WORKLOADS = {"tokens": tokens, "text": text, "jpeg": images}
+WORKLOADS: dict[str, Callable[..., Workload]] = {"tokens": tokens, "text": text, "jpeg": images}
 LINES = {
     "tokens": ("tokens", None, 50_000, (5.0, 12.0)),
     "raw text": ("text", None, 60_000, (3.0, 7.0)),
@@ -85,7 +85,7 @@ class Process:
 
     def answer(self) -> dict[str, Any]:
         """Waits for the next answer."""
-        stdout: IO[str] = self._process.stdout  # type: ignore[assignment]
+        stdout: IO[str] = self._process.stdout
         if not select.select([stdout], [], [], ANSWER_SECONDS)[0]:
             # It must not go on beside the others.
             self.kill()
@@ -249,7 +249,10 @@ class Bench:
 def facts_of_arm(one: Measured, raw_bytes: int, zstd: bool) -> dict[str, Any]:
     """Returns what holds for the figures of one arm."""
     arm = ARMS[one.arm]
-    facts = {"by": "hand" if arm.by_hand else "us" if one.arm in OURS else "a package", "version": one.version}
+    facts: dict[str, Any] = {
+        "by": "hand" if arm.by_hand else "us" if one.arm in OURS else "a package",
+        "version": one.version,
+    }
     facts |= {"shuffles": arm.order, "moved": round(one.moved, 3), "stored": round(one.stored / raw_bytes, 3)}
     return facts | ({"zstd": arm.zstd} if zstd else {})
 

@@ -22,7 +22,8 @@ import numpy as np
 
 import shardload
 from bench.case import NONE, Arm, Case, Line, facts_of, timed
-from bench.loop import batch_seconds, rest, run_loop
+from bench.limits import rest
+from bench.loop import batch_seconds, run_loop
 from bench.slow_server import slow_server
 from bench.workloads import Workload, images, tokens
 from shardload.order.blocks import WINDOW_BLOCKS, usual_blocks

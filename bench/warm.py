@@ -166,7 +166,8 @@ def p19(folder: Path, scale: float) -> Iterator[Line]:
 
             for _ in range(2):
                 run(), limit()
-            also["loader us"].clear(), also["memcpy us"].clear()
+            for figures in also.values():
+                figures.clear()
             facts = facts_of(work, verify=verify, epoch="later")
             line = f"{name}, {'verify off' if verify == 'off' else 'later epochs'}"
             yield Line(line, {"loader": run, "C memcpy": limit}, True, limits, "s/GB", also, facts)

@@ -234,6 +234,7 @@ def make_course(
     sample_bytes = dataset.num_bytes / max(1, len(dataset))
     batch_bytes = batch_size * sample_bytes
     plain = not recipe.decode and any(field.in_record and field.codec == "none" for field in recipe.fields)
+    strings = any(field.in_record for field in recipe.fields)
     far = is_far(dataset)
     in_memory = not far and fits_in_memory(dataset.num_bytes)
     useful = useful_threads(sample_bytes, plain_strings=plain, in_memory=in_memory)
@@ -258,7 +259,7 @@ def make_course(
         pinned=pinned,
         prefetch_batches=num_batches,
         prefetch_bytes=waiting_bytes,
-        ahead=plan_ahead(batch_bytes, num_batches, threads, useful, far, waiting_bytes),
+        ahead=plan_ahead(batch_bytes, num_batches, threads, useful, far, waiting_bytes, strings),
         num_processes=processes,
         helper=helper,
         max_faults=None if max_faults is None else as_integer(max_faults, "max_faults"),

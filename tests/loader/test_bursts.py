@@ -147,6 +147,8 @@ def test_how_far_ahead(batch_bytes: float, prefetch_batches: int, num_threads: i
     assert little.burst_batches == 1 or little.burst_batches * batch_bytes <= 1 << 20
     far = plan_ahead(batch_bytes, prefetch_batches, num_threads, far=True)
     assert far.burst_batches == 1 or (far.burst_batches <= 8 and far.burst_batches * batch_bytes <= 8 << 20)
+    strings = plan_ahead(batch_bytes, prefetch_batches, num_threads, strings=True)
+    assert strings.burst_batches == min(8, ahead.burst_batches)
     few = plan_ahead(batch_bytes, prefetch_batches, num_threads, 1)
     assert few.num_threads == num_threads or (num_threads is None and few.num_threads == min(1, ahead.num_threads))
 
@@ -157,6 +159,11 @@ def test_no_more_is_read_together_than_may_wait(mixed: Path) -> None:
         make(mixed, 5, (8, 2), prefetch_bytes=size)._course.ahead for size in (1, int(3.5 * batch_bytes), "256MiB")
     ]
     assert [one.burst_batches for one in ahead] == [1, 3, 8]
+
+
+def test_byte_strings_are_read_together_less_far(mixed: Path) -> None:
+    made = [make(mixed, 5, (32, 0), fields=fields)._course.ahead.burst_batches for fields in (["number"], None)]
+    assert made == [32, 8]
 
 
 def test_threads_that_would_only_wait() -> None:

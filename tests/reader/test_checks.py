@@ -44,6 +44,7 @@ def test_what_was_added_is_not_missing_and_nothing_else(added: list[list[int]], 
     if num_blocks is not None:
         blocks.add(np.arange(num_blocks))
         assert not blocks.missing(np.arange(num_blocks)).any()
+        assert blocks._complete, "all were noted, and each is looked up for ever"
 
 
 def test_blocks_all_over_many_take_memory_where_they_are() -> None:

@@ -76,9 +76,12 @@ class PagedRows:
     def _placed(self, sample_ids: Int64, shard_ids: Int64) -> Iterator[tuple[Int64, RowLayout, Int64, Int64]]:
         """Yields for the samples of each layout their slots in rising order of the ids, their pages, and their rows in these."""
         order = np.argsort(sample_ids, kind="stable")
-        generations = self._generations[shard_ids[order]]
-        for generation in np.unique(generations).tolist():
-            slots, layout = order[generations == generation], self._layouts[generation]
+        for generation, layout in self._layouts.items():
+            slots = order
+            if len(self._layouts) > 1:
+                slots = order[self._generations[shard_ids[order]] == generation]
+            if not len(slots):
+                continue
             mine = shard_ids[slots]
             pages, offsets = np.divmod(sample_ids[slots] - self._first[mine], layout.rows_per_page)
             yield slots, layout, self._first_pages[mine] + pages, offsets

@@ -49,12 +49,12 @@ class RowPages:
         """Returns rows: structured array of shape (rows,).
 
         Args:
-            numbers: of the page of each row, not falling: int64 of shape (rows,).
+            numbers: of the page of each row, not falling: int64 of shape (rows,), at least one.
             offsets: place of each row in its page, likewise.
             dtype: of the rows.
             fill: reads pages that are not here. If it raises, that is raised, and none of its pages is kept.
         """
-        edges = [*np.flatnonzero(np.diff(numbers, prepend=-1)).tolist(), len(numbers)]
+        edges = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(numbers)]
         rows = np.empty(len(numbers), dtype=dtype)
         for first in range(0, len(edges) - 1, self._most):
             some = edges[first : first + self._most + 1]

@@ -132,7 +132,7 @@ def test_a_damaged_page_is_told_and_read_again(tmp_path: Path, budget: int, monk
     dataset, per_page = shardload.open(tmp_path / "d", engine="pread"), layout.PAGE_BYTES // 16
     shard = dataset._process_access().shard(1)
     first, rows = int(dataset.table.first_sample_ids[1]), shard.head.section(layout.SECTION_ROWS)
-    ids = np.array([num_samples - 1, 3, first + 2 * per_page, 5, first + per_page, 3])
+    ids = np.array([num_samples - 1, 4 * per_page, first + 2 * per_page, 5, first + per_page, 5])
 
     def flip() -> None:
         with open(tmp_path / "d" / shard.entry.name, "r+b") as file:

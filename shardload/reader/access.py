@@ -171,6 +171,8 @@ class Access:
             uses: when each of them is read, for a cache.
         """
         if self._read_ahead(sample_ids, fields):
+            if not rows_announced:
+                self.will_need_rows(sample_ids)
             return
         if self._fits:
             sample_ids = sample_ids[self._hinted.missing(sample_ids)]
@@ -256,7 +258,7 @@ class Access:
         samples = self._locate(local_ids + self._first[shard_id])
         self._records.ranges(samples)
         self._records.external_ranges(samples)
-        self.shard(shard_id).check_streams(local_ids)
+        self.shard(shard_id).check_streams(local_ids, samples.rows)
 
     @rereads
     def lengths(self, field: Field, ids: Int64) -> Int64:

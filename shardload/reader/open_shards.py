@@ -15,13 +15,13 @@ from shardload.format.keys import find_keys
 from shardload.format.rows import row_layout
 from shardload.format.shard import TAIL_READ_BYTES, Contents, plan_sections, shard_bytes
 from shardload.format.statistics import FieldStatistics
-from shardload.planner import plan_by_shard
 from shardload.reader.codecs import Codecs
 from shardload.reader.engines import Ranges
 from shardload.reader.external import ExternalFiles
 from shardload.reader.facts import ShardFacts
 from shardload.reader.far_files import FarFiles
 from shardload.reader.files import OpenFiles
+from shardload.reader.paged_rows import PagedRows
 from shardload.reader.rows import RowCache
 from shardload.reader.shard import ShardReader
 from shardload.reader.snapshot import Snapshot
@@ -65,6 +65,7 @@ class OpenShards:
         whole = num_samples * row_dtype.itemsize <= index_budget_bytes
         self.store: NDArray[Any] | None = np.empty(num_samples, dtype=row_dtype) if whole else None
         """The rows of all samples, valid where they were asked for; None where tables are read by page."""
+        self._paged = None if whole else PagedRows(manifest, self._table, index_budget_bytes)
         self._ready = np.zeros(len(self._table), dtype=np.bool_)
         self._opened = np.zeros(len(self._table), dtype=np.bool_)
         self._lock = threading.Lock()
@@ -113,30 +114,23 @@ class OpenShards:
     def rows(self, sample_ids: Int64, shard_ids: Int64) -> NDArray[Any] | None:
         """Returns packed rows of samples; None if they are in the store. Their shards are open then."""
         self.open(shard_ids)
-        if self.store is not None:
+        if self._paged is None:
             missing = ~self._ready[shard_ids]
             if missing.any():
                 for shard_id in np.unique(shard_ids[missing]).tolist():
                     self._load(shard_id)
             return None
-        rows = np.empty(len(sample_ids), dtype=row_layout(self._schema).dtype)
         if isinstance(self._files, FarFiles) and (found := self.row_ranges(sample_ids)) is not None:
             self._files.engine.will_need(found, urgent=True)
-        for reads in plan_by_shard(sample_ids, self._first):
-            rows[reads.slots] = self.get(reads.shard_id).rows(reads.local_ids)
-        return rows
+        return self._paged.rows(sample_ids, shard_ids, self.get)
 
     def row_ranges(self, sample_ids: Int64) -> Ranges | None:
         """Returns the pages of row tables that are to be read for samples; None if there are none."""
-        if self.store is not None:
+        if self._paged is None:
             return None
-        self.open(np.searchsorted(self._first, sample_ids, side="right") - 1)
-        found = [
-            (reads.shard_id, start, length)
-            for reads in plan_by_shard(sample_ids, self._first)
-            for start, length in self.get(reads.shard_id).row_ranges(reads.local_ids)
-        ]
-        return Ranges(*np.array(found, dtype=np.int64).T) if found else None
+        shard_ids = np.searchsorted(self._first, sample_ids, side="right") - 1
+        self.open(shard_ids)
+        return self._paged.ranges(sample_ids, shard_ids, self.get)
 
     def in_groups(self, kind: int, number: int = layout.NO_FIELD) -> Iterator[ShardReader]:
         """Yields all shards; of those far away some are opened, and have a section announced, at a time.
@@ -237,9 +231,7 @@ class OpenShards:
         if shard.schema is self._schema:
             shard.load_rows()
         else:
-            self.store[self._first[shard_id] : self._first[shard_id + 1]] = shard.rows(
-                np.arange(shard.entry.num_samples)
-            )
+            self.store[self._first[shard_id] : self._first[shard_id + 1]] = shard.rows()
         self._ready[shard_id] = True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -48,7 +49,7 @@ class ShardReader:
             manifest: the dataset's.
             codecs: the codecs of its generations.
             files: where open files are kept.
-            cache: where checked rows are kept.
+            cache: where keys are kept.
             store: array of the dataset's rows for those of this shard; None to read them by page.
 
         Raises:
@@ -64,7 +65,6 @@ class ShardReader:
         self._dictionary = manifest.generation(entry.generation).dictionary
         self._codecs = codecs
         self._files = files
-        self._cache = cache
         self.identity = (entry.generation, entry.unit, entry.part)
         expected = self._expected(manifest.external)
         self.head = read_head(files.get(shard_id, entry), expected, self.identity, with_header=files.near)
@@ -74,7 +74,7 @@ class ShardReader:
         if store is not None and self.schema is not self._whole_schema:
             # Rows of an earlier generation are narrower; who wants them in the store takes them from here.
             store = np.empty(entry.num_samples, dtype=row_layout(self.schema).dtype)
-        self._table = RowTable(shard_id, entry.name, self.head, row_layout(self.schema), cache, store)
+        self._table = RowTable(entry.name, self.head, row_layout(self.schema), store)
 
     def _expected(self, external: bool) -> Expected:
         entry, streams = self.entry, len(self.schema.stream_fields)
@@ -88,14 +88,18 @@ class ShardReader:
         """Brings all rows into the store that was given for them."""
         self._table.load(self.file())
 
-    def rows(self, local_ids: Int64) -> NDArray[Any]:
-        """Returns packed rows of the dataset's schema, checked. `local_ids` do not fall."""
-        rows = self._table.take(self.file(), local_ids)
+    def rows(self) -> NDArray[Any]:
+        """Returns all packed rows as those of the dataset's schema, where they are held whole."""
+        rows = self._table.load(self.file())
         return rows if self.schema is self._whole_schema else widen_rows(rows, self.schema, self._whole_schema)
 
-    def row_ranges(self, local_ids: Int64) -> list[tuple[int, int]]:
-        """Returns start and length of the pages that are to be read for some rows. `local_ids` do not fall."""
-        return self._table.ranges(local_ids)
+    def read_pages(self, pages: Iterable[tuple[int, memoryview]]) -> None:
+        """Reads pages of packed rows of its own schema, each into the beginning of some memory, and checks them."""
+        self._table.read_pages(self.file(), pages)
+
+    def row_ranges(self, pages: Iterable[int]) -> list[tuple[int, int]]:
+        """Returns start and length of what is to be read for pages of packed rows that nobody has yet."""
+        return self._table.ranges(pages)
 
     def _spans(self, field: Field, rows: NDArray[Any], local_ids: Int64) -> tuple[Int64, Int64]:
         """Returns the first and the last + 1 of samples' items, checked against the stream and each other."""
@@ -108,13 +112,13 @@ class ShardReader:
         section = self.head.section(layout.SECTION_STREAM, self.schema.number(field.name))
         return section.num_bytes // section.item_bytes
 
-    def check_streams(self, local_ids: Int64) -> None:
-        """Checks that the items of consecutive samples follow each other.
+    def check_streams(self, local_ids: Int64, rows: NDArray[Any]) -> None:
+        """Checks that the items of consecutive samples follow each other, by their packed rows.
 
         Raises:
             FormatError: they do not; names shard and sample.
         """
-        start, stop, rows = int(local_ids[0]), int(local_ids[-1]) + 1, self._table.take(self.file(), local_ids)
+        start, stop = int(local_ids[0]), int(local_ids[-1]) + 1
         for field in self.schema.stream_fields:
             starts, stops = self._spans(field, rows, local_ids)
             last = self._num_items(field) if stop == self.entry.num_samples else stops[-1]

@@ -238,9 +238,7 @@ def test_threads_read_one_dataset(mixed):
 
 def test_row_tables_read_by_page(mixed, monkeypatch):
     """A budget below the row tables reads pages, keeps few of them, and gives the same samples."""
-    import shardload.reader.access as access
-
-    monkeypatch.setattr(access, "INDEX_BUDGET_BYTES", 1000)
+    by_page(monkeypatch)
     dataset = shardload.open(mixed)
     for i in np.random.default_rng(0).permutation(500).tolist():
         assert same(dataset[i], mixed_sample(i))
@@ -338,10 +336,17 @@ def test_ranks_that_get_nothing_of_a_short_tail(tmp_path):
     assert sorted(seen) == list(range(9))
 
 
+def by_page(monkeypatch):
+    """Has row tables read by page, of which hardly any is kept."""
+    import shardload.reader.access as access
+
+    monkeypatch.setattr(access, "INDEX_BUDGET_BYTES", 1000)
+
+
 def test_hints_of_a_table_that_is_not_held_whole_read_nothing(mixed, monkeypatch):
+    by_page(monkeypatch)
     dataset = shardload.open(mixed, engine="pread")
     access = dataset._process_access()
-    access._shards.store = None
     for shard_id in range(len(dataset.table)):
         access.shard(shard_id)
     read, hinted = [], []
@@ -356,9 +361,9 @@ def test_hints_of_a_table_that_is_not_held_whole_read_nothing(mixed, monkeypatch
     assert any(rows.start <= at < rows.stop for at, _ in hinted)
 
 
-def test_hints_by_page_leave_what_is_read_right(mixed):
+def test_hints_by_page_leave_what_is_read_right(mixed, monkeypatch):
+    by_page(monkeypatch)
     dataset = shardload.open(mixed)
-    dataset._process_access()._shards.store = None
     for start in range(0, 500, 100):
         dataset.will_need(np.arange(start, start + 100))
         for i, sample in enumerate(dataset.__getitems__(range(start, start + 100)), start):
@@ -371,9 +376,9 @@ def test_a_hint_that_fails_is_no_error(mixed, monkeypatch, whole, engine):
     def refuse(*arguments):
         raise OSError(22, "Invalid argument")
 
-    dataset = shardload.open(mixed, engine=engine)
     if not whole:
-        dataset._process_access()._shards.store = None
+        by_page(monkeypatch)
+    dataset = shardload.open(mixed, engine=engine)
     monkeypatch.setattr(os, "posix_fadvise", refuse)
     monkeypatch.setattr(MappedFiles, "will_need", refuse)
     dataset.will_need(np.arange(500))

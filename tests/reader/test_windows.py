@@ -22,6 +22,7 @@ from shardload.format.rows import row_layout
 from shardload.reader import access as access_module
 from shardload.reader import streams
 from shardload.reader import windows as windows_module
+from shardload.reader.row_pages import RowPages
 
 SCHEMA = {"tokens": "uint16[*]", "small": "uint8[*]?", "frames": "float32[*,3]?", "number": "int64"}
 LATER = {"late": "int32[*]?", "half": "bfloat16[*,2]?", "flags": "bool[*]?", "long": "uint64[*]?"}
@@ -595,16 +596,15 @@ def test_rows_by_page_look_at_few_pages(tmp_path: Path, monkeypatch: pytest.Monk
     windows = shardload.TokenWindows(shardload.open(tmp_path / "d"), "t", 64, documents=["doc_id"])
     owners = np.repeat(np.arange(len(lengths)), lengths)
     dataset = windows.dataset
-    access = dataset._process_access()
-    table = access.shard(0)._table
     taken: list[int] = []
-    page = type(table)._page
+    take = RowPages.take
     monkeypatch.setattr(
-        type(table), "_page", lambda self, file, number: (taken.append(number), page(self, file, number))[1]
+        RowPages, "take", lambda self, numbers, *rest: (taken.extend(numbers.tolist()), take(self, numbers, *rest))[1]
     )
     pages = []
     for window in rng.integers(0, len(windows), 40).tolist():
         taken.clear()
         np.testing.assert_array_equal(windows[window]["doc_id"], owners[window * 64 :][:64])
+        assert taken
         pages.append(len(set(taken)))
     assert row_layout(dataset.schema).num_pages(30_000) > 20 and np.mean(pages) < 4

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from fault_proxy import FaultProxy
 from hypothesis import settings
+from quick import Multiprocessing
 from samples import write_mixed
 from servers import ObjectStore, find_program
 
 import shardload
+import shardload.packing.processes as packing_processes
 
 # A shell that starts jobs in the background lets them, and all their children, ignore Ctrl-C, and nohup a hang-up; the
 # tests send both.
@@ -88,6 +90,12 @@ def http_proxy(object_store: ObjectStore) -> Iterator[FaultProxy]:
     """A proxy before the plain HTTP port that spoils answers and counts requests."""
     with FaultProxy(object_store.http_port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what workers pack. How they start and end is tested with those that users have."""
+    monkeypatch.setattr(packing_processes, "multiprocessing", Multiprocessing())
 
 
 @pytest.fixture(autouse=True)

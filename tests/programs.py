@@ -1,4 +1,4 @@
-"""Programs in processes of their own that begin with torch and shardload imported.
+"""Programs in processes of their own that begin with torch and shardload imported, or with what the command line imports.
 
 They are forked from an interpreter of one thread that has done nothing else: each takes milliseconds in place of seconds. From
 there on they are as any other: what they hold lives in `__main__`, and at its end the interpreter is torn down.
@@ -24,9 +24,10 @@ from launch import python_path
 
 ROOT = Path(__file__).parent.parent
 SERVER = """
-import json, os, signal, socket, sys, warnings
-import numpy, torch, torch.distributed, torch.utils.data, shardload
-shardload.ShardLoader
+import gc, json, os, signal, socket, sys, warnings
+exec(sys.argv[2])
+# A program that ends would look through all that was imported, and copy the pages that it marks: half a second with torch.
+gc.collect(), gc.freeze()
 
 
 def next_request(link):
@@ -52,6 +53,9 @@ def next_request(link):
 request = next_request(socket.socket(fileno=int(sys.argv[1])))
 os.environ.clear()
 os.environ.update(request["environment"])
+if "torch" in sys.modules and "OMP_NUM_THREADS" in os.environ:
+    # It was imported without it.
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 os.chdir(request["folder"])
 sys.argv = request["arguments"]
 if request["strict"]:
@@ -63,26 +67,37 @@ if request["file"]:
     sys.path[0] = os.path.dirname(__file__)
 exec(compile(request["source"], request["file"] or "<string>", "exec"))
 """
-_servers: dict[int, socket.socket] = {}
+WITH_TORCH = "import numpy, torch, torch.distributed, torch.utils.data, shardload; shardload.ShardLoader"
+WITHOUT_TORCH = (
+    "import multiprocessing.connection, shardload.cli, shardload.packing, shardload.reader, shardload.writer"
+)
+_servers: dict[tuple[int, str], socket.socket] = {}
 
 
-def _server() -> socket.socket:
+def _server(imports: str) -> socket.socket:
     """The connection to this process's server, which ends with it."""
-    if os.getpid() not in _servers:
+    key = os.getpid(), imports
+    if key not in _servers:
         ours, theirs = socket.socketpair()
         # A thread of numpy's would be missing in what is forked.
         environment = os.environ | {"PYTHONPATH": python_path(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+        # Unbuffered output would hide what Python does with a buffer that cannot be written at the end.
+        environment.pop("PYTHONUNBUFFERED", None)
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(theirs.fileno())],
+            [sys.executable, "-c", SERVER, str(theirs.fileno()), imports],
             stdin=subprocess.DEVNULL,
+            # Streams made for a file that can be sought in would take what is put there later for one.
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             pass_fds=[theirs.fileno()],
             env=environment,
             start_new_session=True,
         )
         theirs.close()
-        _servers[os.getpid()] = ours
+        process.stdout.close(), process.stderr.close()
+        _servers[key] = ours
         atexit.register(_end, ours, process)
-    return _servers[os.getpid()]
+    return _servers[key]
 
 
 def _end(link: socket.socket, server: subprocess.Popen[bytes]) -> None:
@@ -93,21 +108,33 @@ def _end(link: socket.socket, server: subprocess.Popen[bytes]) -> None:
 class Program:
     """A program that was started, much as a `subprocess.Popen` with pipes and text. It leads a session of its own."""
 
-    def __init__(self, source: str | Path, *arguments: Any, strict: bool = False) -> None:
+    def __init__(
+        self,
+        source: str | Path,
+        *arguments: Any,
+        strict: bool = False,
+        torch: bool = True,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
         """Starts it.
 
         Args:
             source: its text, as for `python -c`, or its file.
             arguments: its arguments.
             strict: whether warnings are errors.
+            torch: whether it begins with torch imported; if not, with what packing and the command line import.
+            cwd: where it runs, unless where this process does.
+            env: its environment, unless that of this process.
         """
         file = str(source) if isinstance(source, Path) else ""
         request = {
             "source": source.read_text() if isinstance(source, Path) else source, "file": file, "strict": strict,
-            "arguments": [file or "-c", *map(str, arguments)], "environment": dict(os.environ), "folder": os.getcwd(),
+            "arguments": [file or "-c", *map(str, arguments)], "environment": dict(os.environ if env is None else env),
+            "folder": os.getcwd() if cwd is None else str(cwd),
         }  # fmt: skip
         pipes = [os.pipe() for _ in range(3)]
-        data, link = json.dumps(request).encode(), _server()
+        data, link = json.dumps(request).encode(), _server(WITH_TORCH if torch else WITHOUT_TORCH)
         socket.send_fds(link, [len(data).to_bytes(8, "little")], [writer for _, writer in pipes])
         link.sendall(data)
         for _, writer in pipes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,16 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@functools.cache
 def imports_of(path: Path) -> set[str]:
     """Returns the full names of the modules a file imports anywhere, also inside functions."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -122,7 +129,7 @@ def test_sizes(path):
     assert path.stem not in {"util", "utils", "helper", "helpers", "common", "misc", "manager"}
     # ShardSampler has all arguments of torch's DistributedSampler, and the same sources of ranks as the loader.
     long_ones = {"ShardLoader", "ShardSampler", "ShardWriter"}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.FunctionDef):
             documentation = ast.get_docstring(node, clean=False) or ""
             size = (node.end_lineno or 0) - node.lineno + 1 - documentation.count("\n")

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import Program
 
 import shardload
 
 ROOT = Path(shardload.__file__).parents[1]
+COMMAND = "import sys; from shardload.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="session")
@@ -23,15 +23,16 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def run(environment):
-    """Runs the real command in a process of its own; returns status, output and lines of standard error."""
+    """Runs the command in a process of its own; returns status, output and lines of standard error.
 
-    def call(*words: object, **options: object) -> tuple[int, str, list[str]]:
-        command = [sys.executable, "-m", "shardload", *map(str, words)]
-        done = subprocess.run(
-            command, **{"capture_output": True, "text": True, "timeout": 60, "env": environment} | options
-        )
-        assert "Traceback" not in done.stderr
-        return done.returncode, done.stdout, done.stderr.splitlines()
+    What it is as a program that starts, others look at: `test_look`, `test_signals`.
+    """
+
+    def call(*words: object, cwd: Path | None = None) -> tuple[int, str, list[str]]:
+        program = Program(COMMAND, *words, strict=True, torch=False, cwd=cwd, env=environment)
+        output, errors = program.communicate(timeout=60)
+        assert "Traceback" not in errors
+        return program.returncode, output, errors.splitlines()
 
     return call
 

@@ -149,9 +149,20 @@ def first_shard(target: Path, process: subprocess.Popen[str]) -> None:
         select.select([], [], [], 0.01)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 @each_signal
 def test_what_was_packed_before_a_signal_is_gone_on_with(
+    tmp_path: Path, slow: Path, environment, run, number: int, status: int, message: str, workers: int
+) -> None:
+    go_on_after_a_signal(tmp_path, slow, environment, run, number, status, message, workers)
+
+
+def test_what_workers_packed_before_a_signal_is_gone_on_with(tmp_path: Path, slow: Path, environment, run) -> None:
+    """The signals are told apart where there are no workers, and by `test_ended_by_a_signal`."""
+    go_on_after_a_signal(tmp_path, slow, environment, run, signal.SIGINT, 130, "interrupted", 2)
+
+
+def go_on_after_a_signal(
     tmp_path: Path, slow: Path, environment, run, number: int, status: int, message: str, workers: int
 ) -> None:
     more = ["--shard-size", "256KiB"]

@@ -166,7 +166,7 @@ def test_refuses_damage_below_the_file_digest(tmp_path: Path, monkeypatch: pytes
     assert len(strict_reader.read_dataset(tmp_path / "set")) == len(expected_everything())
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data(), st.sampled_from(["none", "zstd:1", "zstd:19"]), st.sampled_from([1, 20_000, 65_536, 1 << 20]))
 def test_any_dataset(data_: st.DataObject, compression: str, shard_size: int) -> None:
     schema = data_.draw(schemas(compression != "none"))

@@ -197,7 +197,7 @@ def test_no_memory_for_samples_that_no_shard_has(forge, judge, way, value):
 
 
 @pytest.mark.parametrize("column", ROW_COLUMNS)
-@pytest.mark.parametrize("local_id", [0, 3, -1])
+@pytest.mark.parametrize("local_id", [0, pytest.param(3, marks=pytest.mark.slow), -1])
 def test_rows(forge, judge, column, local_id):
     values = FEW64 if column in (PLACE, "_start_tokens", "_start_spans") else FEW32
     for value in values:

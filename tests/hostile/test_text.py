@@ -426,7 +426,7 @@ def test_no_string_of_a_manifest_is_a_path(forge, watched, place):
     def work():
         try:
             dataset = shardload.open(forged.path)
-            for sample_id in range(len(dataset)):
+            for sample_id in (*range(0, len(dataset), 2), -1):
                 dataset[sample_id]
         except shardload.FormatError as error:
             check_error(error, forged.path)

@@ -18,6 +18,8 @@ from shardload.errors import PackError
 from shardload.importers import Reject, arrow_ipc, open_source, parquet
 from shardload.packing import pack
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'shardload[parquet]'")
 pq = pytest.importorskip("pyarrow.parquet", reason="this pyarrow has no Parquet")
 

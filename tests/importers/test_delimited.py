@@ -17,6 +17,8 @@ from shardload.errors import PackError
 from shardload.importers import Reject, delimited, lines, open_source
 from shardload.packing import pack
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 def table(*rows, delimiter: str = ",", **options) -> bytes:
     text = io.StringIO(newline="")

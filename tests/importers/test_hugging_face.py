@@ -11,6 +11,8 @@ from shardload.errors import PackError
 from shardload.importers import open_source
 from shardload.packing import pack
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'shardload[parquet]'")
 
 JPEG = b"\xff\xd8\xff\xe0"

@@ -21,6 +21,8 @@ from shardload.errors import PackError
 from shardload.importers import Reject, open_source
 from shardload.packing import pack
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 JPEG, PNG = b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"
 PACKINGS = {"": bytes, "zstd": zstandard.ZstdCompressor().compress, "gz": gzip.compress}
 SIZES = {"int": 8, "uint8": 1, "float32": 4, "float16": 2, "ndarray:int32:2,3": 24}

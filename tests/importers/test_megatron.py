@@ -18,6 +18,8 @@ from shardload.errors import PackError
 from shardload.importers import Reject, megatron, megatron_index, named_by_index, open_source
 from shardload.packing import pack
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}
 
 

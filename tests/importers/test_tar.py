@@ -27,6 +27,8 @@ from shardload.errors import PackError
 from shardload.importers import Reject, Sample, open_source, tar
 from shardload.importers.tar_values import BadValue, decoder
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 

@@ -29,6 +29,8 @@ from shardload.storage import sources as module
 from shardload.storage.sources import SourceStore, SourceStream, is_far, local_path, split_url
 from shardload.writer.work import JOB
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 DEVICE = {"operations": NoDevice()}
 
 

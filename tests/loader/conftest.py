@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from documents import write_documents
+from quick import PRELOADED
 
 from shardload.loader import processes
 
@@ -31,7 +32,7 @@ def begin(worker: int) -> None:
 @pytest.fixture
 def quick_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For tests of what comes from processes. How they start and end is tested with those that users have."""
-    multiprocessing.set_forkserver_preload(["torch.utils.data", "shardload.loader.processes"])
+    multiprocessing.set_forkserver_preload(PRELOADED)
     monkeypatch.setattr(processes, "_Context", Forked)
     monkeypatch.setattr(processes, "_begin", begin)
     yield

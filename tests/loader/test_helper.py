@@ -141,10 +141,10 @@ def test_same_batches_whoever_reads(name: str, options: dict[str, Any], request:
     path, found = request.getfixturevalue(name), {}
     for helper in (False, True):
         loader = make(path, helper, **options)
-        found[helper] = [flat(batch) for _ in range(3) for batch in loader]
+        found[helper] = [flat(batch) for _ in range(2) for batch in loader]
         assert loader.stats().num_helper_batches == (len(found[True]) if helper else 0)
         loader.close()
-    assert len(found[True]) >= 3
+    assert len(found[True]) >= 2
     assert found[True] == found[False]
 
 
@@ -167,13 +167,15 @@ def test_large_byte_strings_and_texts_beyond_ascii(tmp_path: Path) -> None:
 def test_resume_at_every_batch(everything: Path) -> None:
     options = {"with_ids": True, "batch_size": 3}
     whole = [flat(batch) for loader in [make(everything, False, **options)] for _ in range(2) for batch in loader]
-    later = make(everything, True, **options)
+    # Two processes for all stops: each takes time to start.
+    loader, later = make(everything, True, **options), make(everything, True, **options)
+    begin = loader.state_dict()
     for stop in range(-(-EVERY_SAMPLES // 3)):
-        loader = make(everything, True, **options)
+        loader.load_state_dict(begin)
         batches = iter(loader)
         rows = [flat(next(batches)) for _ in range(stop)]
         later.load_state_dict(loader.state_dict())
-        loader.close()
+        batches.close()
         rows += [flat(batch) for _ in range(2) for batch in later]
         assert rows[: len(whole)] == whole
     assert later.stats().num_helper_batches >= len(whole)
@@ -557,8 +559,11 @@ SPINS = """
 limit, value = time.monotonic() + 80, 1
 while time.monotonic() < limit and not loader.stats().num_helper_batches:
     for batch in loader:
-        for i in range(30_000):
+        # For longer than the interpreter's lock may be held: at the end of a batch it is given up in any case.
+        for i in range(200_000):
             value = (value * 31 + i) & 0xFFFFF
+        if loader.stats().num_helper_batches:
+            break
 print(loader.stats().num_helper_batches, flush=True)
 """
 

@@ -53,7 +53,7 @@ def test_loader_and_dataloader(big, texts, replicas):
         options = {"num_replicas": replicas, "rank": rank, "seed": 11}
         with shardload.ShardLoader(big, 256, shuffle=True, drop_last=False, **options) as loader:
             ours = check(loader, texts)
-        for workers in (0, 2):
+        for workers in (0, 2) if rank == 0 else (2,):
             sampler = shardload.ShardSampler(big, **options).batch_sampler(256)
             torchs = DataLoader(
                 big,

@@ -107,7 +107,7 @@ def test_every_sample_once_and_within_bounds(num_samples: int, seed: int, groupi
 
 
 @given(**cases, **splits)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_ranks_share_units_as_a_partition_shares_positions(
     num_samples: int, seed: int, grouping: Grouping, batch_size: int, num_replicas: int, tail: Any
 ) -> None:

@@ -26,6 +26,8 @@ from shardload.packing import pack
 from shardload.reader.verify import verify_dataset
 from shardload.storage import Operations
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 ROOT = str(Path(shardload.__file__).parents[1])
 NUM_SAMPLES, NUM_REJECTS = 21, 9
 DIRTY: dict[str, Any] = {"on_error": "reject", "schema": {"a": "int64", "text": "str"}}

@@ -20,6 +20,8 @@ from shardload.errors import PackError
 from shardload.order import Permutation
 from shardload.packing import pack
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 FIELDS: list[tuple[Any, tuple[str, ...], int]] = [(True, ("number", "text", "n"), 2), ("text", ("text",), 1)]
 """What is compared, the same as names, and the workers that come to the same as one."""
 

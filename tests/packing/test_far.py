@@ -23,6 +23,8 @@ from shardload.errors import PackError
 from shardload.storage import UploadStorage, upload_storage_of
 from shardload.writer.prune import prune
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 FAST = {"shardload": {"deadline": 300, "progress_timeout": 300, "first_wait": 0.01}}
 """No test waits for these limits: they are for whoever is stopped meanwhile."""
 OPTIONS: dict[str, Any] = {"shard_size": "64KiB", "unit_size": "100KiB", "compression": "none"}

@@ -16,6 +16,8 @@ import shardload
 from shardload.errors import FormatError, PackError
 from shardload.packing import DEFAULT_COMPRESSION, PackSummary, Progress, pack
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 @pytest.mark.parametrize("kind", ["folder", "jsonl"])
 def test_all_files_are_the_same_for_any_number_of_workers(tmp_path: Path, texts, rows, digests, kind: str) -> None:

@@ -29,6 +29,8 @@ from shardload.packing.processes import Workers
 from shardload.reader.verify import verify_dataset
 from shardload.writer.journal_lines import decode_line
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 NUM_SAMPLES = 200
 STEPS: dict[str, Any] = {"map": ["preparing:same", preparing.clean], "filter": preparing.keep}
 

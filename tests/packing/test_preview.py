@@ -14,6 +14,8 @@ import shardload
 from shardload.errors import PackError
 from shardload.packing import Progress, pack
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 NUM_SAMPLES = 3000
 
 

@@ -23,6 +23,8 @@ from shardload.packing.unit import Step
 from shardload.reader.verify import verify_dataset
 from shardload.storage import LocalStorage
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 def rejects(target: Path) -> list[dict[str, Any]]:
     """The lines of rejects.jsonl, each of them canonical."""

@@ -26,6 +26,8 @@ from shardload.order import Permutation
 from shardload.packing import Progress, pack
 from shardload.writer.prune import prune
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 LAST_EPOCH = 2**63 - 1
 
 

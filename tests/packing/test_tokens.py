@@ -18,6 +18,8 @@ from shardload.errors import PackError
 from shardload.importers import tokens
 from shardload.packing import pack
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:

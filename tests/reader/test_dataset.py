@@ -5,16 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-import resource
 import shutil
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from programs import Program
 from samples import mixed_sample, same, write_mixed
 from torch.utils.data import DataLoader
 
@@ -244,26 +241,27 @@ def test_row_tables_read_by_page(mixed, monkeypatch):
         assert same(dataset[i], mixed_sample(i))
 
 
-def few_files(path: str) -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    dataset = shardload.open(path)
-    assert len(dataset.table) > 100
-    ids = np.random.default_rng(0).permutation(len(dataset))
-    assert [s["number"] for s in dataset.__getitems__(ids)] == ids.tolist()
-    print("fine")
+FEW_FILES = """
+import resource, sys
+import numpy as np
+import shardload
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+dataset = shardload.open(sys.argv[1])
+assert len(dataset.table) > 100
+ids = np.random.default_rng(0).permutation(len(dataset))
+assert [s["number"] for s in dataset.__getitems__(ids)] == ids.tolist()
+print("fine")
+"""
 
 
 def test_more_shards_than_descriptors(tmp_path):
     with shardload.ShardWriter(tmp_path / "d", {"number": "int64"}, shard_size="4500B") as writer:
         for i in range(3000):
             writer.write({"number": i})
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
-    code += "import resource, numpy as np, shardload\n"
-    import inspect
-
-    code += inspect.getsource(few_files) + f"few_files({str(tmp_path / 'd')!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "fine\n", done.stderr
+    program = Program(FEW_FILES, tmp_path / "d", torch=False)
+    output, errors = program.communicate(timeout=60)
+    assert output == "fine\n", errors
 
 
 @pytest.mark.parametrize(
@@ -282,9 +280,10 @@ def test_worker_processes(mixed, method, read_before):
     if read_before:
         dataset[0]
         next(batches)
-    workers = DataLoader(
-        dataset, batch_size=50, num_workers=2, multiprocessing_context=method, collate_fn=shardload.collate, timeout=60
-    )
+    # One that is not forked takes seconds to import torch.
+    num_workers = 2 if method == "fork" else 1
+    options = {"num_workers": num_workers, "multiprocessing_context": method, "timeout": 60}
+    workers = DataLoader(dataset, batch_size=50, collate_fn=shardload.collate, **options)
     numbers = []
     for batch in workers:
         for slot, i in enumerate(batch["number"].tolist()):

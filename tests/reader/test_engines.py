@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import Program
 
 import shardload
 from shardload.errors import StorageError
@@ -232,16 +230,11 @@ def test_a_file_cut_after_it_was_seen_in_memory_is_an_error(
 def program() -> Callable[..., str]:
     """Runs a program in a process of its own, which must end by itself."""
 
-    def run(code: str, *arguments: object, **options: Any) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            **options,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def run(code: str, *arguments: object) -> str:
+        started = Program(code, *arguments, torch=False)
+        output, errors = started.communicate(timeout=120)
+        assert started.returncode == 0, errors
+        return output
 
     return run
 
@@ -262,19 +255,14 @@ print(dataset.engine_name, len(dataset.table))
 @pytest.mark.parametrize("engine", ["map", "pread", "ranges"])
 def test_many_shards_with_few_descriptors(tmp_path: Path, engine: str, program: Callable[..., str]) -> None:
     path = write(tmp_path / "d", num_samples=400, shard_size="4KiB")
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-
-    name, shards = program(MANY, path, engine, preexec_fn=limit).split()
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n" + MANY
+    name, shards = program(limited, path, engine).split()
     assert name == shardload.open(path, engine=engine).engine
     assert int(shards) == 400
 
 
 def test_no_room_for_addresses_means_positioned_reads(content: Path, program: Callable[..., str]) -> None:
-    code = MANY.replace("import sys\n", "import resource, sys\n").replace(
-        "dataset =", "import shardload.storage.mapping as m\nm._max_maps = lambda: 3\ndataset =", 1
-    )
+    code = MANY.replace("dataset =", "import shardload.storage.mapping as m\nm._max_maps = lambda: 3\ndataset =", 1)
     assert program(code, content, "auto").split()[0] == "pread"
 
 

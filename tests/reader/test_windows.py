@@ -112,7 +112,7 @@ def check(content: Content, windows: shardload.TokenWindows, batches: list[np.nd
             assert value.flags.writeable
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_windows_are_those_of_numpy(content: Content, data: st.DataObject) -> None:
     """The field, length, stride, shift, documents, phase, batches, engine, checks and the way rows are held are any."""

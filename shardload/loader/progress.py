@@ -26,9 +26,9 @@ from shardload.run_log import Recorded
 Int64 = NDArray[np.int64]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Standing:
-    """Where a run stands."""
+    """Where a run stands. Replaced as a whole, so that who only asks, in whatever thread, changes nothing."""
 
     place: Place = field(default_factory=Place)
     """What is delivered."""
@@ -45,8 +45,13 @@ class _Standing:
     """Up to where the training loop was given something, by this run or the one whose state was loaded."""
 
 
+_Given = tuple[_Standing, int, Partition, int | None]
+"""The last that the training loop was given: where the run stood before it was given anything, the cursor after it, how the epoch
+is split, and batches that were given since; None for single samples."""
+
+
 class Progress:
-    """The place of one run in its order. Not safe to use from several threads.
+    """The place of one run in its order. One thread moves it; others may ask.
 
     An epoch is entered when the first batch of an iteration is asked for, and counts as the current one until the next
     iteration, a loaded state, or `set_epoch` after its end. Positions below 0 are those that the tail `carry` has left of
@@ -61,10 +66,10 @@ class Progress:
         self._own_seed = seed
         self._reseeds: tuple[Reseed, ...] = ()
         self._standing = _Standing()
-        # The last that was given, and the last of it that was taken in: cursor, partition, and batches since the place entered.
-        self._given: tuple[int, Partition, int | None] | None = None
-        self._taken_in: tuple[int, Partition, int | None] | None = None
+        self._given: _Given | None = None
         self._num_given = 0
+        # Where the run stands after what was given, if somebody has asked since.
+        self._seen: tuple[_Given, _Standing] | None = None
         # A wrong seed is told here rather than in the middle of a run.
         self.order(0)
 
@@ -165,12 +170,12 @@ class Progress:
                 message = f"set_epoch({epoch}) is ignored once: the state that was loaded goes on in epoch {coming}"
                 warnings.warn(message, UserWarning, stacklevel=3)
             return
-        if epoch != self._upcoming(partition).epoch:
-            now.next = Place(epoch)
+        if epoch != self._normal(now.next, partition).epoch:
+            now = replace(now, next=Place(epoch))
         if not now.live:
-            now = self._moved()
-            now.place = now.entered = self._upcoming(partition)
-            now.begun = False
+            place = self._normal(now.next, partition)
+            now = replace(now, place=place, entered=place, begun=False)
+        self._move(now)
 
     def upcoming_epoch(self, partition: Partition) -> int:
         """Returns the epoch that the next iteration runs."""
@@ -188,7 +193,7 @@ class Progress:
 
     def begin(self, partition: Partition) -> Place:
         """Starts an iteration: the remainder of a loaded place, else the next epoch not yet begun."""
-        now = self._moved()
+        now = self._now
         if now.resumed and now.live and now.place.position - now.entered.position <= partition.global_batch:
             warnings.warn(
                 f"the rest of epoch {now.entered.epoch}, which a loaded state had to go on with, was left after at most one "
@@ -197,11 +202,8 @@ class Progress:
                 stacklevel=5,
             )
         place = self._upcoming(partition)
-        now.resumed = now.loaded is not None
-        now.loaded = None
-        now.place = now.entered = place
-        now.next = Place(place.epoch + 1)
-        now.begun = now.live = True
+        coming, resumed = Place(place.epoch + 1), now.loaded is not None
+        self._move(_Standing(place, place, coming, begun=True, live=True, resumed=resumed, reached=now.reached))
         self.turn += 1
         return place
 
@@ -220,34 +222,35 @@ class Progress:
         if turn != self.turn:
             raise LoaderClosedError("this iterator is closed: a newer one of the same order took over")
         # The training loop waits for this: what follows from it is worked out when somebody asks.
-        self._num_given += 1
-        self._given = cursor, partition, self._num_given if whole_batch else None
+        self._num_given = number = self._num_given + 1
+        self._given = self._standing, cursor, partition, number if whole_batch else None
 
     @property
     def _now(self) -> _Standing:
         """Where the run stands."""
-        given = self._given
-        if given is not self._taken_in and given is not None:
-            self._take_in(*given)
-            self._taken_in = given
-        return self._standing
+        given, seen = self._given, self._seen
+        if given is None:
+            return self._standing
+        if seen is None or seen[0] is not given:
+            seen = self._seen = given, self._after(*given)
+        return seen[1]
 
-    def _take_in(self, cursor: int, partition: Partition, num_batches: int | None) -> None:
-        now = self._standing
-        batches = 0 if num_batches is None else now.entered.batches + num_batches
-        now.place = now.reached = Place(now.entered.epoch, cursor, batches)
+    def _after(self, before: _Standing, cursor: int, partition: Partition, num_batches: int | None) -> _Standing:
+        """Returns where the run stands after what was given."""
+        batches = 0 if num_batches is None else before.place.batches + num_batches
+        place = Place(before.place.epoch, cursor, batches)
+        now = replace(before, place=place, reached=place)
         # Trainers that count batches stop here, and never ask whether there is another one.
-        if not self.in_epoch(partition, now.place.epoch).has_batch(cursor):
-            now.live = False
-            if partition.tail == "carry" and now.next == Place(now.entered.epoch + 1):
-                now.next = now.place
-
-    def _moved(self) -> _Standing:
-        """Returns where the run stands, for who moves it: what is given from here on counts anew."""
-        now = self._now
-        self._given = self._taken_in = None
-        self._num_given = 0
+        if not self.in_epoch(partition, place.epoch).has_batch(cursor):
+            carries = partition.tail == "carry" and now.next == Place(now.entered.epoch + 1)
+            now = replace(now, live=False, next=place if carries else now.next)
         return now
+
+    def _move(self, standing: _Standing) -> None:
+        """Has the run stand somewhere: what is given from here on counts anew."""
+        self._standing = standing
+        self._given = self._seen = None
+        self._num_given = 0
 
     def num_batches(self, partition: Partition) -> int:
         """Returns the batches of the current or coming epoch: those done in it and those left."""
@@ -341,13 +344,12 @@ class Progress:
             orders, place = _reweighed(orders, saved, place)
         there = self._reseedable(replace(place, position=orders.stored(place.epoch, place.position, *told)))
         reseeds = saved.reseeds if reseed is None else _reseeded(saved.reseeds, there, reseed)
-        now = self._moved()
+        before = form.restored(saved.place.epoch, saved.place.position, *told)
+        reached = replace(saved.place, position=before)
         self._orders = orders
         self.key, self._reseeds = replace(self.key, seed=saved.seed), reseeds
-        now.loaded = now.place = now.entered = now.next = place
-        before = form.restored(saved.place.epoch, saved.place.position, *told)
-        now.reached = replace(saved.place, position=before)
-        now.begun = now.live = False
+        # What was given before does not matter any more, and may have no answer: lengths that cannot be read.
+        self._move(_Standing(place, place, place, loaded=place, resumed=self._standing.resumed, reached=reached))
 
     def _order_of(self, epoch: int) -> Order:
         return self._orders.order(epoch, self.key.seed, self._reseeds, self.key.recipe)

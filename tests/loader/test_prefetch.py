@@ -149,3 +149,16 @@ def test_an_error_comes_in_its_turn(max_items: int) -> None:
 
     assert within(taken) == list(range(10))
     prefetcher.close()
+
+
+def test_who_waits_is_told_of_the_end_whatever_is_put_meanwhile() -> None:
+    """Closed by another thread right before an item is put: what tells the waiting loop must not go with the item."""
+
+    class Closing(module._Queue[int]):
+        def _full(self, size: int) -> bool:
+            self.close()
+            return False
+
+    items = Closing(lambda item: 1, 3, 1000)
+    assert not items.put(1)
+    assert isinstance(items._items.get_nowait(), module._End)

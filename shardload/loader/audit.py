@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -39,7 +40,8 @@ class Delivered:
         self._count = 0
         self._sum = 0
         self._replaced = 0
-        self._waiting: collections.deque[Int64] = collections.deque()
+        self._waiting: list[Int64] = []
+        self._process_id = os.getpid()
         self._folding = threading.Lock()
 
     def add(self, sample_ids: Int64) -> None:
@@ -50,11 +52,16 @@ class Delivered:
         """Sums up what was added, if it is so many batches: together that costs a tenth of doing it batch by batch."""
         if len(self._waiting) < least:
             return
+        if self._process_id != os.getpid():
+            # Whoever was summing up when this process was forked is not here to give the lock back.
+            self._process_id, self._folding = os.getpid(), threading.Lock()
         with self._folding:
-            # Others may be added meanwhile.
-            ids = np.concatenate([np.empty(0, np.int64), *(self._waiting.popleft() for _ in range(len(self._waiting)))])
-            self._count += len(ids)
-            self._sum = (self._sum + mixed_sum(ids)) % (1 << 64)
+            # Others may be added meanwhile. They wait until they are in the sum: a fork or an error in between loses none.
+            num_batches = len(self._waiting)
+            ids = np.concatenate([np.empty(0, np.int64), *self._waiting[:num_batches]])
+            count, total = self._count + len(ids), (self._sum + mixed_sum(ids)) % (1 << 64)
+            self._count, self._sum = count, total
+            del self._waiting[:num_batches]
 
     def replace(self, sample_ids: Sequence[int], stand_ins: Sequence[int]) -> None:
         """Notes samples that were added and had others in their place, one for one."""
@@ -64,10 +71,11 @@ class Delivered:
     def retold(self, batches: Iterable[ArrayLike]) -> Delivered:
         """Returns these batches as the training loop tells them: -1 for fillers, and stand-ins by their own ids."""
         told = Delivered()
+        told._sum = self._replaced % (1 << 64)
         for ids in batches:
             known = np.asarray(ids, dtype=np.int64)
             told.add(known[known >= 0])
-        told._sum = self._replaced % (1 << 64)
+            told.fold()
         return told
 
     def totals(self) -> tuple[int, int]:

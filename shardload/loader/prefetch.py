@@ -113,6 +113,8 @@ class _Queue(Generic[Item]):
         self._items.put((item, size))
         if self._closed:
             self._drop()
+            # What `close` left for whoever waits was dropped with it.
+            self.finish(StopIteration())
         return not self._closed
 
     def finish(self, error: BaseException) -> None:

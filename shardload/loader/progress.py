@@ -8,14 +8,15 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardload.errors import LoaderClosedError
-from shardload.loader.state import MAX_RESEEDS, OrderKey, Place, Saved, decode_state, encode_state, form_of
+from shardload.loader.standing import Standing, batches_done, reseeded, reweighed, without_rest
+from shardload.loader.state import OrderKey, Place, Saved, decode_state, encode_state, form_of
 from shardload.order.cursor import Partition, RankBatch
 from shardload.order.epoch import EpochOrders, Order, Reseed, Segment, WindowEnd, seed_at
 from shardload.order.steps import BatchPlaces, Begun, Start
@@ -26,27 +27,13 @@ from shardload.run_log import Recorded
 Int64 = NDArray[np.int64]
 
 
-@dataclass(slots=True)
-class _Standing:
-    """Where a run stands."""
-
-    place: Place = field(default_factory=Place)
-    """What is delivered."""
-    entered: Place = field(default_factory=Place)
-    """Where the current epoch was entered, or will be: `state_at` and `len` count from here."""
-    next: Place = field(default_factory=Place)
-    """Where the next iteration begins unless a place was loaded."""
-    loaded: Place | None = None
-    """A loaded place waits here for the next iteration, which runs its remainder."""
-    begun: bool = False
-    live: bool = False
-    resumed: bool = False
-    reached: Place | None = None
-    """Up to where the training loop was given something, by this run or the one whose state was loaded."""
+_Given = tuple[Standing, int, Partition, int | None]
+"""The last that the training loop was given: where the run stood before it was given anything, the cursor after it, how the epoch
+is split, and batches that were given since; None for single samples."""
 
 
 class Progress:
-    """The place of one run in its order. Not safe to use from several threads.
+    """The place of one run in its order. One thread moves it; others may ask.
 
     An epoch is entered when the first batch of an iteration is asked for, and counts as the current one until the next
     iteration, a loaded state, or `set_epoch` after its end. Positions below 0 are those that the tail `carry` has left of
@@ -60,11 +47,11 @@ class Progress:
         """Number of iterations begun; each delivers under its own, so that an older one cannot move the place."""
         self._own_seed = seed
         self._reseeds: tuple[Reseed, ...] = ()
-        self._standing = _Standing()
-        # The last that was given, and the last of it that was taken in: cursor, partition, and batches since the place entered.
-        self._given: tuple[int, Partition, int | None] | None = None
-        self._taken_in: tuple[int, Partition, int | None] | None = None
+        self._standing = Standing()
+        self._given: _Given | None = None
         self._num_given = 0
+        # Where the run stands after what was given, if somebody has asked since.
+        self._seen: tuple[_Given, Standing] | None = None
         # A wrong seed is told here rather than in the middle of a run.
         self.order(0)
 
@@ -86,7 +73,7 @@ class Progress:
     @property
     def seed(self) -> int:
         """The seed in force where the current or coming epoch was entered."""
-        entered = self._stored(self._reseedable(_without_rest(self._now.entered, self.key.num_samples)))
+        entered = self._stored(self._reseedable(without_rest(self._now.entered, self.key.num_samples)))
         return seed_at(self.key.seed, self._reseeds, entered.epoch, entered.position)
 
     def recorded(self, partition: Partition) -> Recorded:
@@ -112,7 +99,7 @@ class Progress:
             )
         num_batches = as_integer(num_batches, "num_batches")
         entered = self._begun_at(partition)
-        first = _batches_done(entered, partition)
+        first = batches_done(entered, partition)
         stop = first + partition.num_batches(entered.position)
         if not first <= num_batches < stop:
             raise ValueError(
@@ -165,12 +152,12 @@ class Progress:
                 message = f"set_epoch({epoch}) is ignored once: the state that was loaded goes on in epoch {coming}"
                 warnings.warn(message, UserWarning, stacklevel=3)
             return
-        if epoch != self._upcoming(partition).epoch:
-            now.next = Place(epoch)
+        if epoch != self._normal(now.next, partition).epoch:
+            now = replace(now, next=Place(epoch))
         if not now.live:
-            now = self._moved()
-            now.place = now.entered = self._upcoming(partition)
-            now.begun = False
+            place = self._normal(now.next, partition)
+            now = replace(now, place=place, entered=place, begun=False)
+        self._move(now)
 
     def upcoming_epoch(self, partition: Partition) -> int:
         """Returns the epoch that the next iteration runs."""
@@ -188,7 +175,7 @@ class Progress:
 
     def begin(self, partition: Partition) -> Place:
         """Starts an iteration: the remainder of a loaded place, else the next epoch not yet begun."""
-        now = self._moved()
+        now = self._now
         if now.resumed and now.live and now.place.position - now.entered.position <= partition.global_batch:
             warnings.warn(
                 f"the rest of epoch {now.entered.epoch}, which a loaded state had to go on with, was left after at most one "
@@ -197,11 +184,8 @@ class Progress:
                 stacklevel=5,
             )
         place = self._upcoming(partition)
-        now.resumed = now.loaded is not None
-        now.loaded = None
-        now.place = now.entered = place
-        now.next = Place(place.epoch + 1)
-        now.begun = now.live = True
+        coming, resumed = Place(place.epoch + 1), now.loaded is not None
+        self._move(Standing(place, place, coming, begun=True, live=True, resumed=resumed, reached=now.reached))
         self.turn += 1
         return place
 
@@ -220,40 +204,41 @@ class Progress:
         if turn != self.turn:
             raise LoaderClosedError("this iterator is closed: a newer one of the same order took over")
         # The training loop waits for this: what follows from it is worked out when somebody asks.
-        self._num_given += 1
-        self._given = cursor, partition, self._num_given if whole_batch else None
+        self._num_given = number = self._num_given + 1
+        self._given = self._standing, cursor, partition, number if whole_batch else None
 
     @property
-    def _now(self) -> _Standing:
+    def _now(self) -> Standing:
         """Where the run stands."""
-        given = self._given
-        if given is not self._taken_in and given is not None:
-            self._take_in(*given)
-            self._taken_in = given
-        return self._standing
+        given, seen = self._given, self._seen
+        if given is None:
+            return self._standing
+        if seen is None or seen[0] is not given:
+            seen = self._seen = given, self._after(*given)
+        return seen[1]
 
-    def _take_in(self, cursor: int, partition: Partition, num_batches: int | None) -> None:
-        now = self._standing
-        batches = 0 if num_batches is None else now.entered.batches + num_batches
-        now.place = now.reached = Place(now.entered.epoch, cursor, batches)
+    def _after(self, before: Standing, cursor: int, partition: Partition, num_batches: int | None) -> Standing:
+        """Returns where the run stands after what was given."""
+        batches = 0 if num_batches is None else before.place.batches + num_batches
+        place = Place(before.place.epoch, cursor, batches)
+        now = replace(before, place=place, reached=place)
         # Trainers that count batches stop here, and never ask whether there is another one.
-        if not self.in_epoch(partition, now.place.epoch).has_batch(cursor):
-            now.live = False
-            if partition.tail == "carry" and now.next == Place(now.entered.epoch + 1):
-                now.next = now.place
-
-    def _moved(self) -> _Standing:
-        """Returns where the run stands, for who moves it: what is given from here on counts anew."""
-        now = self._now
-        self._given = self._taken_in = None
-        self._num_given = 0
+        if not self.in_epoch(partition, place.epoch).has_batch(cursor):
+            carries = partition.tail == "carry" and now.next == Place(now.entered.epoch + 1)
+            now = replace(now, live=False, next=place if carries else now.next)
         return now
+
+    def _move(self, standing: Standing) -> None:
+        """Has the run stand somewhere: what is given from here on counts anew."""
+        self._standing = standing
+        self._given = self._seen = None
+        self._num_given = 0
 
     def num_batches(self, partition: Partition) -> int:
         """Returns the batches of the current or coming epoch: those done in it and those left."""
         place = self._begun_at(partition)
         partition = self.in_epoch(partition, place.epoch)
-        return _batches_done(place, partition) + partition.num_batches(place.position)
+        return batches_done(place, partition) + partition.num_batches(place.position)
 
     def num_samples(self, partition: Partition) -> int:
         """Returns the samples a rank has in the current or coming epoch; `partition` has batches of one."""
@@ -283,7 +268,7 @@ class Progress:
         num_batches = as_integer(num_batches, "num_batches", None)
         entered = self._begun_at(partition)
         mine = self.in_epoch(partition, entered.epoch)
-        first = _batches_done(entered, mine)
+        first = batches_done(entered, mine)
         if num_batches < first or not mine.has_batch(entered.position, num_batches - first):
             last = first + mine.num_batches(entered.position)
             raise ValueError(f"num_batches must be from {first} to {last} in epoch {entered.epoch}, not {num_batches}")
@@ -338,16 +323,15 @@ class Progress:
         batches = saved.place.batches if epochs == 0 else 0
         place = Place(saved.place.epoch + epochs, position, batches)
         if saved.segment is not None:
-            orders, place = _reweighed(orders, saved, place)
+            orders, place = reweighed(orders, saved, place)
         there = self._reseedable(replace(place, position=orders.stored(place.epoch, place.position, *told)))
-        reseeds = saved.reseeds if reseed is None else _reseeded(saved.reseeds, there, reseed)
-        now = self._moved()
+        reseeds = saved.reseeds if reseed is None else reseeded(saved.reseeds, there, reseed)
+        before = form.restored(saved.place.epoch, saved.place.position, *told)
+        reached = replace(saved.place, position=before)
         self._orders = orders
         self.key, self._reseeds = replace(self.key, seed=saved.seed), reseeds
-        now.loaded = now.place = now.entered = now.next = place
-        before = form.restored(saved.place.epoch, saved.place.position, *told)
-        now.reached = replace(saved.place, position=before)
-        now.begun = now.live = False
+        # What was given before does not matter any more, and may have no answer: lengths that cannot be read.
+        self._move(Standing(place, place, place, loaded=place, resumed=self._standing.resumed, reached=reached))
 
     def _order_of(self, epoch: int) -> Order:
         return self._orders.order(epoch, self.key.seed, self._reseeds, self.key.recipe)
@@ -382,7 +366,7 @@ class Progress:
     def _normal(self, place: Place, partition: Partition) -> Place:
         """Returns a place as one that at least one batch follows in its epoch: where there is none, in the next epoch."""
         if partition.tail != "carry":
-            place = _without_rest(place, partition.num_samples)
+            place = without_rest(place, partition.num_samples)
         if self.in_epoch(partition, place.epoch).has_batch(place.position):
             return place
         rest = max(0, partition.num_samples - place.position) if partition.tail == "carry" else 0
@@ -396,41 +380,7 @@ class Progress:
 
     def _stored(self, place: Place) -> Place:
         """Returns a place as states have it."""
-        place = _without_rest(place, self.key.num_samples)
+        place = without_rest(place, self.key.num_samples)
         told = self.key.seed, self._reseeds, self.key.recipe
         position = self._orders.stored(place.epoch, place.position, *told)
         return place if position == place.position else replace(place, position=position)
-
-
-def _without_rest(place: Place, num_samples: int) -> Place:
-    """Returns a place with a position from 0 on: what is left of the epoch before is a place there."""
-    return place if place.position >= 0 else Place(place.epoch - 1, place.position + num_samples)
-
-
-def _reseeded(reseeds: tuple[Reseed, ...], place: Place, seed: int) -> tuple[Reseed, ...]:
-    """Returns the seeds with one that counts from a place on; what was to come later than it is forgotten."""
-    seed = as_integer(seed, "reseed")
-    if seed >= 1 << 64:
-        raise ValueError(f"reseed must be a seed below 2^64, not {seed}")
-    kept = tuple(one for one in reseeds if (one.epoch, one.position) < (place.epoch, place.position))
-    if len(kept) >= MAX_RESEEDS:
-        raise ValueError(f"the seed was changed {MAX_RESEEDS} times already, which is as many as a state can record")
-    return (*kept, Reseed(place.epoch, place.position, seed))
-
-
-def _reweighed(orders: EpochOrders, saved: Saved, place: Place) -> tuple[EpochOrders, Place]:
-    """Returns the orders of a mixture that goes on from a place of a state with its own weights, and the place as of them."""
-    segment = saved.segment
-    assert segment is not None
-    orders, position = orders.going_on(segment, place.epoch, place.position)
-    if orders.segment != segment and saved.reseeds:
-        raise ValueError(
-            "reweigh=True: the seed was changed in this run, and weights cannot be changed after that: keep the weights, or start "
-            "a run with both"
-        )
-    return orders, replace(place, position=position)
-
-
-def _batches_done(place: Place, partition: Partition) -> int:
-    """Returns the batches done before a place; a state of single samples does not know, so they are worked out."""
-    return place.batches or partition.batches_before(place.position)

@@ -296,6 +296,7 @@ class ShardBatchSampler(BatchSampler):
         delivered = Delivered()
         for ids in sample_ids:
             delivered.add(np.asarray(ids, dtype=np.int64))
+            delivered.fold()
         audit_ids(delivered, self.sampler.progress, self.partition, self.sampler._ranks, group)
 
 

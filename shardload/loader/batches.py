@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardload.errors import FormatError, ShardloadError
+from shardload.errors import ShardloadError
 from shardload.loader.aside import Aside
-from shardload.loader.collate import batch_bytes, collate_columns, collate_samples
+from shardload.loader.collate import batch_bytes
+from shardload.loader.collated import Read, collated
 from shardload.loader.hints import Hints
 from shardload.loader.origins import named_ids
 from shardload.loader.reader_process import Asked
 from shardload.loader.recipe import BatchRecipe
-from shardload.loader.rows import row_ids, values_of
-from shardload.loader.stand_ins import READ_FAULTS, Fault, joined, made_whole, refuse, stand_in
+from shardload.loader.rows import row_ids
+from shardload.loader.stand_ins import READ_FAULTS, Fault, made_whole
 from shardload.memory import BufferPool
 from shardload.order.cursor import RankBatch
 from shardload.order.epoch import WindowEnd
@@ -33,11 +34,11 @@ from shardload.order.next_use import Forecast
 from shardload.order.rng import batch_rng
 from shardload.order.sample_ids import SampleIds
 from shardload.reader.batch import VALID, SampleBatch
-from shardload.reader.decode import Lease, decoded
+from shardload.reader.decode import decoded
 from shardload.reader.requests import in_turn
 from shardload.reader.serve import announce
 from shardload.reader.source import SampleSource
-from shardload.reader.transform import apply_transform, takes_rng
+from shardload.reader.transform import takes_rng
 from shardload.storage import UnavailableError
 from shardload.storage.stopping import current_stop, heed
 
@@ -65,14 +66,6 @@ class Delivery:
     """Items in it, without fillers, where samples are put together by their lengths."""
     num_token_places: int = 0
     """Items that it has room for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Samples of a batch, and the places among them that hold a stand-in."""
-
-    samples: SampleBatch
-    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(slots=True)
@@ -350,80 +343,6 @@ class BatchMaker:
 def _readers(num_threads: int) -> ThreadPoolExecutor:
     """Returns threads that read for this one: what ends its waits ends theirs."""
     return ThreadPoolExecutor(num_threads, "shardload-read", initializer=heed, initargs=(current_stop(),))
-
-
-def collated(
-    read: Read,
-    recipe: BatchRecipe,
-    ids: SampleIds | None,
-    dataset: SampleSource,
-    lease: Lease | None,
-    before: Callable[[int, int, int], None] | None = None,
-) -> tuple[Any, tuple[Fault, ...]]:
-    """Returns the batch that a recipe makes of samples, up to `batch_transform`, and all its faults.
-
-    Args:
-        read: what was read.
-        recipe: what becomes of it.
-        ids: the samples it holds; None only where there is neither a transform nor a stand-in.
-        dataset: where stand-ins for samples that fail only here come from.
-        lease: where memory for tensors comes from; None for new memory.
-        before: called before each sample's transform with seed, epoch and sample id.
-    """
-    if recipe.transform is not None and ids is not None:
-        return _transformed(read, recipe, recipe.transform, ids, dataset, before)
-    try:
-        return _stacked(read.samples, recipe, lease), read.faults
-    except FormatError:
-        if recipe.on_error == "raise" or ids is None:
-            raise
-    # Bytes can be as they were written and no text or JSON all the same, which only shows when they become values.
-    samples, _, faults = made_whole(ids, dataset.stand_ins, lambda some: _valued(dataset, recipe, some))
-    return _stacked(samples, recipe, lease), joined(read.faults, faults)
-
-
-def _stacked(samples: SampleBatch, recipe: BatchRecipe, lease: Lease | None) -> Any:
-    if recipe.rows is not None:
-        return values_of(samples)
-    if recipe.collate_fn is not None:
-        return recipe.collate_fn(samples)
-    return collate_columns(samples, recipe.dtypes, lease, recipe.narrow)
-
-
-def _read_for(dataset: SampleSource, recipe: BatchRecipe, ids: SampleIds) -> SampleBatch:
-    return decoded(dataset.read_batch(np.array(ids, dtype=np.int64), {}, recipe.fields), recipe.decode, ids)
-
-
-def _valued(dataset: SampleSource, recipe: BatchRecipe, ids: SampleIds) -> SampleBatch:
-    """Returns samples all of whose values were made once."""
-    samples = _read_for(dataset, recipe, ids)
-    for slot in range(len(samples)):
-        samples[slot]
-    return samples
-
-
-def _transformed(
-    read: Read,
-    recipe: BatchRecipe,
-    transform: Callable[..., Any],
-    ids: SampleIds,
-    dataset: SampleSource,
-    before: Callable[[int, int, int], None] | None,
-) -> tuple[Any, tuple[Fault, ...]]:
-    epochs = ids.epochs
-    faults: list[Fault] = []
-
-    def made(some: SampleIds) -> Any:
-        return apply_transform(transform, _read_for(dataset, recipe, some), some, before, refuse)[0]
-
-    def recover(slot: int, error: Exception) -> Any:
-        result, fault = stand_in(slot, SampleIds([ids[slot]], ids.seed, epochs[slot]), dataset.stand_ins, error, made)
-        faults.append(fault)
-        return result
-
-    results = apply_transform(transform, read.samples, ids, before, None if recipe.on_error == "raise" else recover)
-    batch = collate_samples(results) if recipe.collate_fn is None else recipe.collate_fn(results)
-    return batch, joined(read.faults, faults)
 
 
 def _extended(batch: Any, cause: str, more: Mapping[str, Any]) -> dict[str, Any]:

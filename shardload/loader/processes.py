@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shardload.loader.batches import Read, collated
+from shardload.loader.collated import Read, collated
 from shardload.loader.recipe import BatchRecipe
 from shardload.loader.stand_ins import Fault, made_whole
 from shardload.order.cursor import RankBatch

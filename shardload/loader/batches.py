@@ -88,7 +88,6 @@ class BatchMaker:
         rank: int,
         hints: Hints,
         num_positions: int,
-        loop: Loop,
         aside: Aside | None = None,
     ) -> None:
         """Describes the batches.
@@ -101,12 +100,10 @@ class BatchMaker:
             rank: the replica's rank.
             hints: how many batches are read together, and what is announced.
             num_positions: positions of an epoch.
-            loop: who gets them.
             aside: who may read in place of this process; None for nobody.
         """
         self._ahead = hints.ahead
         self._aside = aside
-        self._loop = loop
         self._hints = hints
         self._dataset = dataset
         self._recipe = recipe
@@ -125,6 +122,7 @@ class BatchMaker:
         ids: Iterator[RankBatch],
         epoch: int,
         after: Iterator[RankBatch],
+        loop: Loop,
         windows: tuple[WindowEnd, WindowEnd] | None = None,
         forecast: Forecast | None = None,
     ) -> Generator[tuple[RankBatch, Any, tuple[Fault, ...]]]:
@@ -134,12 +132,13 @@ class BatchMaker:
             ids: what the batches hold.
             epoch: the epoch.
             after: the batches of the next epoch, which are announced to the storage while this one ends.
+            loop: who gets them.
             windows: where windows of the two epochs end, which are announced as a whole; None where there are none.
             forecast: what tells a cache when samples are needed again; None if there is none.
         """
         # Closed here, not when it is collected: an error of ours keeps this frame, and with it threads that wait.
         hinted = self._hints.batches(ids, after, windows, epoch, forecast)
-        with contextlib.closing(self._samples(self._bursts(hinted), epoch)) as read:
+        with contextlib.closing(self._samples(self._bursts(hinted), epoch, loop)) as read:
             for batch, samples in read:
                 made, faults = self._collated(batch, samples, epoch)
                 del samples
@@ -163,7 +162,7 @@ class BatchMaker:
             yield burst
             num_read += len(burst)
 
-    def _samples(self, bursts: Iterator[list[RankBatch]], epoch: int) -> Generator[tuple[RankBatch, Read]]:
+    def _samples(self, bursts: Iterator[list[RankBatch]], epoch: int, loop: Loop) -> Generator[tuple[RankBatch, Read]]:
         """Yields the batches with their samples, in order, whoever reads them."""
         aside = self._aside if self._aside is not None and self._aside.claim() else None
         num_threads = self._ahead.num_threads
@@ -187,7 +186,7 @@ class BatchMaker:
                 batches = self._one_by_one(burst, self._begun(burst, epoch, aside, None), epoch)
                 read = [next(batches)]
                 num_bursts += 1
-                begins = self._begins(num_bursts, time.perf_counter() - start, aside)
+                begins = self._begins(num_bursts, time.perf_counter() - start, loop, aside)
                 filled = None if begins else fill if threads is None else threads.submit(fill).result
                 yield read.pop()
                 yield from batches
@@ -204,14 +203,14 @@ class BatchMaker:
             if aside is not None:
                 aside.release()
 
-    def _begins(self, num_bursts: int, seconds: float, aside: Aside | None) -> bool:
+    def _begins(self, num_bursts: int, seconds: float, loop: Loop, aside: Aside | None) -> bool:
         """Tells whether this thread goes on reading by itself after the first bursts of an epoch.
 
         Until batches wait, or the training loop is seen to be faster than one thread: after the first one it waits in any case.
         """
         if not self._quick or (aside is not None and aside.helps):
             return False
-        return seconds < _BEGIN_SECONDS and (num_bursts <= _BEGIN_BURSTS or not self._loop.waits)
+        return seconds < _BEGIN_SECONDS and (num_bursts <= _BEGIN_BURSTS or not loop.waits)
 
     def _begun(
         self, burst: list[RankBatch], epoch: int, aside: Aside | None, threads: ThreadPoolExecutor | None

@@ -105,7 +105,7 @@ class Iteration:
         epoch, seed = run.epoch, run.seed
         course.delivered = Delivered()
         stop = course.stopping()
-        facts = Hints(course.ahead, course.carried), run.num_positions, self._loop, course.beside()
+        facts = Hints(course.ahead, course.carried), run.num_positions, course.beside()
         maker = BatchMaker(course.dataset, course.recipe, self._pool, seed, self._run.rank, *facts)
         if course.num_processes:
             many = course.num_processes, course.prefetch_batches
@@ -113,7 +113,7 @@ class Iteration:
             batches = processes.batches(run.batches, seed, epoch)
         else:
             forecast = run.forecast() if is_cached(course.dataset) else None
-            batches = maker.batches(run.batches, epoch, run.after, run.windows, forecast)
+            batches = maker.batches(run.batches, epoch, run.after, self._loop, run.windows, forecast)
         deliveries = _summed(course.on_their_way(maker.deliveries(batches, epoch)), course.delivered)
         if course.prefetch_batches == 0:
             return deliveries.__next__

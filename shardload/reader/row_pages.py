@@ -16,7 +16,9 @@ Int64 = NDArray[np.int64]
 Fill = Callable[[list[int], list[memoryview]], None]
 """Reads pages of some numbers, which rise, each into its memory, and checks them."""
 
-_MOST_PAGES = 1024
+_FIRST_PLACES = 1024
+"""Memory is taken for so many pages, and for all when these are in use: until then how many there are is only somebody's word."""
+_MOST_PAGES = _FIRST_PLACES
 """Pages that a thread reads before it gives them to all."""
 
 
@@ -42,7 +44,7 @@ class RowPages:
         self._memory = np.empty((0, self._place_bytes), dtype=np.uint8)
         self._places: OrderedDict[int, int] = OrderedDict()
         self._vacant: list[int] = []
-        self._num_used = 0
+        self._num_used = self._num_filling = 0
         self._changed = threading.Condition()
 
     def take(self, numbers: Int64, offsets: Int64, dtype: np.dtype[Any], fill: Fill) -> NDArray[Any]:
@@ -71,7 +73,7 @@ class RowPages:
         """Fills an array with rows of some pages: `counts` of each."""
         with self._changed:
             # Who waits here holds no places that another one waits for.
-            self._changed.wait_for(lambda: self._has_room(numbers))
+            self._changed.wait_for(lambda: self._has_room(numbers) and self._has_memory(numbers))
             rows, places = self._rows(out.dtype), [self._places.get(number, -1) for number in numbers]
             if max(places) >= 0:
                 # At once, as they are replaced by whoever needs room; rows of pages that are not here are garbage so far.
@@ -84,6 +86,7 @@ class RowPages:
                     missing[number] = -1
             for number in missing:
                 missing[number] = self._vacated()
+            self._num_filling += bool(missing)
         if not missing:
             return
         good = False
@@ -100,6 +103,7 @@ class RowPages:
     def _settle(self, read: dict[int, int], good: bool) -> None:
         """Makes places that were read into known to all, or vacant."""
         with self._changed:
+            self._num_filling -= 1
             for number, place in read.items():
                 # Of two threads both may have read a page.
                 if good and number not in self._places:
@@ -112,6 +116,20 @@ class RowPages:
         room = len(self._vacant) + self._num_places - self._num_used + len(self._places)
         return room >= len(numbers) or room >= sum(number not in self._places for number in numbers)
 
+    def _has_memory(self, numbers: list[int]) -> bool:
+        """Tells whether there is memory for so many more pages. More of it is taken while nobody reads into what there is."""
+        needed = min(self._num_used + len(numbers), self._num_places)
+        if needed <= len(self._memory):
+            return True
+        if self._num_filling:
+            return False
+        num_places = self._num_places if needed > _FIRST_PLACES else min(_FIRST_PLACES, self._num_places)
+        # The system gives it as it is written to.
+        memory = np.empty((num_places, self._place_bytes), dtype=np.uint8)
+        memory[: self._num_used] = self._memory[: self._num_used]
+        self._memory = memory
+        return True
+
     def _vacated(self) -> int:
         """Returns a place that nobody uses any more."""
         if self._vacant:
@@ -123,8 +141,5 @@ class RowPages:
 
     def _rows(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Returns all places as rows: structured array of shape (places, rows)."""
-        if not len(self._memory):
-            # The system gives it as it is written to.
-            self._memory = np.empty((self._num_places, self._place_bytes), dtype=np.uint8)
-        shape, strides = (self._num_places, self._place_bytes // dtype.itemsize), (self._place_bytes, dtype.itemsize)
+        shape, strides = (len(self._memory), self._place_bytes // dtype.itemsize), (self._place_bytes, dtype.itemsize)
         return np.ndarray(shape, dtype, self._memory, strides=strides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import shardload
 import shardload.reader.access as access_module
 from shardload.errors import ChecksumError
 from shardload.format import layout
+from shardload.reader import row_pages
 from shardload.reader.row_pages import RowPages
 
 DTYPE = np.dtype([("number", "<u4"), ("offset", "u1")])
@@ -56,6 +58,23 @@ def take(pages: RowPages, rows: Any, fill: Filled) -> list[tuple[int, int]]:
 
 
 ROWS = st.lists(st.integers(0, NUM_PAGES * PER_PAGE - 1), min_size=1, max_size=40)
+
+
+@pytest.fixture(scope="module", params=[1024, 2], autouse=True)
+def first_places(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Memory for few pages, which then has to grow, is as good as memory for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_pages, "_FIRST_PLACES", request.param)
+        patch.setattr(row_pages, "_MOST_PAGES", request.param)
+        yield
+
+
+def test_memory_is_taken_as_it_is_needed(first_places: None) -> None:
+    pages, fill = pages_of(NUM_PAGES), Filled()
+    take(pages, [0, PER_PAGE], fill)
+    assert len(pages._memory) == min(row_pages._FIRST_PLACES, NUM_PAGES)
+    take(pages, range(NUM_PAGES * PER_PAGE), fill)
+    assert len(pages._memory) == NUM_PAGES and fill.numbers == list(range(NUM_PAGES))
 
 
 @given(st.lists(ROWS, max_size=8), st.integers(0, NUM_PAGES))

@@ -32,12 +32,16 @@ class Filled:
         self.numbers: list[int] = []
         self.bad = -1
         self.together: threading.Barrier | None = None
+        self.begun = self.go_on = threading.Event()
 
     def __call__(self, numbers: list[int], memory: list[memoryview]) -> None:
         assert numbers == sorted(set(numbers)) and len(memory) == len(numbers)
         self.numbers += numbers
         if self.together is not None:
             self.together.wait(30)
+        if self.begun is not self.go_on:
+            self.begun.set()
+            assert self.go_on.wait(30)
         for number, data in zip(numbers, memory, strict=True):
             if number == self.bad:
                 raise ValueError("damaged")
@@ -75,6 +79,23 @@ def test_memory_is_taken_as_it_is_needed(first_places: None) -> None:
     assert len(pages._memory) == min(row_pages._FIRST_PLACES, NUM_PAGES)
     take(pages, range(NUM_PAGES * PER_PAGE), fill)
     assert len(pages._memory) == NUM_PAGES and fill.numbers == list(range(NUM_PAGES))
+
+
+def test_memory_does_not_grow_under_who_reads_into_it(first_places: None) -> None:
+    pages, slow, fill = pages_of(NUM_PAGES), Filled(), Filled()
+    slow.begun, slow.go_on = threading.Event(), threading.Event()
+    first = threading.Thread(target=take, args=(pages, [0], slow))
+    second = threading.Thread(target=take, args=(pages, range(PER_PAGE, NUM_PAGES * PER_PAGE), fill))
+    first.start()
+    assert slow.begun.wait(30)
+    second.start()
+    # Whether it waits or reads into memory that is there, what the first one reads is not lost.
+    second.join(0.2)
+    slow.go_on.set()
+    first.join(30)
+    second.join(30)
+    take(pages, range(NUM_PAGES * PER_PAGE), fill)
+    assert sorted(fill.numbers) == list(range(1, NUM_PAGES)) and slow.numbers == [0]
 
 
 @given(st.lists(ROWS, max_size=8), st.integers(0, NUM_PAGES))

@@ -44,8 +44,8 @@ from shardload.storage.stopping import current_stop, heed
 
 Int64 = NDArray[np.int64]
 
-_BEGIN_SECONDS, _BEGIN_BURSTS = 0.02, 2
-"""How long an epoch begins in one thread at most, and for how many bursts at least."""
+_BEGIN_SECONDS, _BEGIN_WAITS = 0.02, 4
+"""An epoch begins in one thread: for so long at most, and until the training loop waits for so many bursts one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +181,12 @@ class BatchMaker:
         try:
             # What an epoch begins with is waited for, and nothing takes the interpreter from who reads it: threads that take turns
             # at many short calls wait 5 ms for each turn. What follows is planned beside the last of it.
-            start, num_bursts, begins = time.perf_counter(), 0, True
+            start, num_waits, begins = time.perf_counter(), 0, True
             while begins and (burst := next(bursts, None)):
                 batches = self._one_by_one(burst, self._begun(burst, epoch, aside, None), epoch)
                 read = [next(batches)]
-                num_bursts += 1
-                begins = self._begins(num_bursts, time.perf_counter() - start, loop, aside)
+                num_waits = num_waits + 1 if loop.waits else 0
+                begins = self._begins(num_waits, time.perf_counter() - start, aside)
                 filled = None if begins else fill if threads is None else threads.submit(fill).result
                 yield read.pop()
                 yield from batches
@@ -203,14 +203,14 @@ class BatchMaker:
             if aside is not None:
                 aside.release()
 
-    def _begins(self, num_bursts: int, seconds: float, loop: Loop, aside: Aside | None) -> bool:
+    def _begins(self, num_waits: int, seconds: float, aside: Aside | None) -> bool:
         """Tells whether this thread goes on reading by itself after the first bursts of an epoch.
 
-        Until batches wait, or the training loop is seen to be faster than one thread: after the first one it waits in any case.
+        Until batches wait, or the training loop is seen to be faster than one thread: for the first two it waits in any case.
         """
         if not self._quick or (aside is not None and aside.helps):
             return False
-        return seconds < _BEGIN_SECONDS and (num_bursts <= _BEGIN_BURSTS or not loop.waits)
+        return seconds < _BEGIN_SECONDS and num_waits < _BEGIN_WAITS
 
     def _begun(
         self, burst: list[RankBatch], epoch: int, aside: Aside | None, threads: ThreadPoolExecutor | None

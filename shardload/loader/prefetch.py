@@ -153,10 +153,10 @@ class _Queue(Generic[Item]):
         self._room.put(None)
 
     def _worth_waking(self) -> bool:
-        """Tells whether a quarter is free, or nothing waits: to wake a thread takes as long as all else that `take` does."""
+        """Tells whether a quarter is free: to wake a thread takes as long as all else that `take` does."""
         waiting, num_bytes = self._num_put - self._num_taken, self._bytes_put - self._bytes_taken
         few = waiting <= self._max_items - max(1, self._max_items // 4)
-        return not waiting or (few and num_bytes <= self._max_bytes - self._max_bytes // 4)
+        return few and num_bytes <= self._max_bytes - self._max_bytes // 4
 
     def _full(self, size: int) -> bool:
         waiting, num_bytes = self._num_put - self._num_taken, self._bytes_put - self._bytes_taken

@@ -57,10 +57,10 @@ class Iteration:
             )
         start = time.perf_counter()
         try:
+            self._loop.waits = True
             if self._next is None:
                 self._next = self._begin()
                 self._leave_if_ended()
-            self._loop.waits = True
             delivery = self._next()
             self._loop.waits = False
             if delivery.faults:

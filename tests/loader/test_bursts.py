@@ -19,6 +19,7 @@ from samples import mixed_sample, write_mixed
 from threads import loader_threads
 
 import shardload
+from shardload.loader import batches as batches_module
 from shardload.loader.ahead import Ahead, plan_ahead, useful_threads
 from shardload.loader.hints import Carried, Hints
 from shardload.reader import ShardDataset, access
@@ -107,6 +108,31 @@ def test_one_slow_sample_does_not_stop_reading_ahead(mixed: Path, monkeypatch: p
         loader.close()
     # From a store there is one burst beside the first, of two batches.
     assert read[0] == 1 and max(read) >= (2 if far else 4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waits", "transform", "alone"),
+    [(60, 1 << 30, None, True), (60, 1, None, False), (0, 1 << 30, None, False), (60, 1 << 30, dict, False)],
+)
+def test_an_epoch_begins_in_one_thread(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, waits: int, transform: Any, alone: bool
+) -> None:
+    """For some time, and unless the loop waits for bursts one after the other; not where something of the user's is to be done."""
+    readers: list[str] = []
+    real = ShardDataset.read_batches
+
+    def noted(self: ShardDataset, batches: Any, *arguments: Any) -> Any:
+        readers.append(threading.current_thread().name)
+        return real(self, batches, *arguments)
+
+    monkeypatch.setattr(ShardDataset, "read_batches", noted)
+    monkeypatch.setattr(batches_module, "_BEGIN_SECONDS", seconds)
+    monkeypatch.setattr(batches_module, "_BEGIN_WAITS", waits)
+    loader = make(mixed, 10, (32, 2), transform=transform, fields=["number"], with_ids=False, helper_process=False)
+    assert sum(1 for _ in loader) == 50
+    first, *others = (name.startswith("shardload-prefetch") for name in readers)
+    assert first and len(others) > 3
+    assert all(others) if alone else not any(others)
 
 
 def test_what_comes_is_announced_once_also_of_the_next_epoch(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

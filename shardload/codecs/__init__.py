@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,12 @@ class Codec(Protocol):
         ...
 
     def decompress_many(
-        self, data: bytes, starts: NDArray[np.int64], stops: NDArray[np.int64], sizes: NDArray[np.int64]
+        self, data: Any, starts: NDArray[np.int64], stops: NDArray[np.int64], sizes: NDArray[np.int64]
     ) -> list[bytes]:
-        """Returns the contents of many frames, one after another, in some pieces; no content goes from one into the next.
+        """Returns the content of each of many frames.
 
         Args:
-            data: bytes that hold the frames.
+            data: a buffer that holds the frames.
             starts: first byte of each: int64 of shape (frames,).
             stops: byte after each, likewise.
             sizes: bytes of each frame's content, likewise.

@@ -76,8 +76,8 @@ class ZstdCodec:
             raise FormatError(f"a zstd frame gave {len(content)} bytes instead of {num_bytes}")
         return bytes(content)
 
-    def decompress_many(self, data: bytes, starts: Int64, stops: Int64, sizes: Int64) -> list[bytes]:
-        """Returns the contents of many frames, one after another, in some pieces.
+    def decompress_many(self, data: Any, starts: Int64, stops: Int64, sizes: Int64) -> list[bytes]:
+        """Returns the content of each of many frames.
 
         Frames are refused by what their headers say before memory is taken for them; whatever is not as usual is left to
         `decompress`, which tells what is wrong.
@@ -96,7 +96,7 @@ class ZstdCodec:
                 raise
         return contents
 
-    def _by_calls(self, data: bytes, starts: Int64, stops: Int64, sizes: Int64) -> list[bytes]:
+    def _by_calls(self, data: Any, starts: Int64, stops: Int64, sizes: Int64) -> list[bytes]:
         """Decompresses frames by some calls that let other threads run."""
         segments = np.stack([starts, stops - starts], axis=1).astype(np.uint64)
         expected, decompressor, contents = sizes.astype(np.uint64), self._decompressor(), []
@@ -107,7 +107,7 @@ class ZstdCodec:
             found = decompressor.multi_decompress_to_buffer(
                 frames, decompressed_sizes=expected[part].tobytes(), threads=0
             )
-            contents.append(b"".join([found[i] for i in range(len(found))]))
+            contents += [found[i].tobytes() for i in range(len(found))]
         return contents
 
     def _decompressor(self) -> Any:

@@ -125,6 +125,13 @@ def record_places(
     return RecordPlaces(start, stored, raw, flags == np.uint64(layout.RECORD_FLAG_FRAME), external)
 
 
+def record_headers(data: Any, starts: NDArray[np.int64], layout_: RecordLayout) -> NDArray[np.uint32]:
+    """Returns the headers of the records that start at some bytes of a buffer: uint32 of shape (records, 1 + fields)."""
+    whole = np.frombuffer(data, dtype=np.uint8)
+    headers: NDArray[np.uint32] = whole[starts[:, None] + np.arange(layout_.header.size)].view("<u4")
+    return headers
+
+
 def record_lengths(
     headers: NDArray[np.uint32], layout_: RecordLayout, places: RecordPlaces
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

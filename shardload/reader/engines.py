@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Protocol
 
@@ -19,7 +20,8 @@ from shardload.format.table import ShardTable
 from shardload.memory.byte_strings import bytes_address, keep_freed_memory, new_bytes
 from shardload.planner import join_ranges, merge_ranges
 from shardload.reader.busy import interpreter_busy
-from shardload.reader.files import NumberedFiles, OpenFiles
+from shardload.reader.files import WORD_BYTES, NumberedFiles, OpenFiles, last_word
+from shardload.reader.in_memory import InMemory
 from shardload.reader.runs import RunReader
 from shardload.storage import FileReader, MappedFiles, StoredFile
 from shardload.storage.mapping import MAX_RANGES
@@ -38,8 +40,6 @@ _MIN_RESIDENCY = 0.9
 _MAX_HELD_BYTES = 4 << 20
 """More bytes than these are not copied with the interpreter's lock held: other threads wait for them."""
 
-_LOOK_BYTES = 1 << 14
-_MAGIC_BYTES = len(layout.FOOTER_MAGIC)
 _MAGIC_WORD = np.frombuffer(layout.FOOTER_MAGIC, dtype=np.uint64)[0]
 
 
@@ -96,6 +96,10 @@ class Engine(Protocol):
         """Returns the bytes of all ranges, one after another."""
         ...
 
+    def in_memory(self, ranges: Ranges) -> InMemory | None:
+        """Returns where ranges lie in memory; None where they do not, or others would wait for who reads them there."""
+        ...
+
     def will_need(self, ranges: Ranges) -> None:
         """Tells the operating system that ranges will be read soon; it may start to fetch them."""
         ...
@@ -143,6 +147,9 @@ class ReadEngine:
         self.read(ranges, [data])
         return data.tobytes()
 
+    def in_memory(self, ranges: Ranges) -> None:
+        """Nothing does, that is known of."""
+
     def will_need(self, ranges: Ranges) -> None:
         """Tells the operating system of each range."""
         for shard_id, start, length in zip(
@@ -188,7 +195,7 @@ class MapEngine:
         """
         self._mapped = MappedFiles(table.entries["num_bytes"].astype(np.int64), spare_bytes)
         # Where each file has its last word, and what it is: if it is still there, so is all before it.
-        self._ends = self._mapped.addresses + table.entries["num_bytes"].astype(np.int64) - _MAGIC_BYTES
+        self._ends = self._mapped.addresses + table.entries["num_bytes"].astype(np.int64) - WORD_BYTES
         self._words = np.full(len(table), _MAGIC_WORD)
         self._num_shards = len(table)
         self._lock = threading.Lock()
@@ -213,12 +220,11 @@ class MapEngine:
     def read_bytes(self, ranges: Ranges) -> list[bytes]:
         """Returns the bytes of each range, copied once: new byte strings are filled before anyone else sees them."""
         keep_freed_memory()
-        if self._idle_and_in_memory(ranges.shard_ids):
-            views = self._mapped.views(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
-            if views is not None:
-                values = list(map(bytes, views))
-                if self._whole(ranges.shard_ids):
-                    return values
+        found = self.in_memory(ranges)
+        if found is not None:
+            values = found.values()
+            if found.whole():
+                return values
         sizes = ranges.lengths.tolist()
         made = [new_bytes(size) for size in sizes]
         if self._copied(ranges, [(bytes_address(data), size) for data, size in zip(made, sizes, strict=True) if size]):
@@ -227,17 +233,26 @@ class MapEngine:
 
     def read_joined(self, ranges: Ranges) -> bytes:
         """Returns the bytes of all ranges, copied once as by `read_bytes`."""
-        if len(ranges) and self._idle_and_in_memory(ranges.shard_ids):
-            views = self._mapped.views(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
-            if views is not None:
-                joined = b"".join(views)
-                if self._whole(ranges.shard_ids):
-                    return joined
+        found = self.in_memory(ranges)
+        if found is not None:
+            data = found.joined()
+            if found.whole():
+                return data
         size = int(ranges.lengths.sum())
         made = new_bytes(size)
         if self._copied(ranges, [(bytes_address(made), size)] if size else []):
             return made
         return self._reads.read_joined(ranges)
+
+    def in_memory(self, ranges: Ranges) -> InMemory | None:
+        """Returns where ranges lie in memory, if they do and the interpreter is idle."""
+        if not len(ranges) or not self._idle_and_in_memory(ranges.shard_ids):
+            return None
+        found = self._mapped.in_memory(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
+        if found is None:
+            return None
+        data, starts = found
+        return InMemory(data, starts, starts + ranges.lengths, partial(self._whole, ranges.shard_ids))
 
     def will_need(self, ranges: Ranges) -> None:
         """Tells the operating system of all ranges at once."""
@@ -333,7 +348,7 @@ class MapEngine:
         if words is not None:
             return bool((words == expected).all())
         copied = np.empty(len(ends), dtype=np.uint64)
-        whole = self._copy(ends, np.full(len(ends), _MAGIC_BYTES), [(copied.ctypes.data, copied.nbytes)])
+        whole = self._copy(ends, np.full(len(ends), WORD_BYTES), [(copied.ctypes.data, copied.nbytes)])
         return whole and bool((copied == expected).all())
 
     def _copy(self, starts: Int64, lengths: Int64, targets: list[tuple[int, int]]) -> bool:
@@ -352,22 +367,6 @@ class MapEngine:
                 return False
             position = stop
         return True
-
-
-def last_word(file: FileReader) -> tuple[int, int]:
-    """Returns where the last eight bytes lie, at a multiple of eight, that are not all zero, and the number they are.
-
-    Zeros at the end of a file read the same once they are cut off. If there is nothing else, the first eight are returned.
-    """
-    stop = file.num_bytes // _MAGIC_BYTES * _MAGIC_BYTES
-    while stop:
-        start = max(0, stop - _LOOK_BYTES)
-        words = np.frombuffer(file.read(start, stop), dtype="<u8")
-        some = np.flatnonzero(words)
-        if len(some):
-            return start + int(some[-1]) * _MAGIC_BYTES, int(words[some[-1]])
-        stop = start
-    return 0, 0
 
 
 def pieces_of(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memoryview]:

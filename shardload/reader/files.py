@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from shardload.errors import FormatError
 from shardload.format import layout
 from shardload.format.external import ExternalFile
@@ -16,6 +18,10 @@ from shardload.format.table import ShardEntry, ShardTable
 from shardload.storage import CachedStorage, LocalStorage, Storage, StoredFile
 
 _MAX_FAR_FILES = 1 << 16
+
+WORD_BYTES = len(layout.FOOTER_MAGIC)
+"""What the end of a file is told by."""
+_LOOK_BYTES = 1 << 14
 
 
 class ShardFiles(Protocol):
@@ -108,3 +114,19 @@ def read_head(
         error.dataset, error.shard = file.dataset, file.name
         raise
     return head
+
+
+def last_word(file: StoredFile) -> tuple[int, int]:
+    """Returns where the last eight bytes lie, at a multiple of eight, that are not all zero, and the number they are.
+
+    Zeros at the end of a file read the same once they are cut off. If there is nothing else, the first eight are returned.
+    """
+    stop = file.num_bytes // WORD_BYTES * WORD_BYTES
+    while stop:
+        start = max(0, stop - _LOOK_BYTES)
+        words = np.frombuffer(file.read(start, stop), dtype="<u8")
+        some = np.flatnonzero(words)
+        if len(some):
+            return start + int(some[-1]) * WORD_BYTES, int(words[some[-1]])
+        stop = start
+    return 0, 0

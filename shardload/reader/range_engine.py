@@ -56,6 +56,9 @@ class RangeEngine:
         self._arrivals.used(taken)
         return joined
 
+    def in_memory(self, ranges: Ranges) -> None:
+        """Nothing does in one piece."""
+
     def will_need(self, ranges: Ranges, urgent: bool = False) -> None:
         """Has ranges fetched as soon as there is room for them; at once if urgent, as who calls is about to read them."""
         some = ranges[ranges.lengths > 0]

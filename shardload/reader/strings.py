@@ -21,9 +21,9 @@ class ByteStrings(Sequence[bytes]):
     Keeps all that was read with them. Never changes.
     """
 
-    __slots__ = ("_pieces", "_starts", "_stops", "_which")
+    __slots__ = ("_pieces", "_starts", "_stops", "_which", "_whole")
 
-    def __init__(self, pieces: Sequence[bytes], which: Int64, starts: Int64, stops: Int64) -> None:
+    def __init__(self, pieces: Sequence[bytes], which: Int64, starts: Int64, stops: Int64, whole: bool = False) -> None:
         """Describes the values.
 
         Args:
@@ -31,17 +31,20 @@ class ByteStrings(Sequence[bytes]):
             which: number of the piece of each: int64 of shape (values,).
             starts: first byte of each in its piece, likewise.
             stops: byte after each, likewise.
+            whole: whether each is all of its piece.
         """
         self._pieces = pieces
+        self._whole = whole
         self._which = which
         self._starts = starts
         self._stops = stops
 
     @classmethod
-    def of(cls, values: Sequence[bytes]) -> ByteStrings:
-        """Returns byte strings as they are."""
-        lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
-        return cls(values, np.arange(len(values)), np.zeros(len(values), dtype=np.int64), lengths)
+    def of(cls, values: Sequence[bytes], lengths: Int64 | None = None) -> ByteStrings:
+        """Returns byte strings as they are; `lengths`, where they are known, spare counting."""
+        if lengths is None:
+            lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
+        return cls(values, np.arange(len(values)), np.zeros(len(values), dtype=np.int64), lengths, whole=True)
 
     @classmethod
     def joined(cls, parts: Sequence[ByteStrings]) -> ByteStrings:
@@ -49,7 +52,12 @@ class ByteStrings(Sequence[bytes]):
         first = np.cumsum([0, *(len(part._pieces) for part in parts)])
         which = np.concatenate([part._which + shift for part, shift in zip(parts, first[:-1], strict=True)])
         starts, stops = (np.concatenate([getattr(part, edge) for part in parts]) for edge in ("_starts", "_stops"))
-        return cls([piece for part in parts for piece in part._pieces], which, starts, stops)
+        pieces = [piece for part in parts for piece in part._pieces]
+        return cls(pieces, which, starts, stops, all(part._whole for part in parts))
+
+    def copied(self) -> ByteStrings:
+        """Returns the values on their own, each of them made now."""
+        return ByteStrings.of(self.tolist(), self.lengths())
 
     def lengths(self) -> Int64:
         """Returns the bytes of each: int64 of shape (values,)."""
@@ -65,7 +73,7 @@ class ByteStrings(Sequence[bytes]):
     def __getitem__(self, index: Any) -> bytes | ByteStrings:
         which, starts, stops = self._which[index], self._starts[index], self._stops[index]
         if isinstance(which, np.ndarray):
-            return ByteStrings(self._pieces, which, starts, stops)
+            return ByteStrings(self._pieces, which, starts, stops, self._whole)
         return self._pieces[int(which)][int(starts) : int(stops)]
 
     def __iter__(self) -> Iterator[bytes]:
@@ -73,6 +81,8 @@ class ByteStrings(Sequence[bytes]):
 
     def tolist(self) -> list[bytes]:
         """Returns all values."""
+        if self._whole:
+            return [self._pieces[i] for i in self._which.tolist()]
         pieces, starts, stops = self._pieces, self._starts.tolist(), self._stops.tolist()
         if len(pieces) == 1:
             piece = pieces[0]

@@ -115,7 +115,7 @@ def batch_bytes(batch: Any) -> int:
         # Most lists hold very many of one kind, which are counted without a call for each.
         kinds = set(map(type, batch))
         if kinds <= _COUNTED:
-            return sum(map(len, filter(None, batch)))
+            return sum(map(len, filter(None, batch) if type(None) in kinds else batch))
         if kinds == {torch.Tensor}:
             return sum(map(_NUM_BYTES, batch))
         return sum(batch_bytes(value) for value in batch)

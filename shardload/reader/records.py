@@ -337,9 +337,10 @@ class RecordReader:
             columns = framed[:, None], np.array(records.packed)
             which[columns] = np.arange(1, len(pieces))[:, None]
             starts[columns] -= begins[:, None]
+        if len(records.fields) == 1 and len(pieces) > len(samples):
+            return [ByteStrings.of(pieces[1:], lengths[:, 0])]
         stops = starts + lengths
-        whole = len(records.fields) == 1 and len(pieces) > len(samples)
-        return [ByteStrings(pieces, which[:, i], starts[:, i], stops[:, i], whole) for i in wanted]
+        return [ByteStrings(pieces, which[:, place], starts[:, place], stops[:, place]) for place in wanted]
 
     def _decompressed(
         self,

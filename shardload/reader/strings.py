@@ -57,7 +57,7 @@ class ByteStrings(Sequence[bytes]):
 
     def copied(self) -> ByteStrings:
         """Returns the values on their own, each of them made now."""
-        return ByteStrings.of(self.tolist(), self.lengths())
+        return self if self._whole else ByteStrings.of(self.tolist(), self.lengths())
 
     def lengths(self) -> Int64:
         """Returns the bytes of each: int64 of shape (values,)."""

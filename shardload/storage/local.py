@@ -17,8 +17,8 @@ import numpy as np
 from shardload.errors import FormatError, StorageError
 from shardload.storage.operations import OPERATIONS, Operations
 
-_WRITE_BYTES = 1 << 20
-_DIRECT_BYTES = 1 << 17
+_WRITE_BYTES = 2 << 20
+"""The system's large page: what is written from one on comes into the page cache in one piece, and is mapped by one entry."""
 """What is longer is written without a copy."""
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -145,15 +145,17 @@ class FileWriter:
         self.abandon()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Appends bytes; they are kept until there is about a megabyte."""
+        """Appends bytes; what does not fill a large page is kept."""
         self.num_bytes += len(data)
-        if len(data) >= _DIRECT_BYTES:
+        view, room = memoryview(data), _WRITE_BYTES - len(self._pending)
+        if self._pending and len(view) >= room:
+            self._pending += view[:room]
             self._flush()
-            self._write(data)
-            return
-        self._pending += data
-        if len(self._pending) >= _WRITE_BYTES:
-            self._flush()
+            view = view[room:]
+        whole = len(view) // _WRITE_BYTES * _WRITE_BYTES
+        if whole:
+            self._write(view[:whole])
+        self._pending += view[whole:]
 
     def pad_to(self, offset: int) -> None:
         """Appends zeros up to an offset."""

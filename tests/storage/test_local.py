@@ -8,15 +8,19 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardload.errors import FormatError, StorageError
-from shardload.storage import FileWriter, LocalStorage, Operations
+from shardload.storage import FileWriter, LocalStorage, Operations, local, mapping
 
 DATA = np.random.default_rng(0).bytes(10_000)
 
@@ -52,6 +56,30 @@ def test_reads_in_several_pieces(tmp_path: Path) -> None:
 
     (tmp_path / "file").write_bytes(DATA)
     assert LocalStorage(str(tmp_path), Short()).open("file").read(3, 9_000) == DATA[3:9_000]
+
+
+@given(st.lists(st.integers(0, 300), max_size=8))
+def test_writes_begin_and_end_on_large_pages(sizes: list[int]) -> None:
+    """Then the page cache has them in pieces that are mapped by one entry. Whatever sizes come, the file is what was given."""
+    assert local._WRITE_BYTES == mapping._LARGE_PAGE_BYTES
+    large, calls = 64, []
+
+    class Noted(Operations):
+        def write(self, descriptor: int, data: memoryview) -> int:
+            calls.append(len(data))
+            return super().write(descriptor, data)
+
+    rng = np.random.default_rng(len(sizes))
+    pieces = [rng.bytes(size) for size in sizes]
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(local, "_WRITE_BYTES", large):
+        with FileWriter(f"{folder}/new", Noted()) as writer:
+            for piece in pieces:
+                writer.write(piece)
+            assert writer.num_bytes == sum(sizes)
+            digest = writer.finish()
+        content = Path(folder, "new").read_bytes()
+    assert content == b"".join(pieces) and digest == hashlib.sha256(content).digest()
+    assert not [size for size in calls[:-1] if size % large or not size]
 
 
 def test_reads_from_several_threads(storage: LocalStorage) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shardload.storage import MappedFiles, mapping
@@ -19,6 +19,26 @@ def pages_of(starts: list[int], lengths: list[int]) -> set[int]:
         for start, length in zip(starts, lengths, strict=True)
         for page in range(start // _PAGE_BYTES, -(-(start + length) // _PAGE_BYTES))
     }
+
+
+SIZES = st.lists(st.one_of(st.integers(1, 9_000), st.integers(1, 9 << 20)), max_size=6)
+
+
+@given(SIZES, SIZES)
+@example([(5 << 20) + 1, 3 << 20], [(5 << 20) + 1, 3 << 20])
+def test_files_start_on_large_pages_where_they_are_long(first: list[int], later: list[int]) -> None:
+    """Also those that are added; no two share a page, and what is reserved for the later ones is enough for them."""
+    large = 2 << 20
+    mapped = MappedFiles(np.array(first, dtype=np.int64), 2 * sum(later) + 2 * large)
+    mapped.add(np.array(later, dtype=np.int64))
+    addresses, sizes = mapped.addresses.tolist(), first + later
+    ends = [address + size for address, size in zip(addresses, sizes, strict=True)]
+    assert all(start >= end for start, end in zip(addresses[1:], ends, strict=False))
+    for group, some in ((first, addresses[: len(first)]), (later, addresses[len(first) :])):
+        unit = large if sum(group) >= large * len(group) else _PAGE_BYTES
+        assert not [address for address in some if address % unit]
+    # A dataset of many small shards is not spread over more addresses than it has bytes for.
+    assert not sizes or ends[-1] - addresses[0] <= 2 * (sum(sizes) + large) + _PAGE_BYTES * len(sizes)
 
 
 RANGES = st.lists(st.tuples(st.integers(0, 1 << 22), st.integers(1, 40_000)), max_size=30)

@@ -132,7 +132,9 @@ class FileWriter:
         self.num_bytes = 0
         self._operations = operations
         self._digest: Digest = hashlib.sha256() if digest is None else digest
-        self._pending = bytearray()
+        # Kept for all that is written: new memory costs more than the copy.
+        self._pending = memoryview(bytearray(_WRITE_BYTES))
+        self._num_pending = 0
         self._process = os.getpid()
         self._descriptor = operations.open_new(path)
 
@@ -146,16 +148,23 @@ class FileWriter:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Appends bytes; what does not fill a large page is kept."""
-        self.num_bytes += len(data)
-        view, room = memoryview(data), _WRITE_BYTES - len(self._pending)
-        if self._pending and len(view) >= room:
-            self._pending += view[:room]
+        size = len(data)
+        self.num_bytes += size
+        if (stop := self._num_pending + size) < _WRITE_BYTES:
+            self._pending[self._num_pending : stop] = data
+            self._num_pending = stop
+            return
+        view = memoryview(data)
+        if self._num_pending:
+            room = _WRITE_BYTES - self._num_pending
+            self._pending[self._num_pending :] = view[:room]
+            self._num_pending = _WRITE_BYTES
             self._flush()
             view = view[room:]
-        whole = len(view) // _WRITE_BYTES * _WRITE_BYTES
-        if whole:
+        if whole := len(view) // _WRITE_BYTES * _WRITE_BYTES:
             self._write(view[:whole])
-        self._pending += view[whole:]
+        self._num_pending = len(view) - whole
+        self._pending[: self._num_pending] = view[whole:]
 
     def pad_to(self, offset: int) -> None:
         """Appends zeros up to an offset."""
@@ -189,8 +198,8 @@ class FileWriter:
                     self._operations.unlink(self.path)
 
     def _flush(self) -> None:
-        pending, self._pending = self._pending, bytearray()
-        self._write(pending)
+        size, self._num_pending = self._num_pending, 0
+        self._write(self._pending[:size])
 
     def _write(self, data: bytes | bytearray | memoryview) -> None:
         self._digest.update(data)

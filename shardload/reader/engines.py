@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shardload.format import layout
 from shardload.format.external import ExternalFile
 from shardload.format.table import ShardTable
-from shardload.memory.byte_strings import bytes_address, keep_freed_memory, new_bytes
+from shardload.memory.byte_strings import COPIES_UNLOCKED, bytes_address, keep_freed_memory, new_bytes
 from shardload.planner import join_ranges, merge_ranges
 from shardload.reader.busy import interpreter_busy
 from shardload.reader.files import WORD_BYTES, NumberedFiles, OpenFiles, last_word
@@ -204,7 +204,7 @@ class MapEngine:
         """What reads long stretches in their order, for who asks it first."""
         self._stays = stays
         self._looked = np.zeros(len(table), dtype=np.bool_)
-        self._asked = 0.0
+        self._asked = self._last_look = 0.0
         self._busy = False
 
     def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
@@ -245,8 +245,8 @@ class MapEngine:
         return self._reads.read_joined(ranges)
 
     def in_memory(self, ranges: Ranges) -> InMemory | None:
-        """Returns where ranges lie in memory, if they do and the interpreter is idle."""
-        if not len(ranges) or not self._idle_and_in_memory(ranges.shard_ids):
+        """Returns where ranges lie in memory, if they do, and the interpreter is idle or not needed for copies."""
+        if not len(ranges) or not self._are_in_memory(ranges.shard_ids) or not (COPIES_UNLOCKED or self._idle()):
             return None
         found = self._mapped.in_memory(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
         if found is None:
@@ -282,18 +282,22 @@ class MapEngine:
                 self._looked = np.append(self._looked, np.zeros(len(sizes), dtype=np.bool_))
         return numbers
 
-    def _idle_and_in_memory(self, shard_ids: Int64) -> bool:
-        """Tells whether shards may be read with the interpreter's lock held; takes a new look now and then."""
+    def _are_in_memory(self, shard_ids: Int64) -> bool:
+        """Tells whether shards may be read without waiting for the device; takes a new look now and then."""
         if not self._map(shard_ids):
             return False
         absent = shard_ids[self._mapped.residency[shard_ids] < _MIN_RESIDENCY]
-        now = time.monotonic()
-        if now - self._asked > _ASK_SECONDS:
-            self._asked = now
+        if len(absent) and time.monotonic() - self._last_look > _ASK_SECONDS:
+            self._last_look = time.monotonic()
+            self._mapped.look(int(absent[0]))
+        return not len(absent)
+
+    def _idle(self) -> bool:
+        """Tells whether the interpreter's lock may be held for a while; asks anew now and then."""
+        if time.monotonic() - self._asked > _ASK_SECONDS:
+            self._asked = time.monotonic()
             self._busy = interpreter_busy()
-            if len(absent):
-                self._mapped.look(int(absent[0]))
-        return not len(absent) and not self._busy
+        return not self._busy
 
     def _map(self, shard_ids: Int64) -> bool:
         """Maps the shards that are not yet; returns False where the system has no room, though it had for the addresses."""
@@ -325,7 +329,12 @@ class MapEngine:
             return False
         starts, size = self._mapped.addresses[ranges.shard_ids] + ranges.starts, int(ranges.lengths[0])
         done = self._mapped.gather(starts, size, targets)
-        if not done and 0 < size * len(ranges) <= _MAX_HELD_BYTES and self._idle_and_in_memory(ranges.shard_ids):
+        if (
+            not done
+            and 0 < size * len(ranges) <= _MAX_HELD_BYTES
+            and self._are_in_memory(ranges.shard_ids)
+            and self._idle()
+        ):
             done = self._mapped.gather_anywhere(starts, size, targets)
         return done and self._whole(ranges.shard_ids)
 

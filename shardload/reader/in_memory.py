@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.memory.byte_strings import slices
+
 Int64 = NDArray[np.int64]
 
 _LONG_BYTES = 4096
@@ -34,8 +36,7 @@ class InMemory:
 
     def values(self) -> list[bytes]:
         """Returns the bytes of each range."""
-        data = self.data
-        return [data[start:stop] for start, stop in zip(self.starts.tolist(), self.stops.tolist(), strict=True)]
+        return slices(self.data, self.starts, self.stops)
 
     def joined(self) -> bytes:
         """Returns the bytes of all ranges, one after another."""

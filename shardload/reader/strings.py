@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from shardload.errors import FormatError
 from shardload.format.ragged import Ragged, join_ragged
 from shardload.format.schema import Field
+from shardload.memory.byte_strings import slices
 
 Int64 = NDArray[np.int64]
 
@@ -83,12 +84,10 @@ class ByteStrings(Sequence[bytes]):
         """Returns all values."""
         if self._whole:
             return [self._pieces[i] for i in self._which.tolist()]
-        pieces, starts, stops = self._pieces, self._starts.tolist(), self._stops.tolist()
-        if len(pieces) == 1:
-            piece = pieces[0]
-            return [piece[start:stop] for start, stop in zip(starts, stops, strict=True)]
-        spans = zip(self._which.tolist(), starts, stops, strict=True)
-        return [pieces[i][start:stop] for i, start, stop in spans]
+        if len(self._pieces) == 1:
+            return slices(self._pieces[0], self._starts, self._stops)
+        spans = zip(self._which.tolist(), self._starts.tolist(), self._stops.tolist(), strict=True)
+        return [self._pieces[i][start:stop] for i, start, stop in spans]
 
     def texts(self) -> list[str]:
         """Returns all values as text.

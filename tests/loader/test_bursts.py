@@ -174,7 +174,7 @@ def test_how_far_ahead(batch_bytes: float, prefetch_batches: int, num_threads: i
     far = plan_ahead(batch_bytes, prefetch_batches, num_threads, far=True)
     assert far.burst_batches == 1 or (far.burst_batches <= 8 and far.burst_batches * batch_bytes <= 8 << 20)
     strings = plan_ahead(batch_bytes, prefetch_batches, num_threads, strings=True)
-    assert strings.burst_batches == min(8, ahead.burst_batches)
+    assert strings.burst_batches == min(16, ahead.burst_batches)
     few = plan_ahead(batch_bytes, prefetch_batches, num_threads, 1)
     assert few.num_threads == num_threads or (num_threads is None and few.num_threads == min(1, ahead.num_threads))
 
@@ -189,13 +189,15 @@ def test_no_more_is_read_together_than_may_wait(mixed: Path) -> None:
 
 def test_byte_strings_are_read_together_less_far(mixed: Path) -> None:
     made = [make(mixed, 5, (32, 0), fields=fields)._course.ahead.burst_batches for fields in (["number"], None)]
-    assert made == [32, 8]
+    assert made == [32, 16]
 
 
 def test_threads_that_would_only_wait() -> None:
     assert useful_threads(1000, plain_strings=True, in_memory=True) == 0
     assert useful_threads(1000, plain_strings=True, in_memory=False) == 1
     assert useful_threads(100_000, plain_strings=True, in_memory=False) == 4
+    assert useful_threads(100_000, plain_strings=True, in_memory=True, unlocked=True) == 4
+    assert useful_threads(100_000, plain_strings=True, in_memory=True, unlocked=False) == 0
     assert useful_threads(1000, plain_strings=False, in_memory=True) == 4
 
 

@@ -189,7 +189,10 @@ import sys
 import numpy as np
 import shardload
 from shardload.storage import MappedFiles
-path, field, where, way = sys.argv[1:5]
+from shardload.memory import byte_strings
+path, field, where, way, compiled = sys.argv[1:6]
+if compiled == "no":
+    byte_strings._slices = None
 calls, real = [], getattr(MappedFiles, way)
 setattr(MappedFiles, way, lambda self, *ranges: calls.append(len(ranges[0])) or real(self, *ranges))
 dataset = shardload.open(path, engine="map", verify="once", fields=[field])
@@ -211,10 +214,11 @@ except shardload.StorageError as error:
 """
 
 
+@pytest.mark.parametrize("compiled", ["yes", "no"])
 @pytest.mark.parametrize("where", [0, 100])
 @pytest.mark.parametrize("kind", ["images", "names", "two", "packed", "both", "numbers"])
 def test_a_file_cut_after_it_was_seen_in_memory_is_an_error(
-    tmp_path: Path, kind: str, where: int, program: Callable[..., str]
+    tmp_path: Path, kind: str, where: int, compiled: str, program: Callable[..., str]
 ) -> None:
     """Values are then taken out of the mapped file: none may come as zeros, and no signal may come."""
     path, numbers = tmp_path / "d", kind == "numbers"
@@ -231,7 +235,7 @@ def test_a_file_cut_after_it_was_seen_in_memory_is_an_error(
             others = {"more": b"\xff\xd8\xff" + rng.bytes(300)} if len(schema) > 1 else {}
             writer.write({"value": value * 3, **others})
     way = "gather_anywhere" if numbers else "in_memory"
-    assert program(IN_MEMORY, path, "value", where, way) == "named\n"
+    assert program(IN_MEMORY, path, "value", where, way, compiled) == "named\n"
 
 
 def test_texts_are_read_without_objects_that_the_collector_counts(tmp_path: Path) -> None:

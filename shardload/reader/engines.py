@@ -382,7 +382,8 @@ def pieces_of(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memo
     """Returns for each range the memory it goes to."""
     pieces: list[memoryview] = []
     views, sizes, i = iter(targets), lengths.tolist(), 0
-    view, offset = memoryview(b""), 0
+    # Of no bytes, but writable: who reads an empty range into it must not be refused.
+    view, offset = memoryview(bytearray()), 0
     while i < len(sizes):
         if offset + sizes[i] > len(view):
             view, offset = next(views).data, 0

@@ -85,6 +85,18 @@ def test_large_values(images: Path, engine: Any, verify: Any) -> None:
         assert all(type(data) is bytes and hash(data) == hash(bytes(bytearray(data))) for data in got)
 
 
+@pytest.mark.parametrize("verify", ["always", "off"])
+@pytest.mark.parametrize("engine", ["map", "pread", "ranges"])
+def test_an_empty_value_before_large_ones(tmp_path: Path, engine: Any, verify: Any) -> None:
+    """It is read together with those behind it, and is the first of what comes."""
+    values = [b"", b"", *(bytes([i]) * 50_000 for i in range(6)), b""]
+    with shardload.ShardWriter(tmp_path / "d", {"image": "bytes"}) as writer:
+        for value in values:
+            writer.write({"image": value})
+    batch = shardload.open(tmp_path / "d", engine=engine, verify=verify).__getitems__(list(range(len(values))))
+    assert batch.values_of("image") == values
+
+
 def test_several_batches_by_one_plan(content: Path) -> None:
     dataset = shardload.open(content)
     rng = np.random.default_rng(3)

@@ -242,8 +242,9 @@ class ExternalRecords:
 
 def spare_bytes(manifest: Manifest) -> int:
     """Returns the addresses to keep for existing files that records lie in, whose lengths are known when their shards are open."""
-    # Twice their bytes, since each starts on a page of its own, large ones on a large page; a tar has at least two and a half.
-    return 2 * manifest.external_bytes + (4 << 20) if manifest.external else 0
+    # Each starts on a page of its own, of which a tar has at least two and a half. Those on large pages take less than twice their
+    # bytes, and are moved on to the next such page by less than the bytes of one more.
+    return 3 * manifest.external_bytes + (4 << 20) if manifest.external else 0
 
 
 def _carried_on(

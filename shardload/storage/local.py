@@ -18,8 +18,8 @@ from shardload.errors import FormatError, StorageError
 from shardload.storage.operations import OPERATIONS, Operations
 
 _WRITE_BYTES = 2 << 20
-"""The system's large page: what is written from one on comes into the page cache in one piece, and is mapped by one entry."""
-"""What is longer is written without a copy."""
+"""The system's large page: what is written from one on comes into the page cache in one piece, and is mapped by one entry. What
+fills it is written without a copy."""
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 

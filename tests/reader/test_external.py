@@ -6,6 +6,8 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,8 +19,11 @@ from shardload.cli import main
 from shardload.errors import ChecksumError, FormatError, ShardloadError, StorageError
 from shardload.format import layout
 from shardload.format.external import ExternalFile, encode_external
+from shardload.format.manifest import Manifest
 from shardload.format.rows import PLACE, RAW
+from shardload.reader.external import spare_bytes
 from shardload.reader.verify import verify_dataset
+from shardload.storage import MappedFiles
 
 NUM_SAMPLES = 8
 AGAIN = r"shardload index --replace"
@@ -199,6 +204,17 @@ def test_more_tars_than_addresses_are_read_by_position(indexed: Path, monkeypatc
     assert dataset.engine_name == "map" and not outcomes(dataset)
     mapped = dataset._process_access().engine._mapped
     assert len(mapped.mapped) == 3 and mapped.mapped[2]
+
+
+def test_there_are_addresses_for_tars_of_any_sizes() -> None:
+    """A shard with large ones, which start on large pages, comes behind one with small ones, again and again."""
+    shards = [np.array([10_240]), np.array([(2 << 20) + 1])] * 20
+    num_bytes = sum(int(sizes.sum()) for sizes in shards)
+    manifest = SimpleNamespace(external_bytes=num_bytes, external=True)
+    mapped = MappedFiles(np.array([1 << 20]), spare_bytes(cast(Manifest, manifest)))
+    for sizes in shards:
+        mapped.add(sizes)
+    assert len(mapped.mapped) == 1 + len(shards)
 
 
 def test_a_few_open_files_are_enough(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,8 @@ class MapEngine:
 
     def read_joined(self, ranges: Ranges) -> bytes:
         """Returns the bytes of all ranges, copied once as by `read_bytes`."""
-        found = self.in_memory(ranges)
+        # Of memory they are joined with the interpreter's lock held, also where values are copied without it.
+        found = self.in_memory(ranges) if self._idle() else None
         if found is not None:
             data = found.joined()
             if found.whole():
@@ -352,7 +353,9 @@ class MapEngine:
         """
         touched = np.zeros(len(self._ends), dtype=np.bool_)
         touched[shard_ids] = True
-        ends, expected = self._ends[touched], self._words[touched]
+        # By number: while another thread adds files, there may be more of one than of the other.
+        numbers = np.flatnonzero(touched)
+        ends, expected = self._ends[numbers], self._words[numbers]
         words = self._mapped.words(ends)
         if words is not None:
             return bool((words == expected).all())

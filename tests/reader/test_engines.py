@@ -17,6 +17,7 @@ from programs import Program
 import shardload
 from shardload.errors import StorageError
 from shardload.reader import engine_choice, engines
+from shardload.reader.in_memory import InMemory
 from shardload.storage import MappedFiles, mapping
 
 NUM_SAMPLES = 300
@@ -152,6 +153,35 @@ def test_values_of_any_size_are_gathered_from_memory(tmp_path: Path, monkeypatch
     read_all()
     engine._busy, engine._mapped.residency[-1] = False, 0.5
     read_all()
+
+
+def test_records_to_be_checked_are_not_joined_from_memory_while_a_thread_is_computing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait: they are joined with the interpreter's lock held, whether there is a compiled part or not."""
+    with shardload.ShardWriter(tmp_path / "d", {"a": "bytes", "b": "bytes"}) as writer:
+        for i in range(50):
+            writer.write({"a": bytes([i]) * 9000, "b": b"b"})
+    dataset = shardload.open(tmp_path / "d", engine="map", verify="always")
+    engine, joined, real = dataset._process_access().engine, [], InMemory.joined
+    monkeypatch.setattr(InMemory, "joined", lambda self: joined.append(len(self.starts)) or real(self))
+    monkeypatch.setattr(engine, "_asked", float("inf"))
+    ids = list(range(50))
+    for busy, times in ((False, 1), (True, 0)):
+        engine._busy = busy
+        engine._mapped.residency[:] = 1
+        joined.clear()
+        assert dataset.__getitems__(ids).values_of("a") == [bytes([i]) * 9000 for i in ids]
+        assert len(joined) == times
+
+
+def test_files_may_be_added_while_others_are_read(content: Path) -> None:
+    """In the midst of it there is a place for the last word of the new one, and no word yet."""
+    dataset = shardload.open(content, engine="map")
+    values = read(dataset, [5, 250])
+    engine = dataset._process_access().engine
+    engine._ends = np.append(engine._ends, engine._ends[:1])
+    assert read(dataset, [5, 250]) == values
 
 
 CUT = """

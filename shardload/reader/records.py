@@ -225,6 +225,7 @@ class RecordReader:
         headers = record_headers(data, offsets, records)
         self._check(samples, places, due, headers, data, offsets)
         lengths, packed = self._lengths(headers, samples, records, places)
+        self._checked.add(samples.sample_ids[due])
         return self._taken_apart(samples, records, places, data, offsets, lengths, packed, wanted)
 
     def _read_in_place(
@@ -268,8 +269,8 @@ class RecordReader:
         for i in np.flatnonzero(due).tolist():
             if block_sum(values[i], block_sum(data[i, 4:], int(identities[i]))) != headers[i, 0]:
                 raise self._without_checksum(samples, places, i)
-        self._checked.add(samples.sample_ids[due])
         self._lengths(headers, samples, records, places)
+        self._checked.add(samples.sample_ids[due])
         return values
 
     def _check(
@@ -290,7 +291,6 @@ class RecordReader:
         wrong = np.array(found, dtype=np.uint32) != headers[slots, 0]
         if wrong.any():
             raise self._without_checksum(samples, places, int(slots[np.argmax(wrong)]))
-        self._checked.add(samples.sample_ids[slots])
 
     def _identities(self, samples: Located) -> NDArray[np.uint32]:
         return with_local_ids(self._facts.identities(layout.NO_FIELD)[samples.shard_ids], samples.local_ids)

@@ -6,9 +6,11 @@ import resource
 
 import numpy as np
 import pytest
+from forge import Forge
 from reader.hostile import HEAP_START, write_overlapping, write_raw, write_with_places
 
 import shardload
+from shardload.format import layout
 
 SHARD = "shards/0001-000000-00000.shard"
 
@@ -26,6 +28,26 @@ def test_overlapping_records_are_refused_before_they_are_read(tmp_path):
     # One by one they are records with right sums; asked for twice, a sample does not overlap itself.
     assert len(dataset[7]["data"]) == (2 << 20) - 7 * 64 - 8
     assert len(dataset.__getitems__([7, 7])) == 2
+
+
+@pytest.mark.parametrize("size", [100, 40_000])
+@pytest.mark.parametrize("engine", ["map", "pread"])
+def test_a_length_that_lies_under_the_right_checksum_is_refused_each_time(tmp_path, engine, size):
+    """Also where what was checked is read from memory, by what its row says."""
+    with shardload.ShardWriter(tmp_path / "d", {"data": "bytes"}) as writer:
+        for _ in range(4):
+            writer.write({"data": bytes(size)})
+    forged = Forge(tmp_path / "d")
+    start = forged.shards[0].record_at(2)[0]
+    forged.shards[0].section(layout.SECTION_HEAP).data[start + 4 : start + 8] = (size - 1).to_bytes(4, "little")
+    dataset = shardload.open(forged.save(), engine=engine, verify="once")
+    if engine == "map":
+        dataset._process_access().engine._mapped.residency[:] = 1
+    for ids in ([2], [2], range(4), range(4)):
+        with pytest.raises(shardload.FormatError, match="do not fit a record") as caught:
+            dataset.__getitems__(ids)
+        assert caught.value.sample_id == 2
+    assert len(dataset.__getitems__([0, 1, 3])) == 3
 
 
 def test_falling_places(tmp_path):

@@ -251,7 +251,8 @@ with open(f"{path}/{entry.name}", "r+b") as file:
 try:
     dataset.__getitems__(ids)
 except shardload.StorageError as error:
-    assert entry.name in str(error), error
+    # It was found in the way that was used before, not because another was taken.
+    assert entry.name in str(error) and len(calls) > 1, (error, calls)
     print("named")
 """
 

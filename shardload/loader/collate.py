@@ -101,6 +101,9 @@ def collate_samples(samples: Sequence[Any]) -> Any:
 
 def batch_bytes(batch: Any) -> int:
     """Returns the bytes of the tensors, arrays and byte strings in a batch; sparse tensors count for nothing."""
+    if type(batch) is dict:
+        # The usual case, told sooner than a mapping is.
+        return sum(map(batch_bytes, batch.values()))
     if isinstance(batch, torch.Tensor | np.ndarray):
         try:
             return int(batch.nbytes)

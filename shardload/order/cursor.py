@@ -209,8 +209,10 @@ def rank_batches(partition: Partition, rank: int, cursor: int, order: Order) -> 
             # Full batches follow each other without a gap: one range holds the positions of all.
             positions = np.arange(num_full * size, dtype=np.int64) * stride + (cursor + rank)
             ids = order(positions).reshape(num_full, size)
+            end = cursor + (num_full - 1) * size * stride
             for mine, sample_ids in zip(positions.reshape(num_full, size), ids, strict=True):
-                cursor = partition.advance(cursor)
+                # What comes after the last of them may be less than a batch.
+                cursor = partition.advance(cursor) if cursor == end else cursor + size * stride
                 yield RankBatch(cursor, mine, sample_ids, size)
         else:
             last, num_valid = partition.positions(cursor, rank)

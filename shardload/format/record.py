@@ -70,7 +70,7 @@ class RecordPlaces:
     external: bool = False
     """Whether these are external records: of those `stored` does not count what lies in files."""
 
-    def __getitem__(self, part: slice) -> RecordPlaces:
+    def __getitem__(self, part: slice | NDArray[np.int64]) -> RecordPlaces:
         return RecordPlaces(self.start[part], self.stored[part], self.raw[part], self.framed[part], self.external)
 
 

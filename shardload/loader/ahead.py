@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from shardload.memory.byte_strings import COPIES_UNLOCKED
+from shardload.memory.ranges import COPIES_UNLOCKED
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,6 @@ import functools
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-try:
-    from shardload.memory._slices import slices as _slices
-except ImportError:
-    # Built where a C compiler was found.
-    _slices = None  # type: ignore[assignment]
-
-COPIES_UNLOCKED = _slices is not None
-"""Whether `slices` lets other threads run while it copies much."""
 
 _MALLOC_BYTES = (32 << 20) - (64 << 10)
 
@@ -31,19 +21,6 @@ def bytes_address(data: bytes) -> int:
     """Returns the address of the first byte of a byte string."""
     address: int = _address(data)
     return address
-
-
-def slices(memory: Any, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[bytes]:
-    """Returns new byte strings, each a copy of a half-open range of bytes of a buffer.
-
-    Args:
-        memory: the buffer; slices of it must be byte strings.
-        starts: int64 of shape (ranges,).
-        stops: likewise.
-    """
-    if _slices is not None:
-        return _slices(memory, np.ascontiguousarray(starts), np.ascontiguousarray(stops))
-    return [memory[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
 
 
 @functools.cache

@@ -27,7 +27,7 @@ class Column:
     field: Field
     values: NDArray[Any] | Ragged | ByteStrings | list[Any]
     """Fixed fields: array of shape (batch, *field_shape), bool as uint8 and bfloat16 as uint16; ragged ones: all items in
-    one array of the same dtypes; others: bytes a sample, or a list of texts that are decoded already. Images that were
+    one array of the same dtypes; others: byte strings or, decoded already, texts. Images that were
     decoded: an array of shape (batch, 3, height, width), or where they differ in size an array a sample, None where it is
     missing."""
     valid: NDArray[np.bool_] | None = None
@@ -124,9 +124,7 @@ class SampleBatch(Sequence[dict[str, Any]]):
             FormatError: a value is no UTF-8 or no JSON; names dataset, field and sample.
         """
         column = self.columns[name]
-        if isinstance(column.values, list) and (
-            column.field.numeric or isinstance(next(iter(column.values), None), str)
-        ):
+        if isinstance(column.values, list) and column.field.numeric:
             return list(column.values)
         if not isinstance(column.values, list | ByteStrings):
             raise ValueError(f"{name!r} is not a field of bytes, str, json, lists or media: its values are an array")

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from shardload.format.external import ExternalFile
 from shardload.format.table import ShardTable
 from shardload.order.next_use import Uses
-from shardload.reader.engines import Ranges, pieces_of
+from shardload.reader.engines import Ranges
 from shardload.reader.files import OpenFiles, digest_of
 from shardload.reader.located import Located
+from shardload.reader.pieces import pieces_of
 from shardload.reader.range_engine import RangeEngine
 from shardload.storage import CachedStorage
 from shardload.storage.slots import key_of, num_blocks

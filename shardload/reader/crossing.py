@@ -7,7 +7,6 @@ as its own, or those that it lent.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import mmap
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,9 @@ from shardload.format.ragged import Ragged
 from shardload.format.schema import Field
 from shardload.memory import SharedArena
 from shardload.memory.byte_strings import keep_freed_memory
+from shardload.memory.ranges import slices, texts
 from shardload.reader.batch import Column, SampleBatch
-from shardload.reader.strings import ByteStrings
+from shardload.reader.strings import ByteStrings, Texts
 
 Int64 = NDArray[np.int64]
 
@@ -182,16 +182,14 @@ def _shared(place: Place | None, arena: SharedArena) -> NDArray[Any]:
     return np.frombuffer(arena.memory, dtype, num_items, start).reshape(shape)
 
 
-def _strings(part: Sent, field: Field, arena: SharedArena) -> ByteStrings | list[str]:
+def _strings(part: Sent, field: Field, arena: SharedArena) -> ByteStrings:
     """Returns byte strings, or at once the texts that they would become."""
-    edges = _shared(part.places[0], arena).tolist()
+    edges = _own(part.places[0], arena)
+    lengths = np.diff(edges)
     if edges[-1] - edges[0] >= _LARGE_BYTES * len(edges):
-        sizes = [stop - start for start, stop in itertools.pairwise(edges)]
-        return ByteStrings.of(arena.byte_strings(edges[0], sizes))
+        return ByteStrings.of(arena.byte_strings(int(edges[0]), lengths.tolist()), lengths)
     if field.kind == "str" and not field.listed and part.valid is None:
         # Of what is no text the error is made where values are.
         with contextlib.suppress(UnicodeDecodeError):
-            view = arena.view
-            return [str(view[start:stop], "utf-8") for start, stop in itertools.pairwise(edges)]
-    memory = arena.memory
-    return ByteStrings.of([memory[start:stop] for start, stop in itertools.pairwise(edges)])
+            return Texts.of(texts(arena.memory, edges[:-1], edges[1:]), lengths)
+    return ByteStrings.of(slices(arena.memory, edges[:-1], edges[1:]), lengths)

@@ -14,14 +14,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shardload.errors import StorageError
 from shardload.format import layout
 from shardload.format.external import ExternalFile
 from shardload.format.table import ShardTable
-from shardload.memory.byte_strings import COPIES_UNLOCKED, bytes_address, keep_freed_memory, new_bytes
+from shardload.memory.byte_strings import bytes_address, keep_freed_memory, new_bytes
+from shardload.memory.ranges import COPIES_UNLOCKED
 from shardload.planner import join_ranges, merge_ranges
 from shardload.reader.busy import interpreter_busy
 from shardload.reader.files import WORD_BYTES, NumberedFiles, OpenFiles, last_word
 from shardload.reader.in_memory import InMemory
+from shardload.reader.pieces import pieces_of
 from shardload.reader.runs import RunReader
 from shardload.storage import FileReader, MappedFiles, StoredFile
 from shardload.storage.mapping import MAX_RANGES
@@ -219,12 +222,12 @@ class MapEngine:
 
     def read_bytes(self, ranges: Ranges) -> list[bytes]:
         """Returns the bytes of each range, copied once: new byte strings are filled before anyone else sees them."""
-        keep_freed_memory()
         found = self.in_memory(ranges)
         if found is not None:
             values = found.values()
             if found.whole():
                 return values
+        keep_freed_memory()
         sizes = ranges.lengths.tolist()
         made = [new_bytes(size) for size in sizes]
         if self._copied(ranges, [(bytes_address(data), size) for data, size in zip(made, sizes, strict=True) if size]):
@@ -253,6 +256,7 @@ class MapEngine:
         if found is None:
             return None
         data, starts = found
+        keep_freed_memory()
         return InMemory(data, starts, starts + ranges.lengths, partial(self._whole, ranges.shard_ids))
 
     def will_need(self, ranges: Ranges) -> None:
@@ -263,7 +267,7 @@ class MapEngine:
         if self._stays:
             for shard_id in np.unique(ranges.shard_ids[~self._looked[ranges.shard_ids]]).tolist():
                 self._looked[shard_id] = True
-                self._mapped.look(shard_id)
+                self._look(shard_id)
             ranges = ranges[self._mapped.residency[ranges.shard_ids] < 1]
         firsts, starts, lengths = join_ranges(
             ranges.shard_ids, ranges.starts, ranges.lengths, max_gap_bytes=MAX_GAP_BYTES
@@ -290,8 +294,15 @@ class MapEngine:
         absent = shard_ids[self._mapped.residency[shard_ids] < _MIN_RESIDENCY]
         if len(absent) and time.monotonic() - self._last_look > _ASK_SECONDS:
             self._last_look = time.monotonic()
-            self._mapped.look(int(absent[0]))
+            self._look(int(absent[0]))
         return not len(absent)
+
+    def _look(self, shard_id: int) -> None:
+        """Looks what part of a shard is in memory, unless its file cannot be opened any more."""
+        with contextlib.suppress(StorageError):
+            file = self._reads.file(shard_id)
+            if isinstance(file, FileReader):
+                self._mapped.look(shard_id, file.descriptor)
 
     def _idle(self) -> bool:
         """Tells whether the interpreter's lock may be held for a while; asks anew now and then."""
@@ -379,19 +390,3 @@ class MapEngine:
                 return False
             position = stop
         return True
-
-
-def pieces_of(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memoryview]:
-    """Returns for each range the memory it goes to."""
-    pieces: list[memoryview] = []
-    views, sizes, i = iter(targets), lengths.tolist(), 0
-    # Of no bytes, but writable: who reads an empty range into it must not be refused.
-    view, offset = memoryview(bytearray()), 0
-    while i < len(sizes):
-        if offset + sizes[i] > len(view):
-            view, offset = next(views).data, 0
-            continue
-        pieces.append(view[offset : offset + sizes[i]])
-        offset += sizes[i]
-        i += 1
-    return pieces

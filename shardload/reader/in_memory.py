@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardload.memory.byte_strings import slices
+from shardload.memory.ranges import slices
 
 Int64 = NDArray[np.int64]
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from shardload.format.external import ExternalFile
 from shardload.format.table import ShardTable
 from shardload.reader.arrivals import Arrivals, Fetch
-from shardload.reader.engines import Ranges, pieces_of
+from shardload.reader.engines import Ranges
 from shardload.reader.files import NumberedFiles, OpenFiles
+from shardload.reader.pieces import pieces_of
 from shardload.reader.requests import Place, Span, giving_way
 from shardload.telemetry import Transfers
 

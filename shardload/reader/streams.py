@@ -18,9 +18,10 @@ from shardload.format.rows import stream_spans
 from shardload.format.schema import Field
 from shardload.planner import ItemRanges, counted
 from shardload.reader.checks import CheckedBlocks, Verify
-from shardload.reader.engines import NO_RANGES, Engine, Ranges, pieces_of
+from shardload.reader.engines import NO_RANGES, Engine, Ranges
 from shardload.reader.facts import ShardFacts
 from shardload.reader.located import Located, damaged
+from shardload.reader.pieces import pieces_of
 
 _T = TypeVar("_T", bound=np.generic)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from shardload.errors import FormatError
 from shardload.format.ragged import Ragged, join_ragged
 from shardload.format.schema import Field
-from shardload.memory.byte_strings import slices
+from shardload.memory.ranges import slices, texts
 
 Int64 = NDArray[np.int64]
 
@@ -24,40 +26,51 @@ class ByteStrings(Sequence[bytes]):
 
     __slots__ = ("_pieces", "_starts", "_stops", "_which", "_whole")
 
-    def __init__(self, pieces: Sequence[bytes], which: Int64, starts: Int64, stops: Int64, whole: bool = False) -> None:
+    def __init__(
+        self, pieces: Sequence[Any], which: Int64 | None, starts: Int64, stops: Int64, whole: bool = False
+    ) -> None:
         """Describes the values.
 
         Args:
             pieces: what they lie in.
-            which: number of the piece of each: int64 of shape (values,).
+            which: number of the piece of each: int64 of shape (values,); None where each is all of its own piece, in turn.
             starts: first byte of each in its piece, likewise.
             stops: byte after each, likewise.
             whole: whether each is all of its piece.
         """
         self._pieces = pieces
-        self._whole = whole
+        self._whole = whole or which is None
         self._which = which
         self._starts = starts
         self._stops = stops
 
     @classmethod
-    def of(cls, values: Sequence[bytes], lengths: Int64 | None = None) -> ByteStrings:
-        """Returns byte strings as they are; `lengths`, where they are known, spare counting."""
+    def of(cls, values: Sequence[Any], lengths: Int64 | None = None) -> Self:
+        """Returns values as they are; their `lengths` in bytes, where they are known, spare counting."""
         if lengths is None:
             lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
-        return cls(values, np.arange(len(values)), np.zeros(len(values), dtype=np.int64), lengths, whole=True)
+        return cls(values, None, np.zeros(len(values), dtype=np.int64), lengths)
 
-    @classmethod
-    def joined(cls, parts: Sequence[ByteStrings]) -> ByteStrings:
+    @staticmethod
+    def joined(parts: Sequence[ByteStrings]) -> ByteStrings:
         """Returns the values of several, one after the other."""
+        kind = Texts if all(isinstance(part, Texts) for part in parts) else ByteStrings
+        parts = [part if kind is Texts else part.stored() for part in parts]
         first = np.cumsum([0, *(len(part._pieces) for part in parts)])
-        which = np.concatenate([part._which + shift for part, shift in zip(parts, first[:-1], strict=True)])
+        which = np.concatenate([part._numbers() + shift for part, shift in zip(parts, first[:-1], strict=True)])
         starts, stops = (np.concatenate([getattr(part, edge) for part in parts]) for edge in ("_starts", "_stops"))
         pieces = [piece for part in parts for piece in part._pieces]
-        return cls(pieces, which, starts, stops, all(part._whole for part in parts))
+        return kind(pieces, which, starts, stops, all(part._whole for part in parts))
 
-    def copied(self) -> ByteStrings:
-        """Returns the values on their own, each of them made now."""
+    def stored(self) -> ByteStrings:
+        """Returns the values as bytes."""
+        return self
+
+    def copied(self, as_text: bool = False) -> ByteStrings:
+        """Returns the values on their own, each of them made now: as text at once, if they are and it is asked for."""
+        if as_text:
+            with contextlib.suppress(UnicodeDecodeError):
+                return Texts.of(self.texts(), self.lengths())
         return self if self._whole else ByteStrings.of(self.tolist(), self.lengths())
 
     def lengths(self) -> Int64:
@@ -68,14 +81,17 @@ class ByteStrings(Sequence[bytes]):
         return len(self._starts)
 
     @overload
-    def __getitem__(self, index: int) -> bytes: ...
+    def __getitem__(self, index: int) -> Any: ...
     @overload
-    def __getitem__(self, index: slice | Int64) -> ByteStrings: ...
-    def __getitem__(self, index: Any) -> bytes | ByteStrings:
-        which, starts, stops = self._which[index], self._starts[index], self._stops[index]
+    def __getitem__(self, index: slice | Int64) -> Self: ...
+    def __getitem__(self, index: Any) -> Any:
+        starts, stops = self._starts[index], self._stops[index]
+        if self._which is None and isinstance(index, slice):
+            return type(self)(self._pieces[index], None, starts, stops)
+        which = self._numbers()[index]
         if isinstance(which, np.ndarray):
-            return ByteStrings(self._pieces, which, starts, stops, self._whole)
-        return self._pieces[int(which)][int(starts) : int(stops)]
+            return type(self)(self._pieces, which, starts, stops, self._whole)
+        return self._pieces[int(which)] if self._whole else self._pieces[int(which)][int(starts) : int(stops)]
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.tolist())
@@ -83,11 +99,8 @@ class ByteStrings(Sequence[bytes]):
     def tolist(self) -> list[bytes]:
         """Returns all values."""
         if self._whole:
-            return [self._pieces[i] for i in self._which.tolist()]
-        if len(self._pieces) == 1:
-            return slices(self._pieces[0], self._starts, self._stops)
-        spans = zip(self._which.tolist(), self._starts.tolist(), self._stops.tolist(), strict=True)
-        return [self._pieces[i][start:stop] for i, start, stop in spans]
+            return self._picked()
+        return self._taken(slices)
 
     def texts(self) -> list[str]:
         """Returns all values as text.
@@ -95,7 +108,59 @@ class ByteStrings(Sequence[bytes]):
         Raises:
             UnicodeDecodeError: one is no UTF-8.
         """
-        return [value.decode() for value in self.tolist()]
+        return [value.decode() for value in self._picked()] if self._whole else self._taken(texts)
+
+    def _taken(self, take: Callable[[Any, Int64, Int64], list[Any]]) -> list[Any]:
+        """Returns what is taken out of each piece for all values in it, in the order of the values."""
+        if len(self._pieces) == 1:
+            return take(self._pieces[0], self._starts, self._stops)
+        which = self._numbers()
+        order = None if (which[1:] >= which[:-1]).all() else np.argsort(which, kind="stable")
+        if order is not None:
+            which = which[order]
+        edges = [0, *(np.flatnonzero(which[1:] != which[:-1]) + 1).tolist(), len(which)]
+        taken: list[Any] = []
+        for first, last in pairwise(edges):
+            part = slice(first, last) if order is None else order[first:last]
+            if first < last:
+                taken += take(self._pieces[int(which[first])], self._starts[part], self._stops[part])
+        if order is None:
+            return taken
+        values = [b""] * len(taken)
+        for slot, value in zip(order.tolist(), taken, strict=True):
+            values[slot] = value
+        return values
+
+    def _numbers(self) -> Int64:
+        return np.arange(len(self)) if self._which is None else self._which
+
+    def _picked(self) -> list[Any]:
+        if self._which is None:
+            return list(self._pieces)
+        return list(map(self._pieces.__getitem__, self._which.tolist()))
+
+
+class Texts(ByteStrings):
+    """Values that were decoded when they were read. One of them is a str; all of them are bytes or texts, as is asked for."""
+
+    __slots__ = ()
+
+    def stored(self) -> ByteStrings:
+        """Returns the values as bytes."""
+        return ByteStrings.of(self.tolist(), self.lengths())
+
+    def copied(self, as_text: bool = False) -> ByteStrings:
+        """Returns the values as they are: each is on its own."""
+        del as_text
+        return self
+
+    def tolist(self) -> list[bytes]:
+        """Returns all values as bytes."""
+        return [text.encode() for text in self._picked()]
+
+    def texts(self) -> list[str]:
+        """Returns all values."""
+        return self._picked()
 
 
 def joined_values(field: Field, values: ByteStrings, sample_ids: Int64, location: str) -> ByteStrings | Ragged:

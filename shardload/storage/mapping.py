@@ -14,13 +14,24 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardload.storage.guard import catches_faults, watch_faults
+from shardload.storage.libc import (
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PROT_NONE,
+    PROT_READ,
+    libc,
+    mapped,
+)
+from shardload.storage.residency import resident_fraction
 
 Int64 = NDArray[np.int64]
 
@@ -31,8 +42,6 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LARGE_PAGE_BYTES = 2 << 20
 """What the system maps by one entry, where addresses and file start on it and the page cache has the bytes in one piece, as of what
 was written or read in order. A gather of rows of 4 KiB then takes 0.36 us a row instead of 0.45, the first one 0.4, not 0.55."""
-_PROT_NONE, _PROT_READ = 0, 1
-_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
 _MADV_RANDOM, _MADV_WILLNEED, _MADV_DONTNEED = 1, 3, 4
 _SYS_PROCESS_MADVISE = 440  # the same number on every architecture
 _MIN_UNIT_BYTES = 256
@@ -44,22 +53,6 @@ _MAX_AHEAD_BYTES = 128 << 10
 """The kernel reads no more of an announced range than its device's read-ahead, which is 128 KiB unless it was changed."""
 _MAX_BYTES = 1 << 46
 _MAX_MAPS = 65_530  # the kernel's default of vm.max_map_count
-
-
-@lru_cache(maxsize=1)
-def _libc() -> Any:
-    """Returns the C library with the signatures that are used here."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    size, pointer, integer = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
-    libc.mmap.restype = pointer
-    libc.mmap.argtypes = [pointer, size, integer, integer, integer, ctypes.c_int64]
-    libc.munmap.argtypes = [pointer, size]
-    libc.madvise.argtypes = [pointer, size, integer]
-    libc.mincore.argtypes = [pointer, size, pointer]
-    libc.process_vm_readv.restype = ctypes.c_ssize_t
-    libc.process_vm_readv.argtypes = [integer, pointer, ctypes.c_ulong, pointer, ctypes.c_ulong, ctypes.c_ulong]
-    libc.syscall.restype = ctypes.c_long
-    return libc
 
 
 class MappedFiles:
@@ -85,9 +78,9 @@ class MappedFiles:
         spans = _aligned(sizes, _page_bytes(sizes))
         self._used_bytes = max(int(spans.sum()), _PAGE_BYTES)
         self._num_bytes = self._used_bytes + -(-spare_bytes // _PAGE_BYTES) * _PAGE_BYTES
-        flags, reserved_bytes = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE, self._num_bytes + _LARGE_PAGE_BYTES
-        reserved = _mmap(None, reserved_bytes, _PROT_NONE, flags, -1)
-        weakref.finalize(self, _libc().munmap, reserved, reserved_bytes).atexit = False
+        flags, reserved_bytes = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, self._num_bytes + _LARGE_PAGE_BYTES
+        reserved = mapped(None, reserved_bytes, PROT_NONE, flags, -1)
+        weakref.finalize(self, libc().munmap, reserved, reserved_bytes).atexit = False
         self._start = int(_aligned(reserved, _LARGE_PAGE_BYTES))
         self.addresses: Int64 = np.cumsum(spans, dtype=np.int64) - spans + self._start
         """Where each file starts: int64 of shape (files,)."""
@@ -137,9 +130,9 @@ class MappedFiles:
             if self.mapped[number]:
                 return
             address, size = int(self.addresses[number]), int(self._sizes[number])
-            _mmap(address, size, _PROT_READ, _MAP_SHARED | _MAP_FIXED, descriptor)
+            mapped(address, size, PROT_READ, MAP_SHARED | MAP_FIXED, descriptor)
             # What is needed is announced by range: reading around a fault would fetch what nobody asked for.
-            _libc().madvise(address, size, _MADV_RANDOM)
+            libc().madvise(address, size, _MADV_RANDOM)
             self.mapped[number] = True
 
     def read(self, starts: Int64, lengths: Int64, targets: Sequence[tuple[int, int]]) -> int:
@@ -155,7 +148,7 @@ class MappedFiles:
         """
         remote, local = _vectors(starts, lengths), np.array(targets, dtype=np.uint64)
         self._count(len(starts), int(lengths.sum()))
-        done = _libc().process_vm_readv(
+        done = libc().process_vm_readv(
             self._process_id, local.ctypes.data, len(local), remote.ctypes.data, len(remote), 0
         )
         return max(int(done), 0)
@@ -240,17 +233,17 @@ class MappedFiles:
         self._count(len(starts), int(lengths.sum()))
         return self._memory, starts - self._start
 
-    def look(self, number: int) -> None:
-        """Looks what part of a mapped file is in memory."""
-        self.residency[number] = _residency(int(self.addresses[number]), int(self._sizes[number]))
+    def look(self, number: int, descriptor: int) -> None:
+        """Looks what part of a file is in memory: none where the system does not tell."""
+        self.residency[number] = resident_fraction(descriptor, int(self._sizes[number])) or 0.0
 
     def blank(self, address: int) -> bool:
         """Puts zeros in the place of the file at an address, for as long as this lives; called in the midst of a fault."""
         if not self._start <= address < self._start + self._used_bytes:
             return False
         number = int(np.searchsorted(self.addresses, address, side="right")) - 1
-        flags = _MAP_PRIVATE | _MAP_FIXED | _MAP_ANONYMOUS | _MAP_NORESERVE
-        _mmap(int(self.addresses[number]), int(self._spans[number]), _PROT_READ, flags, -1)
+        flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE
+        mapped(int(self.addresses[number]), int(self._spans[number]), PROT_READ, flags, -1)
         return True
 
     def _view(self, unit: int) -> NDArray[np.uint8]:
@@ -267,12 +260,12 @@ class MappedFiles:
         for first in range(0, len(vectors), MAX_RANGES):
             part = vectors[first : first + MAX_RANGES]
             asked = (ctypes.c_int(descriptor), ctypes.c_void_p(part.ctypes.data), ctypes.c_size_t(len(part)))
-            done = _libc().syscall(
+            done = libc().syscall(
                 ctypes.c_long(_SYS_PROCESS_MADVISE), *asked, ctypes.c_int(_MADV_WILLNEED), ctypes.c_uint(0)
             )
             if done < 0:
                 for start, length in part.tolist():
-                    _libc().madvise(start, length, _MADV_WILLNEED)
+                    libc().madvise(start, length, _MADV_WILLNEED)
 
     def _own_descriptor(self) -> int:
         with self._lock:
@@ -291,7 +284,7 @@ class MappedFiles:
             if min(self._num_touched * _PAGE_BYTES, self._used_bytes // 512) <= _MAX_TABLE_BYTES:
                 return
             self._num_touched = 0
-        _libc().madvise(self._start, self._used_bytes, _MADV_DONTNEED)
+        libc().madvise(self._start, self._used_bytes, _MADV_DONTNEED)
 
 
 def in_one(targets: Sequence[NDArray[np.uint8]]) -> Sequence[NDArray[np.uint8]]:
@@ -342,38 +335,6 @@ def _vectors(starts: Int64, lengths: Int64) -> NDArray[np.uint64]:
     return vectors
 
 
-def _mmap(address: int | None, num_bytes: int, protection: int, flags: int, descriptor: int) -> int:
-    start = _libc().mmap(address, num_bytes, protection, flags, descriptor, 0)
-    if start is None or start == ctypes.c_void_p(-1).value:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return int(start)
-
-
-def resident_fraction(descriptor: int, num_bytes: int) -> float:
-    """Returns what part of an open file's first bytes is in memory, 0 to 1; 1 where the system does not tell."""
-    if num_bytes == 0:
-        return 0.0
-    try:
-        start = _mmap(None, num_bytes, _PROT_READ, _MAP_SHARED, descriptor)
-    except OSError:
-        return 1.0
-    try:
-        pages = np.empty(-(-num_bytes // _PAGE_BYTES), dtype=np.uint8)
-        told = _libc().mincore(start, num_bytes, pages.ctypes.data) == 0
-        return float(np.mean(pages & 1)) if told else 1.0
-    finally:
-        _libc().munmap(start, num_bytes)
-
-
-def _residency(address: int, num_bytes: int) -> float:
-    """Returns what part of a mapping's pages is in memory; 0 where the system does not tell."""
-    pages = np.empty(-(-num_bytes // _PAGE_BYTES), dtype=np.uint8)
-    if _libc().mincore(address, num_bytes, pages.ctypes.data) != 0:
-        return 0.0
-    return float(np.mean(pages & 1))
-
-
 def _check_count(num_files: int) -> None:
     if num_files > _max_maps() // 2:
         raise OSError(f"{num_files} files are more than half of the mappings that a process may have")
@@ -393,7 +354,7 @@ def _probe() -> None:
     vectors = np.array([[target.ctypes.data, 8], [source.ctypes.data, 8]], dtype=np.uint64)
     try:
         address = vectors.ctypes.data
-        done = _libc().process_vm_readv(os.getpid(), address, 1, address + 16, 1, 0)
+        done = libc().process_vm_readv(os.getpid(), address, 1, address + 16, 1, 0)
     except (AttributeError, OSError) as error:
         raise OSError(f"process_vm_readv is missing: {error}") from None
     if done != 8 or (source != target).any():

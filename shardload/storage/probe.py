@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from shardload.errors import StorageError
-from shardload.storage.mapping import resident_fraction
+from shardload.storage.residency import resident_fraction
 
 ALIGNMENT_BYTES = 4096
 """Offsets, lengths and addresses of direct reads and writes are multiples of it."""
@@ -119,7 +119,7 @@ class ProbeFile:
             raise _failed(self.directory, error) from error
 
     def drop(self, *, random: bool) -> float:
-        """Drops the file's pages from memory, and returns what part of them is there all the same, 0 to 1.
+        """Drops the file's pages from memory, and returns what part of them is there all the same, 0 to 1; 1 if nobody can tell.
 
         Args:
             random: whether it will be read in random order, so that the system had better not read ahead.
@@ -128,7 +128,8 @@ class ProbeFile:
         with contextlib.suppress(OSError):
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             os.posix_fadvise(self._file.fileno(), 0, 0, advice)
-        return resident_fraction(self._file.fileno(), self.num_bytes)
+        found = resident_fraction(self._file.fileno(), self.num_bytes)
+        return 1.0 if found is None else found
 
     def close(self) -> None:
         """Gives the space back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 import shardload
 from shardload.codecs import zstd
-from shardload.reader import records
-from shardload.reader.strings import ByteStrings
+from shardload.memory import ranges
+from shardload.reader import records, sums
+from shardload.reader.strings import ByteStrings, Texts
 
 NUM_SAMPLES, NUM_OLD = 240, 90
 SCHEMA = {"image": "jpeg", "text": "str", "facts": "json", "tags": "str[*]", "data": "bytes?"}
@@ -55,20 +57,117 @@ FIELDS = [None, ["text"], ["image"], ["data", "image"], ["more"], ["tags", "text
     fields=st.sampled_from(FIELDS),
     piece=st.sampled_from([1, 500, 3000, 1 << 24]),
     engine=st.sampled_from(["map", "pread"]),
+    verify=st.sampled_from(["always", "once", "off"]),
+    direct=st.sampled_from([0, 1 << 14]),
 )
-@example(ids=list(range(NUM_SAMPLES)), fields=None, piece=1 << 24, engine="map")
-def test_values(mixed: Path, ids: list[int], fields: list[str] | None, piece: int, engine: Any) -> None:
+@example(ids=list(range(NUM_SAMPLES)), fields=None, piece=1 << 24, engine="map", verify="always", direct=1 << 14)
+@example(ids=list(range(NUM_SAMPLES)), fields=None, piece=1 << 24, engine="map", verify="once", direct=1 << 14)
+def test_values(
+    mixed: Path, ids: list[int], fields: list[str] | None, piece: int, engine: Any, verify: Any, direct: int
+) -> None:
+    """Copied or read where they lie, and then checked there or checked before."""
+    dataset = shardload.open(mixed, fields=fields, engine=engine, verify=verify)
+    wanted = [{name: sample_of(i)[name] for name in dataset.schema if fields is None or name in fields} for i in ids]
+    if ids:
+        dataset.will_need(np.array(ids))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "PIECE_BYTES", piece)
+        patch.setattr(records, "_DIRECT_BYTES", direct)
         patch.setattr(zstd, "_FRAMES_A_CALL", 7)
-        dataset = shardload.open(mixed, fields=fields, engine=engine, verify="always")
+        batches = [dataset.__getitems__(ids) for _ in range(2)]
+    for batch in batches:
+        assert list(batch) == wanted
+        assert list(pickle.loads(pickle.dumps(batch))) == wanted
+        for name in wanted[0] if wanted else ():
+            assert batch.values_of(name) == [sample[name] for sample in wanted]
+            assert batch[:3] == wanted[:3]
+
+
+LONE = {"text": "str", "data": "bytes"}
+
+
+def lone_value(kind: str, i: int) -> Any:
+    """Texts of which each third has more than ASCII, some at their end only; byte strings; each seventh is empty."""
+    text = "" if i % 7 == 0 else f"sample {i} " * (i % 40 + 1) + "é€" * (i % 3 == 0)
+    return text if kind == "text" else text.encode()[::-1]
+
+
+def lone_bytes(kind: str, i: int) -> bytes:
+    value = lone_value(kind, i)
+    return value.encode() if kind == "text" else value
+
+
+@pytest.fixture(scope="module")
+def lone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A dataset of one such field by kind. Read only."""
+    folder = tmp_path_factory.mktemp("lone")
+    for kind, type_text in LONE.items():
+        with shardload.ShardWriter(folder / kind, {kind: type_text}, compression="none") as writer:
+            for i in range(100):
+                writer.write({kind: lone_value(kind, i)})
+    return {kind: folder / kind for kind in LONE}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    ids=st.lists(st.integers(0, 99), min_size=1, max_size=60),
+    before=st.lists(st.integers(0, 99), max_size=60),
+    direct=st.sampled_from([0, 1 << 14]),
+    piece=st.sampled_from([500, 1 << 24]),
+)
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("kind", LONE)
+def test_values_of_a_lone_field_are_checked_as_they_are_copied(
+    lone: dict[str, Path], kind: str, compiled: bool, ids: list[int], before: list[int], direct: int, piece: int
+) -> None:
+    """All of them, some or none, if others were read before."""
+    dataset, wanted = shardload.open(lone[kind], engine="map", verify="once"), [lone_value(kind, i) for i in ids]
+    dataset.will_need(np.arange(100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "PIECE_BYTES", piece)
+        patch.setattr(records, "_DIRECT_BYTES", direct)
+        if not compiled:
+            patch.setattr(ranges, "_ranges", None)
+            patch.setattr(records, "SUMS", False)
+            patch.setattr(sums, "SUMS", False)
+        if before:
+            dataset.__getitems__(before)
         batch = dataset.__getitems__(ids)
-    wanted = [{name: sample_of(i)[name] for name in dataset.schema if fields is None or name in fields} for i in ids]
-    assert list(batch) == wanted
-    assert list(pickle.loads(pickle.dumps(batch))) == wanted
-    for name in wanted[0] if wanted else ():
-        assert batch.values_of(name) == [sample[name] for sample in wanted]
-        assert batch[:3] == wanted[:3]
+        assert batch.values_of(kind) == wanted and [sample[kind] for sample in batch] == wanted
+        assert dataset.lengths(kind, np.array(ids)).tolist() == [len(lone_bytes(kind, i)) for i in ids]
+        assert not dataset._process_access()._records._checked.missing(np.array(ids + before)).any()
+
+
+@pytest.mark.parametrize("kind", LONE)
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_byte_that_changed_is_found_where_the_value_lies(
+    lone: dict[str, Path], tmp_path: Path, kind: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "d"
+    shutil.copytree(lone[kind], path)
+    number = 57
+    with open(path / shardload.open(path).table[0].name, "r+b") as file:
+        value = lone_bytes(kind, number)
+        start = file.read().index(value)
+        file.seek(start + (0 if place == "first" else len(value) - 1))
+        file.write(b"!")
+    dataset, found = shardload.open(path, engine="map", verify="once"), []
+    real = records.RecordReader._values_in_place
+    monkeypatch.setattr(
+        records.RecordReader, "_values_in_place", lambda *given: found.append(real(*given)) or found[-1]
+    )
+    dataset.will_need(np.arange(100))
+    for _ in range(2):
+        with pytest.raises(
+            shardload.ChecksumError, match=rf"the record does not have its checksum \(sample {number}\)"
+        ):
+            dataset.__getitems__(list(range(100)))
+    assert set(found) == ({None} if records.SUMS else set())
+    others = [i for i in range(100) if i != number]
+    assert dataset.__getitems__(others).values_of(kind) == [lone_value(kind, i) for i in others]
+    assert dataset._process_access()._records._checked.missing(np.arange(100)).tolist() == [
+        i == number for i in range(100)
+    ]
 
 
 def test_byte_strings() -> None:
@@ -90,3 +189,21 @@ def test_byte_strings() -> None:
             strings[4]
     with pytest.raises(UnicodeDecodeError):
         ByteStrings.of([b"good", b"\xff"]).texts()
+
+
+def test_texts() -> None:
+    """They are text when all are asked for as text or one by one, and bytes when all are asked for as such."""
+    values = ["", "one", "zwei ü", "three"]
+    stored = [value.encode() for value in values]
+    texts = Texts.of(values, np.array([len(value) for value in stored]))
+    both = ByteStrings.joined([texts, ByteStrings.of(stored)])
+    assert list(texts) == texts.tolist() == stored and texts.texts() == values
+    assert [texts[i] for i in range(4)] == values and texts.lengths().tolist() == [0, 3, 7, 5]
+    for part, wanted in ((slice(1, 3), values[1:3]), (np.array([3, 0, 3]), ["three", "", "three"])):
+        assert texts[part].texts() == texts[part][:].texts() == texts[part].copied().texts() == wanted
+        assert texts[part].tolist() == [value.encode() for value in wanted]
+    assert ByteStrings.joined([texts, texts[1:3]]).texts() == values + values[1:3]
+    assert isinstance(ByteStrings.joined([texts, texts]), Texts)
+    assert not isinstance(both, Texts) and both.tolist() == stored * 2 and both.texts() == values * 2
+    assert isinstance(ByteStrings.of(stored).copied(as_text=True), Texts)
+    assert not isinstance(ByteStrings.of([b"\xff"]).copied(as_text=True), Texts)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from shardload.errors import StorageError
-from shardload.storage.mapping import resident_fraction
 from shardload.storage.probe import ALIGNMENT_BYTES, ProbeFile, aligned_buffer, room_of
+from shardload.storage.residency import resident_fraction
 
 PAGE = ALIGNMENT_BYTES
 

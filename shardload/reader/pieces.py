@@ -1,4 +1,4 @@
-"""Memory that ranges are read into, one after another."""
+"""Parts of what is read together, and what they are read into."""
 
 from __future__ import annotations
 
@@ -24,3 +24,23 @@ def pieces_of(lengths: Int64, targets: Sequence[NDArray[np.uint8]]) -> list[memo
         offset += sizes[i]
         i += 1
     return pieces
+
+
+def runs_within(sizes: Int64, most: int) -> list[slice]:
+    """Returns runs of sizes that come to so much at most together, or of one that is larger."""
+    if int(sizes.sum()) <= most:
+        return [slice(0, len(sizes))]
+    runs, first, total = [], 0, 0
+    for i, size in enumerate(sizes.tolist()):
+        if i > first and total + size > most:
+            runs.append(slice(first, i))
+            first, total = i, 0
+        total += size
+    return [*runs, slice(first, len(sizes))]
+
+
+def inverse(order: Int64) -> Int64:
+    """Returns the places at which the numbers from 0 on stand in a permutation of them."""
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return places

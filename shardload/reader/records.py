@@ -20,15 +20,16 @@ from shardload.format.record import (
     record_places,
 )
 from shardload.format.schema import Field, Schema
-from shardload.memory.ranges import SUMS, copied_and_added_up
+from shardload.memory.ranges import SUMS, copied_and_added_up, slices, texts
 from shardload.reader.checks import CheckedBlocks, Verify
 from shardload.reader.engines import Engine, Ranges
 from shardload.reader.external import ExternalFiles, ExternalRecords, Outside
 from shardload.reader.facts import ShardFacts
 from shardload.reader.in_memory import InMemory
 from shardload.reader.located import Located, damaged
+from shardload.reader.pieces import inverse, runs_within
 from shardload.reader.record_values import RecordValues
-from shardload.reader.strings import ByteStrings, Texts
+from shardload.reader.strings import ByteStrings, Texts, in_turn
 from shardload.reader.sums import range_sums
 
 Int64 = NDArray[np.int64]
@@ -147,16 +148,19 @@ class RecordReader:
                 continue
             slots = order[slots]
             places = self.places(samples[slots], records, external)
-            for first, last in _pieces(places):
-                part = np.sort(slots[first:last])
-                found = self._read_slots(samples, slots[first:last], records, places[first:last], mine)
-                if len(part) == len(samples) and len(mine) == len(wanted):
-                    return found
+            all_at_once = len(slots) == len(samples) and len(mine) == len(wanted)
+            if all_at_once and not external:
+                whole = self._read_whole(samples, slots, records, places, mine)
+                if whole is not None:
+                    return whole
+            for run in runs_within(places.raw, PIECE_BYTES):
+                part = slots[run]
+                found = self._read_piece(samples[part], records, places[run], mine)
                 # What was read for them is to be as large as one piece, not as all.
                 for place, values in zip(mine, found, strict=True):
-                    read[place].append(values.copied())
+                    read[place].append(values if all_at_once and len(part) == len(samples) else values.copied())
                     read_slots[place].append(part)
-        return [_in_turn(read[place], read_slots[place], len(samples)) for place in wanted]
+        return [in_turn(read[place], read_slots[place], len(samples)) for place in wanted]
 
     def lengths(self, samples: Located, place: int) -> Int64:
         """Returns the stored length of a field's values, in bytes decompressed: int64 of shape (samples,).
@@ -202,22 +206,30 @@ class RecordReader:
         some = (kind for kind in np.unique(kinds).tolist() if kind > 1)
         return [(self._layouts[kind // 2], np.flatnonzero(kinds == kind), bool(kind % 2)) for kind in some]
 
-    def _read_slots(
-        self, samples: Located, slots: Int64, records: RecordLayout, places: RecordPlaces, wanted: Sequence[int]
-    ) -> list[ByteStrings]:
-        """Returns values of the samples with some slots, whose records are those at `places`, in the order of the slots."""
-        back = np.argsort(slots)
+    def _read_whole(
+        self, samples: Located, order: Int64, records: RecordLayout, places: RecordPlaces, wanted: Sequence[int]
+    ) -> list[ByteStrings] | None:
+        """Returns values of all samples by one read in place, or None; their records are at `places`, if taken in this order.
+
+        Nothing is held beside them but what frames decompress to: of much there are pieces.
+        """
+        if places.framed.any() and int(places.raw.sum()) > PIECE_BYTES:
+            return None
+        back = inverse(order)
         if places.stored.mean() < _DIRECT_BYTES:
-            # In the order asked for, so that those of a batch follow each other. Large ones do not, or the C library has whole
-            # heaps to give back whenever a batch is dropped, and to take anew (110 KB: 11 us each, not 9).
-            found = self._read_in_place(samples[slots[back]], records, places[back], wanted)
-            if found is not None:
-                return found
-        part = samples[slots]
-        found = self._read_in_place(part, records, places, wanted) or self._read_piece(part, records, places, wanted)
-        return [values[back] for values in found]
+            # Those of a batch follow each other then. Large ones do not, or the C library has whole heaps to give back whenever a
+            # batch is dropped, and to take anew.
+            return self._read_in_place(samples, records, places[back], wanted)
+        found = self._read_in_place(samples[order], records, places, wanted)
+        return None if found is None else [values[back] for values in found]
 
     def _read_piece(
+        self, samples: Located, records: RecordLayout, places: RecordPlaces, wanted: Sequence[int]
+    ) -> list[ByteStrings]:
+        found = self._read_in_place(samples, records, places, wanted)
+        return self._read_copied(samples, records, places, wanted) if found is None else found
+
+    def _read_copied(
         self, samples: Located, records: RecordLayout, places: RecordPlaces, wanted: Sequence[int]
     ) -> list[ByteStrings]:
         due = self._checked.due(samples.sample_ids, self._verify)
@@ -265,6 +277,8 @@ class RecordReader:
         wanted: Sequence[int],
         due: NDArray[np.bool_],
     ) -> list[ByteStrings] | None:
+        if (due.all() or not due.any()) and _are_lone(records, places):
+            return self._lone_values(found, samples, records, bool(due[0]))
         as_text = [_is_text(records.fields[place]) for place in wanted]
         try:
             if len(records.fields) == 1 and not due.any():
@@ -273,8 +287,6 @@ class RecordReader:
             else:
                 headers = record_headers(found.data, found.starts, records)
             lengths, packed = self._values.lengths(headers, samples, records, places)
-            if due.all() and _are_lone(records, places):
-                return self._summed_values(found, samples, headers, as_text[0])
             self._check(samples, places, due, headers, found.data, found.starts)
             lazy = self._values.read(samples, records, places, found.data, found.starts, lengths, packed, wanted)
         except FormatError:
@@ -282,19 +294,28 @@ class RecordReader:
             return None
         return [column.copied(text) for column, text in zip(lazy, as_text, strict=True)]
 
-    def _summed_values(
-        self, found: InMemory, samples: Located, headers: NDArray[np.uint32], as_text: bool
+    def _lone_values(
+        self, found: InMemory, samples: Located, records: RecordLayout, due: bool
     ) -> list[ByteStrings] | None:
-        """Returns the values of a lone plain field, each copied as its checksum is made; None if one has not its checksum."""
-        sums = self._identities(samples)
-        starts = found.starts + headers.itemsize * headers.shape[1]
+        """Returns the values of a lone plain field: what follows each header.
+
+        Where they are due each is copied as its checksum is made; None if one has not its checksum or length. Of others whoever
+        checked them has seen that their headers say the same.
+        """
+        as_text, starts = _is_text(records.fields[0]), found.starts + records.header.size
+        lengths, there = found.stops - starts, (found.data, starts, found.stops)
         try:
-            values, sums = copied_and_added_up(found.data, starts, found.stops, 4, sums, as_text)
+            values: list[bytes] | list[str]
+            if due:
+                headers = record_headers(found.data, found.starts, records)
+                values, sums = copied_and_added_up(*there, 4, self._identities(samples), as_text)
+                if (sums != headers[:, 0]).any() or (lengths != headers[:, 1]).any():
+                    return None
+            else:
+                values = texts(*there) if as_text else slices(*there)
         except UnicodeDecodeError:
             return None
-        if (sums != headers[:, 0]).any():
-            return None
-        return [(Texts if as_text else ByteStrings).of(values, found.stops - starts)]
+        return [(Texts if as_text else ByteStrings).of(values, lengths)]
 
     def _read_directly(
         self, samples: Located, records: RecordLayout, places: RecordPlaces, due: NDArray[np.bool_]
@@ -353,32 +374,6 @@ def _are_lone(records: RecordLayout, places: RecordPlaces) -> bool:
     )
 
 
-def _in_turn(parts: Sequence[ByteStrings], slots: Sequence[Int64], count: int) -> ByteStrings:
-    """Returns values that were read in parts, and empty ones for the slots of none."""
-    missing = np.ones(count, dtype=np.bool_)
-    for some in slots:
-        missing[some] = False
-    rest = np.flatnonzero(missing)
-    if len(rest) or not count:
-        parts, slots = [*parts, ByteStrings.of([b""] * len(rest))], [*slots, rest]
-    back = np.empty(count, dtype=np.int64)
-    back[np.concatenate(slots)] = np.arange(count)
-    return ByteStrings.joined(parts)[back]
-
-
 def _is_text(field: Field) -> bool:
     """Tells whether each value is one text."""
     return field.kind == "str" and not field.starred and not field.nullable
-
-
-def _pieces(places: RecordPlaces) -> list[tuple[int, int]]:
-    """Returns half-open runs of records of at most `PIECE_BYTES` decompressed, or of one record."""
-    if int(places.raw.sum()) <= PIECE_BYTES:
-        return [(0, len(places.raw))]
-    pieces, first, total = [], 0, 0
-    for i, size in enumerate(places.raw.tolist()):
-        if i > first and total + size > PIECE_BYTES:
-            pieces.append((first, i))
-            first, total = i, 0
-        total += size
-    return [*pieces, (first, len(places.raw))]

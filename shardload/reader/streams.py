@@ -21,7 +21,7 @@ from shardload.reader.checks import CheckedBlocks, Verify
 from shardload.reader.engines import NO_RANGES, Engine, Ranges
 from shardload.reader.facts import ShardFacts
 from shardload.reader.located import Located, damaged
-from shardload.reader.pieces import pieces_of
+from shardload.reader.pieces import pieces_of, runs_within
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -229,7 +229,7 @@ class StreamReader:
             self._engine.read(self._ranges(spans), targets)
             return
         outs = pieces_of(spans.high - spans.low, targets)
-        for part in _parts(counts * layout.BLOCK_BYTES):
+        for part in runs_within(counts * layout.BLOCK_BYTES, PIECE_BYTES):
             mine = spans[part]
             blocks = self._blocks(np.unique(counted(first[part], counts[part])))
             data = self._read_blocks(blocks)
@@ -336,16 +336,3 @@ def _later(owner: Owner, skipped: int, span: int, item: int) -> tuple[Located, s
 def _groups(values: NDArray[_T], size: int) -> list[NDArray[_T]]:
     """Returns an array in pieces of at most so many of its first dimension."""
     return [values[first : first + size] for first in range(0, len(values), size)]
-
-
-def _parts(sizes: Int64) -> list[slice]:
-    """Returns runs of at most `PIECE_BYTES`, or of one larger."""
-    if int(sizes.sum()) <= PIECE_BYTES:
-        return [slice(0, len(sizes))]
-    parts, first, total = [], 0, 0
-    for i, size in enumerate(sizes.tolist()):
-        if i > first and total + size > PIECE_BYTES:
-            parts.append(slice(first, i))
-            first, total = i, 0
-        total += size
-    return [*parts, slice(first, len(sizes))]

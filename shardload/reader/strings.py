@@ -14,6 +14,7 @@ from shardload.errors import FormatError
 from shardload.format.ragged import Ragged, join_ragged
 from shardload.format.schema import Field
 from shardload.memory.ranges import slices, texts
+from shardload.reader.pieces import inverse
 
 Int64 = NDArray[np.int64]
 
@@ -161,6 +162,18 @@ class Texts(ByteStrings):
     def texts(self) -> list[str]:
         """Returns all values."""
         return self._picked()
+
+
+def in_turn(parts: Sequence[ByteStrings], slots: Sequence[Int64], count: int) -> ByteStrings:
+    """Returns values that were read in parts, and empty ones for the slots of none."""
+    missing = np.ones(count, dtype=np.bool_)
+    for some in slots:
+        missing[some] = False
+    rest = np.flatnonzero(missing)
+    if len(rest) or not count:
+        parts, slots = [*parts, ByteStrings.of([b""] * len(rest))], [*slots, rest]
+    back = inverse(np.concatenate(slots))
+    return parts[0][back] if len(parts) == 1 else ByteStrings.joined(parts)[back]
 
 
 def joined_values(field: Field, values: ByteStrings, sample_ids: Int64, location: str) -> ByteStrings | Ragged:

@@ -24,6 +24,7 @@ from shardload.order.sample_ids import SampleIds, UseWatch
 from shardload.order.shuffle import Shuffle, check_shuffle
 from shardload.quantities import as_integer
 from shardload.reader.far import is_cached
+from shardload.reader.issued import Issued
 from shardload.reader.source import SampleSource
 
 if TYPE_CHECKING:
@@ -216,23 +217,26 @@ class ShardBatchSampler(BatchSampler):
         place, turn = progress.begin(partition), progress.turn
         seed, order = progress.seed, progress.order(place.epoch)
         batches = rank_batches(partition, self.sampler.rank, place.position, order)
-        for number, batch in enumerate(self._announced(batches, place.epoch)):
+        issued = Issued()
+        for number, batch in enumerate(self._announced(batches, place.epoch, issued)):
             _refuse_stride(watch)
             progress.deliver(batch.cursor, turn, partition)
             num_valid = batch.num_valid if partition.tail == "mask" else None
             ids = batch.sample_ids.tolist()
-            yield SampleIds(ids, seed, place.epoch, batch.num_before, num_valid, (watch, number))
+            watched = watch, number
+            yield SampleIds(ids, seed, place.epoch, batch.num_before, num_valid, watched, issued.issue())
 
-    def _announced(self, batches: Iterator[RankBatch], epoch: int) -> Iterator[RankBatch]:
-        """Yields the batches, each after the operating system was told of those that follow it."""
+    def _announced(self, batches: Iterator[RankBatch], epoch: int, issued: Issued) -> Iterator[RankBatch]:
+        """Yields the batches, each after the operating system, and who may read them together, was told of those that follow."""
         told = self._told(epoch)
         if self.read_ahead and (windows := self.sampler.progress.windows(epoch)):
-            yield from self._announced_by_window(by_window(batches, windows[0]), told)
+            yield from self._announced_by_window(by_window(batches, windows[0]), told, issued)
             return
         waiting: collections.deque[RankBatch] = collections.deque()
         for batch in batches:
             if self.read_ahead:
                 self._announce([batch], told)
+            issued.note(batch.sample_ids)
             waiting.append(batch)
             if len(waiting) > self.read_ahead:
                 yield waiting.popleft()
@@ -250,11 +254,13 @@ class ShardBatchSampler(BatchSampler):
         uses = None if told is None else told.uses(batches, [])
         self.sampler.dataset.will_need(np.concatenate([batch.sample_ids for batch in batches]), uses=uses)
 
-    def _announced_by_window(self, windows: Iterator[Window], told: Told | None) -> Iterator[RankBatch]:
+    def _announced_by_window(self, windows: Iterator[Window], told: Told | None, issued: Issued) -> Iterator[RankBatch]:
         """Yields the batches of windows, each after the whole of its own window and the next one was announced."""
         waiting: list[RankBatch] = []
         for window in windows:
             self._announce(window.parts, told)
+            for batch in window.batches:
+                issued.note(batch.sample_ids)
             yield from waiting
             waiting = window.batches
         yield from waiting

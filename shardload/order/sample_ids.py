@@ -45,6 +45,7 @@ class SampleIds(list[int]):
         num_before: int = 0,
         num_valid: int | None = None,
         watched: tuple[UseWatch, int] | None = None,
+        issued: Any = None,
     ) -> None:
         """Makes the list.
 
@@ -55,12 +56,14 @@ class SampleIds(list[int]):
             num_before: how many of them, at the start, belong to the epoch before.
             num_valid: how many are no fillers, which come last; None where the tail of the order has no fillers.
             watched: who is told of the use of this list, and its number there.
+            issued: what tells a reader in this process which batches follow; see `reader.issued`.
         """
         super().__init__(ids)
         self.seed = seed
         self.epoch = epoch
         self.num_before = num_before
         self.num_valid = num_valid
+        self.issued = issued
         self._watched = watched
 
     @property

@@ -26,6 +26,7 @@ from shardload.reader.checks import Verify
 from shardload.reader.columns import lengthy_field
 from shardload.reader.decode import check_decoders
 from shardload.reader.engine_choice import EngineName, check_engine
+from shardload.reader.engines import MapEngine
 from shardload.reader.places import SamplePlace
 from shardload.reader.snapshot import Snapshot, read_snapshot
 from shardload.reader.source import Fields, SampleSource
@@ -206,6 +207,12 @@ class ShardDataset(SampleSource):
         with contextlib.suppress(ShardloadError, OSError):
             access = self._process_access()
             access.announcements.call(sample_ids, access.will_need_rows, sample_ids)
+
+    def at_hand(self, sample_ids: Int64) -> bool:
+        """Tells whether samples are in memory, as far as the shards that they lie in were looked at."""
+        engine = self._process_access().engine
+        shard_ids = np.searchsorted(self.table.first_sample_ids, sample_ids, side="right") - 1
+        return isinstance(engine, MapEngine) and engine.are_in_memory(shard_ids)
 
     def ranges(self, sample_ids: Int64) -> tuple[Int64, Int64, Int64]:
         """Returns the shards, first bytes and lengths of the ranges that samples are read from, rows left out."""

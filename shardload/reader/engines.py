@@ -250,7 +250,7 @@ class MapEngine:
 
     def in_memory(self, ranges: Ranges) -> InMemory | None:
         """Returns where ranges lie in memory, if they do, and the interpreter is idle or not needed for copies."""
-        if not len(ranges) or not self._are_in_memory(ranges.shard_ids) or not (COPIES_UNLOCKED or self._idle()):
+        if not len(ranges) or not self.are_in_memory(ranges.shard_ids) or not (COPIES_UNLOCKED or self._idle()):
             return None
         found = self._mapped.in_memory(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
         if found is None:
@@ -287,7 +287,7 @@ class MapEngine:
                 self._looked = np.append(self._looked, np.zeros(len(sizes), dtype=np.bool_))
         return numbers
 
-    def _are_in_memory(self, shard_ids: Int64) -> bool:
+    def are_in_memory(self, shard_ids: Int64) -> bool:
         """Tells whether shards may be read without waiting for the device; takes a new look now and then."""
         if not self._map(shard_ids):
             return False
@@ -344,7 +344,7 @@ class MapEngine:
         if (
             not done
             and 0 < size * len(ranges) <= _MAX_HELD_BYTES
-            and self._are_in_memory(ranges.shard_ids)
+            and self.are_in_memory(ranges.shard_ids)
             and self._idle()
         ):
             done = self._mapped.gather_anywhere(starts, size, targets)

@@ -24,6 +24,7 @@ from shardload.reader.access import Buffers
 from shardload.reader.batch import SampleBatch
 from shardload.reader.columns import read_column, read_hashes, read_lengths
 from shardload.reader.decode import decoded
+from shardload.reader.issued import issued_batch
 from shardload.reader.transform import Transform, apply_transform, takes_rng
 
 Int64 = NDArray[np.int64]
@@ -105,10 +106,11 @@ class SampleSource(ABC):
 
     @abstractmethod
     def will_need_rows(self, sample_ids: Int64) -> None:
-        """Tells the operating system that samples will be announced by `will_need` a while later.
+        """Tells the operating system of samples whose rows, if they are read by page, `will_need` will look at later."""
 
-        That is for row tables too large to be held whole, which are read by page; otherwise there is nothing to tell.
-        """
+    def at_hand(self, sample_ids: Int64) -> bool:
+        """Tells whether samples are known to be in memory, so that no device is waited for."""
+        return False
 
     @property
     @abstractmethod
@@ -120,11 +122,7 @@ class SampleSource(ABC):
         """Returns the same source without functions of the user's, for a process that only reads."""
 
     def orders(self, shuffle: Shuffle) -> EpochOrders:
-        """Returns which sample stands at each position of each epoch.
-
-        Args:
-            shuffle: how they are mixed.
-        """
+        """Returns which sample stands at each position of each epoch, mixed as `shuffle` tells."""
         return make_orders(len(self), self.num_bytes, shuffle)
 
     def source_numbers(self, sample_ids: Int64) -> Int64 | None:
@@ -160,7 +158,7 @@ class SampleSource(ABC):
             StorageError: a file cannot be read.
         """
         ids = indices if isinstance(indices, SampleIds) else None
-        batch = decoded(self.read_batch(self._sample_ids(indices)), self.decode, ids)
+        batch = decoded(issued_batch(self, indices) or self.read_batch(self._sample_ids(indices)), self.decode, ids)
         if self.transform is None:
             return batch if ids is None or ids.num_valid is None else batch.with_fillers(ids.num_valid)
         if ids is None and takes_rng(self.transform):
@@ -224,8 +222,8 @@ class SampleSource(ABC):
     def split(self, fraction: float, seed: int = 0, by: str | None = None) -> tuple[SampleSource, SampleSource]:
         """Returns two views: all other samples, and about a fraction of them, chosen by hash: `train, validation = ...`.
 
-        Each sample's side depends on nothing but its id, or the value of a field, and the seed: samples that are appended
-        later move none that were there, and samples that share a value are never parted.
+        Each one's side depends on its id, or the value of a field, and the seed alone: samples appended later move none that
+        were there, and samples that share a value are never parted.
 
         Args:
             fraction: the part of the second view, from 0 to 1.
@@ -243,9 +241,8 @@ class SampleSource(ABC):
 
         Args:
             names: fields: one, or several.
-            predicate: called once with an array of shape (samples, ...) for each of them, what `column` gives for fixed fields
-                and `lengths` for others; returns a bool array of shape (samples,). Where that is masked, because a value is
-                missing, the sample is left out.
+            predicate: called once with an array of shape (samples, ...) for each of them, what `column` or `lengths` gives;
+                returns bool of shape (samples,). Where that is masked, as a value is missing, the sample is left out.
         """
         columns = [self._facts_of(name) for name in ([names] if isinstance(names, str) else names)]
         # An answer about a missing value is none: what lies under the mask may be True.
@@ -380,6 +377,10 @@ class View(SampleSource):
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Tells the operating system that samples will be announced by `will_need` a while later."""
         self.source.will_need_rows(self._ids(sample_ids))
+
+    def at_hand(self, sample_ids: Int64) -> bool:
+        """Tells whether samples are known to be in memory."""
+        return self.source.at_hand(self._ids(sample_ids))
 
     def column(self, name: str, sample_ids: Int64 | None = None) -> NDArray[Any]:
         """Returns a fixed field of samples; see `SampleSource.column`."""

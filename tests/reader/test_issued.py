@@ -1,0 +1,190 @@
+"""Batches of a batch sampler that are read together: each is what it is alone, whoever asks for which of them."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+import shardload
+from shardload.reader import ShardDataset, issued
+
+NUM_SAMPLES, BATCH = 203, 8
+
+
+def sample_of(i: int) -> dict[str, Any]:
+    return {"text": f"sample {i} " * (i % 9), "number": i, "row": np.full(150, i, np.float32)}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts, numbers and wide rows. Read only."""
+    path = tmp_path_factory.mktemp("issued") / "d"
+    with shardload.ShardWriter(path, {"text": "str", "number": "int32", "row": "float32[150]"}) as writer:
+        for i in range(NUM_SAMPLES):
+            writer.write(sample_of(i))
+    return path
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
+    """The batches of each read that the dataset was asked for."""
+    done: list[list[list[int]]] = []
+    real = ShardDataset.read_batches
+
+    def read_batches(self: ShardDataset, batches: Any, *more: Any) -> Any:
+        done.append([ids.tolist() for ids in batches])
+        return real(self, batches, *more)
+
+    monkeypatch.setattr(ShardDataset, "read_batches", read_batches)
+    return done
+
+
+def loaded(path: Path, **options: Any) -> tuple[ShardDataset, Any]:
+    dataset = shardload.open(path, engine="map", verify="once", **options)
+    return dataset, shardload.ShardSampler(dataset, seed=3, num_replicas=1, rank=0).batch_sampler(BATCH)
+
+
+def same(batch: Any, ids: Any) -> None:
+    wanted = [sample_of(i) for i in ids]
+    assert batch["number"].tolist() == list(ids) and batch["text"] == [one["text"] for one in wanted]
+    assert torch.equal(batch["row"][:, 7], torch.tensor(ids, dtype=torch.float32))
+
+
+def test_batches_are_read_together_and_come_one_by_one(small: Path, reads: list[list[list[int]]]) -> None:
+    """The first ones alone, so that they do not wait; the state is that of what was issued, not of what was read."""
+    dataset, batches = loaded(small)
+    order = list(shardload.ShardSampler(dataset, seed=3, num_replicas=1, rank=0))
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=shardload.collate)
+    for number, batch in enumerate(loader):
+        same(batch, order[number * BATCH : (number + 1) * BATCH])
+        assert batches.state_dict() == batches.state_at(number + 1)
+    assert [sample for read in reads for ids in read for sample in ids] == order
+    assert [len(read) for read in reads] == [1, 1, 2, 4, 8, 8, 2]
+
+
+@pytest.mark.parametrize("why", ["not in memory", "large", "other engine"])
+def test_batches_are_read_alone_where_that_is_better(
+    small: Path, reads: list[list[list[int]]], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, batches = loaded(small)
+    if why == "large":
+        monkeypatch.setattr(issued, "_MOST_BYTES", dataset.num_bytes * BATCH // NUM_SAMPLES)
+    elif why == "other engine":
+        dataset.engine = "pread"
+    else:
+        monkeypatch.setattr(ShardDataset, "at_hand", lambda self, ids: False)
+    for number, batch in enumerate(DataLoader(dataset, batch_sampler=batches, collate_fn=shardload.collate)):
+        same(batch, reads[number][0])
+    assert {len(read) for read in reads} == {1}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["read", "leave out", "twice", "late", "cut", "turned", "view"]), max_size=40))
+def test_any_use_gives_what_was_asked_for(small: Path, uses: list[str]) -> None:
+    """Batches left out at the start, read twice, late, changed by who has them, or asked for of another source."""
+    dataset, batches = loaded(small)
+    view, kept = dataset.select(range(NUM_SAMPLES - 1, -1, -1)), []
+    for use, ids in zip(uses, batches, strict=False):
+        wanted = list(ids)
+        if use == "late":
+            kept.append(ids)
+            continue
+        if use == "cut":
+            del ids[3:], wanted[3:]
+        elif use == "turned":
+            ids.reverse(), wanted.reverse()
+        for _ in range(1 + (use == "twice")):
+            found = (view if use == "view" else dataset).__getitems__(ids)
+            if use == "view":
+                assert found.values_of("text") == [sample_of(NUM_SAMPLES - 1 - i)["text"] for i in wanted]
+            elif use != "leave out":
+                same(shardload.collate(found), wanted)
+    for ids in kept:
+        same(shardload.collate(dataset.__getitems__(ids)), list(ids))
+
+
+def test_a_damaged_sample_is_an_error_of_its_own_batch(small: Path, tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    shutil.copytree(small, path)
+    with open(path / shardload.open(path).table[0].name, "r+b") as file:
+        file.seek(file.read().index(sample_of(107)["text"].encode()))
+        file.write(b"!")
+    dataset, batches = loaded(path)
+    failed = []
+    for ids in batches:
+        try:
+            same(shardload.collate(dataset.__getitems__(ids)), list(ids))
+        except shardload.ChecksumError as error:
+            failed.append((error.sample_id, 107 in list(ids)))
+    assert failed == [(107, True)]
+
+
+def test_several_threads_share_what_is_read(small: Path) -> None:
+    """Of one iteration, as a pool of threads that maps over it does."""
+    dataset, batches = loaded(small)
+    turn, wrong, seen = threading.Lock(), [], []
+
+    def work() -> None:
+        for _ in range(20):
+            with turn:
+                ids = next(iterator, None)
+            if ids is None:
+                return
+            try:
+                same(shardload.collate(dataset.__getitems__(ids)), list(ids))
+            except Exception as error:
+                wrong.append(error)
+            seen.extend(ids)
+
+    for _ in range(6):
+        iterator = iter(batches)
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+    assert not wrong and sorted(seen) == sorted([*range(NUM_SAMPLES)] * 6)
+
+
+def test_nothing_of_a_batch_is_kept_that_was_taken(small: Path) -> None:
+    dataset, batches = loaded(small)
+    taken: list[weakref.ref[Any]] = []
+    for ids in batches:
+        assert not taken or taken[-1]() is None
+        taken.append(weakref.ref(dataset.__getitems__(ids).columns["row"].values))
+    assert len(taken) == 26
+
+
+def test_ids_leave_it_behind_on_their_way_to_another_process(small: Path) -> None:
+    _, batches = loaded(small)
+    ids = next(iter(batches))
+    assert ids.issued is not None and pickle.loads(pickle.dumps(ids)).issued is None
+    assert len(pickle.dumps(ids)) < 300
+
+
+def test_transforms_and_keys_are_those_of_each_batch(small: Path) -> None:
+    def transform(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {"number": sample["number"], "drawn": float(rng.random())}
+
+    drawn: list[dict[int, float]] = []
+    for together in (True, False):
+        dataset, batches = loaded(small, transform=transform)
+        found = {}
+        for ids in batches:
+            if not together:
+                ids.issued = None
+            found |= {one["number"]: one["drawn"] for one in dataset.__getitems__(ids)}
+        drawn.append(found)
+    assert drawn[0] == drawn[1] and len(set(drawn[0].values())) == NUM_SAMPLES

@@ -151,6 +151,10 @@ class Joined(SampleSource):
         for source, ids, _ in self._by_source(sample_ids):
             source.will_need_rows(ids)
 
+    def at_hand(self, sample_ids: Int64) -> bool:
+        """Tells whether samples are known to be in memory."""
+        return all(source.at_hand(ids) for source, ids, _ in self._by_source(sample_ids))
+
     def lengths(self, name: str, sample_ids: Int64 | None = None) -> Int64:
         """Returns the length of a field's value in samples; see `SampleSource.lengths`."""
         lengthy_field(self, name)

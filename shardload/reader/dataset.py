@@ -210,9 +210,7 @@ class ShardDataset(SampleSource):
 
     def at_hand(self, sample_ids: Int64) -> bool:
         """Tells whether samples are in memory, as far as the shards that they lie in were looked at."""
-        engine = self._process_access().engine
-        shard_ids = np.searchsorted(self.table.first_sample_ids, sample_ids, side="right") - 1
-        return isinstance(engine, MapEngine) and engine.are_in_memory(shard_ids)
+        return self._shards_at_hand(np.searchsorted(self.table.first_sample_ids, sample_ids, side="right") - 1)
 
     def ranges(self, sample_ids: Int64) -> tuple[Int64, Int64, Int64]:
         """Returns the shards, first bytes and lengths of the ranges that samples are read from, rows left out."""
@@ -313,6 +311,10 @@ class ShardDataset(SampleSource):
     def sample_sizes(self, sample_ids: Int64) -> Int64:
         """Returns about the bytes of samples, decompressed, by the row tables: int64 of shape (samples,)."""
         return self._process_access().sample_sizes(sample_ids)
+
+    def _shards_at_hand(self, shard_ids: Int64) -> bool:
+        engine = self._process_access().engine
+        return isinstance(engine, MapEngine) and engine.are_in_memory(shard_ids)
 
     def _all_ids(self) -> Int64:
         # Only once all shards have borne out the table memory is taken for what it says.

@@ -239,6 +239,12 @@ class TokenWindows(SampleSource):
                 ranges = self._documents.ranges(access, starts, self.length + self.shift)
                 access.announcements.call(sample_ids, access.will_need_items, self.field, ranges)
 
+    def at_hand(self, sample_ids: Int64) -> bool:
+        """Tells whether windows are known to be in memory."""
+        access = self.dataset._process_access()
+        ranges = self._documents.ranges(access, self._grid.starts(sample_ids), self.length + self.shift)
+        return self.dataset._shards_at_hand(ranges.shard_ids)
+
     def will_need_rows(self, sample_ids: Int64) -> None:
         """Does nothing: which rows windows lie in is only known once they are searched."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import pickle
 import shutil
 import threading
@@ -188,3 +189,34 @@ def test_transforms_and_keys_are_those_of_each_batch(small: Path) -> None:
             found |= {one["number"]: one["drawn"] for one in dataset.__getitems__(ids)}
         drawn.append(found)
     assert drawn[0] == drawn[1] and len(set(drawn[0].values())) == NUM_SAMPLES
+
+
+@pytest.mark.parametrize("kind", ["view", "concat", "mixture", "windows"])
+def test_other_sources_read_together_too(small: Path, tmp_path: Path, kind: str, reads: list[list[list[int]]]) -> None:
+    dataset = shardload.open(small, engine="map")
+    if kind == "windows":
+        with shardload.ShardWriter(tmp_path / "d", {"tokens": "uint16[*]"}) as writer:
+            for i in range(40):
+                writer.write({"tokens": np.arange(100 * i, 100 * i + 150, dtype=np.uint16)})
+        source: Any = shardload.TokenWindows(shardload.open(tmp_path / "d", engine="map"), "tokens", 16)
+        asked, real = [], source.read_batches
+        source.read_batches = lambda batches, *more: asked.append(batches) or real(batches, *more)
+    else:
+        asked = reads
+        source = {
+            "view": lambda: dataset[10:190],
+            "concat": lambda: shardload.concat([dataset, dataset[3:]]),
+            "mixture": lambda: shardload.Mixture({"a": (dataset, 0.5), "b": (dataset[3:], 0.5)}),
+        }[kind]()
+    batches = shardload.ShardSampler(source, seed=3, num_replicas=1, rank=0).batch_sampler(BATCH)
+    found, ids = [], []
+    for some in batches:
+        found.append(shardload.collate(source.__getitems__(some)))
+        ids.append(list(some))
+    assert max(map(len, asked)) == 8
+    for batch, some in zip(found, ids, strict=True):
+        alone = shardload.collate(source.__getitems__(some))
+        assert batch.keys() == alone.keys() and len(alone) > 1
+        for name, values in batch.items():
+            same_values = torch.equal if isinstance(values, torch.Tensor) else operator.eq
+            assert same_values(values, alone[name])

@@ -98,11 +98,15 @@ class Issued:
         most = max(1, min(_MOST_BATCHES, _MOST_BYTES // size, self._num_read))
         parts = [(number, sample_ids), *itertools.islice(self._coming, most - 1)]
         self._num_read += 1
-        if len(parts) < 2 or not source.at_hand(np.concatenate([ids for _, ids in parts])):
+        every_id = np.concatenate([ids for _, ids in parts])
+        # A sampler of something larger has numbers that are no samples here, though what this is a view of may have them.
+        if len(parts) < 2 or int(every_id.max(initial=0)) >= len(source):
             return {}
-        # Arrays for several batches come and go together.
-        keep_freed_memory()
         try:
+            if not source.at_hand(every_id):
+                return {}
+            # Arrays for several batches come and go together.
+            keep_freed_memory()
             read = source.read_batches([ids for _, ids in parts], [{}] * len(parts), source.field_list)
         except ShardloadError:
             # Each has its own error when it is asked for.

@@ -131,6 +131,43 @@ def test_a_damaged_sample_is_an_error_of_its_own_batch(small: Path, tmp_path: Pa
     assert failed == [(107, True)]
 
 
+def test_a_number_that_is_no_sample_is_an_error_of_its_own_batch(small: Path) -> None:
+    """Also in a view of samples that have these numbers: batches read ahead are held against the same ends as others."""
+    dataset, _ = loaded(small)
+    num_kept = 12 * BATCH
+    view = dataset.select(range(num_kept))
+    batches = shardload.ShardSampler(dataset, seed=3, num_replicas=1, rank=0, shuffle=False).batch_sampler(BATCH)
+    refused = []
+    for ids in batches:
+        wanted = list(ids)
+        try:
+            same(shardload.collate(view.__getitems__(ids)), wanted)
+        except IndexError as error:
+            assert f"sample {wanted[0]} is out of range: there are {num_kept}" in str(error)
+            refused.append(wanted[0])
+    assert refused == list(range(num_kept, NUM_SAMPLES, BATCH))
+
+
+def test_a_missing_shard_is_an_error_of_its_own_batches(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    with shardload.ShardWriter(path, {"text": "str"}, shard_size="2KiB") as writer:
+        for i in range(NUM_SAMPLES):
+            writer.write({"text": f"sample {i} " * 20})
+    dataset = shardload.open(path, engine="map", verify="once")
+    assert len(dataset.table) > 30
+    missing = len(dataset.table) // 2
+    first, stop = (int(dataset.table.first_sample_ids[i]) for i in (missing, missing + 1))
+    (path / dataset.table[missing].name).unlink()
+    batches = shardload.ShardSampler(dataset, seed=3, num_replicas=1, rank=0, shuffle=False).batch_sampler(BATCH)
+    for ids in batches:
+        wanted = list(ids)
+        if any(first <= i < stop for i in wanted):
+            with pytest.raises(shardload.StorageError, match="is missing"):
+                dataset.__getitems__(ids)
+        else:
+            assert dataset.__getitems__(ids).values_of("text") == [f"sample {i} " * 20 for i in wanted]
+
+
 def test_several_threads_share_what_is_read(small: Path) -> None:
     """Of one iteration, as a pool of threads that maps over it does."""
     dataset, batches = loaded(small)

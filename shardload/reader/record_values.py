@@ -73,6 +73,10 @@ class RecordValues:
         starts += (offsets + records.header.size)[:, None]
         pieces, which = [data], np.zeros(lengths.shape, dtype=np.int64)
         framed = np.flatnonzero(places.framed)
+        generations = samples.table.entries["generation"][samples.shard_ids[framed]]
+        if len(framed) and (generations[1:] < generations[:-1]).any():
+            # One call for each generation, though samples come in any order.
+            framed = framed[np.argsort(generations, kind="stable")]
         if len(framed) and any(place in records.packed for place in wanted):
             begins = (offsets + records.header.size + lengths[:, list(records.plain)].sum(axis=1))[framed]
             ends, sizes = (offsets + places.stored)[framed], packed[framed]

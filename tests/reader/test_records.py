@@ -83,6 +83,23 @@ def test_values(
             assert batch[:3] == wanted[:3]
 
 
+def test_frames_of_a_generation_are_decompressed_by_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order samples of several are asked for."""
+    values = [f"sample {i} " * 20 for i in range(120)]
+    for first in range(0, 120, 40):
+        with shardload.ShardWriter(tmp_path / "d", {"text": "str"}, compression="zstd:3", append=first > 0) as writer:
+            for i in range(first, first + 40):
+                writer.write({"text": values[i]})
+    dataset, calls = shardload.open(tmp_path / "d", engine="map", verify="once"), []
+    dataset.will_need(np.arange(120))
+    real = zstd.ZstdCodec.decompress_many
+    monkeypatch.setattr(zstd.ZstdCodec, "decompress_many", lambda *given: calls.append(len(given[2])) or real(*given))
+    ids = np.random.default_rng(0).permutation(120)
+    for num_calls in (3, 6):
+        assert dataset.__getitems__(ids).values_of("text") == [values[i] for i in ids]
+        assert calls == [40] * num_calls
+
+
 LONE = {"text": "str", "data": "bytes"}
 
 

@@ -293,6 +293,19 @@ CRC_TARGET static void sum_all(const Ranges *ranges, const int64_t *heads, uint3
 }
 #endif
 
+/* Decodes a copy that nobody else can change. The interpreter counts characters first, from 3.14 on, and then writes them: of a file
+   that is cut or written to between the two there might be more. */
+static PyObject *decoded(const Copy *copy)
+{
+    char *own = PyMem_Malloc(copy->size);
+    if (own == NULL)
+        return PyErr_NoMemory();
+    memcpy(own, copy->source, copy->size);
+    PyObject *text = PyUnicode_DecodeUTF8(own, (Py_ssize_t)copy->size, NULL);
+    PyMem_Free(own);
+    return text;
+}
+
 /* Makes an object that is not filled yet. */
 static int make_one(Copy *copy, int as_text)
 {
@@ -301,7 +314,7 @@ static int make_one(Copy *copy, int as_text)
         copy->target = copy->made == NULL ? NULL : PyBytes_AS_STRING(copy->made);
     } else if (copy->size < 2) {
         /* The interpreter has one object for each of these. */
-        copy->made = PyUnicode_DecodeUTF8(copy->source, (Py_ssize_t)copy->size, NULL);
+        copy->made = decoded(copy);
         copy->is_whole = 1;
     } else {
         copy->made = PyUnicode_New((Py_ssize_t)copy->size, 127);
@@ -317,7 +330,7 @@ static PyObject *listed(Copy *copies, Py_ssize_t count, int as_text)
     for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
         if (as_text && !copies[i].is_whole) {
             Py_DECREF(copies[i].made);
-            copies[i].made = PyUnicode_DecodeUTF8(copies[i].source, (Py_ssize_t)copies[i].size, NULL);
+            copies[i].made = decoded(&copies[i]);
             if (copies[i].made == NULL) {
                 Py_CLEAR(list);
                 break;

@@ -28,7 +28,7 @@ class Codec(Protocol):
     def decompress_many(
         self, data: Any, starts: NDArray[np.int64], stops: NDArray[np.int64], sizes: NDArray[np.int64]
     ) -> list[bytes]:
-        """Returns the contents of many frames, one after another in a few byte strings or more; each is within one of them.
+        """Returns the content of each of many frames.
 
         Args:
             data: a buffer that holds the frames.

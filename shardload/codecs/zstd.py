@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -78,7 +77,7 @@ class ZstdCodec:
         return bytes(content)
 
     def decompress_many(self, data: Any, starts: Int64, stops: Int64, sizes: Int64) -> list[bytes]:
-        """Returns the contents of many frames, one after another, those of each call in one byte string.
+        """Returns the content of each of many frames.
 
         Frames are refused by what their headers say before memory is taken for them; whatever is not as usual is left to
         `decompress`, which tells what is wrong.
@@ -108,7 +107,7 @@ class ZstdCodec:
             found = decompressor.multi_decompress_to_buffer(
                 frames, decompressed_sizes=expected[part].tobytes(), threads=0
             )
-            contents += _joined(found, sizes[part].tolist())
+            contents += [found[i].tobytes() for i in range(len(found))]
         return contents
 
     def _decompressor(self) -> Any:
@@ -126,32 +125,6 @@ class ZstdCodec:
             prepared.precompute_compress(level=self.level)
             self._dictionary = prepared
         return self._dictionary
-
-
-def _joined(found: Any, sizes: list[int]) -> list[bytes]:
-    """Returns the contents of one call, one after another: those that lie end to end in memory in one byte string.
-
-    zstandard fills few buffers with them, each from its start on.
-    """
-    if min(sizes) == 0:
-        return [found[i].tobytes() for i in range(len(found))]
-    edges, joined, first = [0, *accumulate(sizes)], list[bytes](), 0
-    while first < len(sizes):
-        last, stop = first, len(sizes)
-        while stop - last > 1:
-            middle = (last + stop) // 2
-            if found[middle].offset == edges[middle] - edges[first]:
-                last = middle
-            else:
-                stop = middle
-        start = np.frombuffer(found[first], dtype=np.uint8)
-        distance = np.frombuffer(found[last], dtype=np.uint8).ctypes.data - start.ctypes.data
-        if distance != edges[last] - edges[first]:
-            stop = first + 1
-        num_bytes = edges[stop] - edges[first]
-        joined.append(np.lib.stride_tricks.as_strided(start, (num_bytes,), (1,)).tobytes())
-        first = stop
-    return joined
 
 
 def library_version() -> str:

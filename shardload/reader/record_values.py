@@ -13,6 +13,7 @@ from shardload.codecs import Codec
 from shardload.errors import FormatError
 from shardload.format.record import RecordLayout, RecordPlaces, record_lengths
 from shardload.reader.located import Located, damaged
+from shardload.reader.pieces import inverse
 from shardload.reader.strings import ByteStrings
 
 Int64 = NDArray[np.int64]
@@ -81,14 +82,13 @@ class RecordValues:
             begins = (offsets + records.header.size + lengths[:, list(records.plain)].sum(axis=1))[framed]
             ends, sizes = (offsets + places.stored)[framed], packed[framed]
             contents = self._decompressed(samples, places, framed, data, begins, ends, sizes)
+            if len(records.fields) == 1 and len(framed) == len(samples):
+                return [ByteStrings.of(contents, lengths[framed, 0])[inverse(framed)]]
             pieces += contents
-            edges = np.cumsum([0, *map(len, contents)])
-            first = np.cumsum(sizes) - sizes
-            numbers = np.minimum(np.searchsorted(edges[1:], first, side="right"), len(contents) - 1)
             # Fields lie in the content of their frame as they would in its place.
             columns = framed[:, None], np.array(records.packed)
-            which[columns] = numbers[:, None] + 1
-            starts[columns] += (first - edges[numbers] - begins)[:, None]
+            which[columns] = np.arange(1, len(pieces))[:, None]
+            starts[columns] -= begins[:, None]
         stops = starts + lengths
         return [ByteStrings(pieces, which[:, place], starts[:, place], stops[:, place]) for place in wanted]
 
@@ -102,7 +102,7 @@ class RecordValues:
         ends: Int64,
         sizes: Int64,
     ) -> list[bytes]:
-        """Returns the contents of frames in `data`, as `Codec.decompress_many` does; `framed` are the slots of their samples."""
+        """Returns the contents of frames in `data`; `framed` are the slots of their samples."""
         contents: list[bytes] = []
         for part, codec in self._by_codec(samples[framed]):
             try:

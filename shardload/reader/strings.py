@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from typing import Any, Self, overload
 
 import numpy as np
@@ -101,7 +100,10 @@ class ByteStrings(Sequence[bytes]):
         """Returns all values."""
         if self._whole:
             return self._picked()
-        return self._taken(slices)
+        if len(self._pieces) == 1:
+            return slices(self._pieces[0], self._starts, self._stops)
+        spans = zip(self._numbers().tolist(), self._starts.tolist(), self._stops.tolist(), strict=True)
+        return [self._pieces[i][start:stop] for i, start, stop in spans]
 
     def texts(self) -> list[str]:
         """Returns all values as text.
@@ -109,28 +111,9 @@ class ByteStrings(Sequence[bytes]):
         Raises:
             UnicodeDecodeError: one is no UTF-8.
         """
-        return [value.decode() for value in self._picked()] if self._whole else self._taken(texts)
-
-    def _taken(self, take: Callable[[Any, Int64, Int64], list[Any]]) -> list[Any]:
-        """Returns what is taken out of each piece for all values in it, in the order of the values."""
-        if len(self._pieces) == 1:
-            return take(self._pieces[0], self._starts, self._stops)
-        which = self._numbers()
-        order = None if (which[1:] >= which[:-1]).all() else np.argsort(which, kind="stable")
-        if order is not None:
-            which = which[order]
-        edges = [0, *(np.flatnonzero(which[1:] != which[:-1]) + 1).tolist(), len(which)]
-        taken: list[Any] = []
-        for first, last in pairwise(edges):
-            part = slice(first, last) if order is None else order[first:last]
-            if first < last:
-                taken += take(self._pieces[int(which[first])], self._starts[part], self._stops[part])
-        if order is None:
-            return taken
-        values = [b""] * len(taken)
-        for slot, value in zip(order.tolist(), taken, strict=True):
-            values[slot] = value
-        return values
+        if len(self._pieces) == 1 and not self._whole:
+            return texts(self._pieces[0], self._starts, self._stops)
+        return [value.decode() for value in self.tolist()]
 
     def _numbers(self) -> Int64:
         return np.arange(len(self)) if self._which is None else self._which

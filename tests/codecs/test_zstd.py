@@ -148,31 +148,6 @@ def test_many(monkeypatch: pytest.MonkeyPatch, dictionary: bool, count: int, tak
     assert b"".join(found) == b"".join(data)
     ends = set(np.cumsum([len(one) for one in data]).tolist())
     assert set(np.cumsum([len(piece) for piece in found]).tolist()) <= ends
-    if count == 700 and takes_many and zstd._TAKES_MANY:
-        # Each call fills few buffers.
-        assert all(data) and len(found) < count // 10
-
-
-class Segment(np.ndarray):
-    """Bytes that say that they lie somewhere in a buffer."""
-
-    offset = 0
-
-
-@given(st.lists(st.tuples(st.integers(1, 30), st.booleans(), st.booleans()), min_size=1, max_size=20))
-def test_contents_are_joined_only_where_they_adjoin(parts: list[tuple[int, bool, bool]]) -> None:
-    """Whatever their places say: those that begin a new buffer may go on in that of others by their numbers alone."""
-    found, memory, sizes, offset = [], np.arange(1000, dtype=np.uint16).astype(np.uint8), [], 0
-    place = 0
-    for size, begins, lies in parts:
-        # A gap, which a wrong number may not hide.
-        place, offset = (place + 7, offset if lies else 0) if begins else (place, offset)
-        segment = memory[place : place + size].view(Segment)
-        segment.offset = offset
-        found.append(segment)
-        sizes.append(size)
-        place, offset = place + size, offset + size
-    assert b"".join(zstd._joined(found, sizes)) == b"".join(segment.tobytes() for segment in found)
 
 
 def test_many_are_not_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,17 +211,12 @@ class RecordReader:
     ) -> list[ByteStrings] | None:
         """Returns values of all samples by one read in place, or None; their records are at `places`, if taken in this order.
 
-        Nothing is held beside them but what frames decompress to: of much there are pieces.
+        Nothing is held beside them but what frames decompress to: of much there are pieces. They are made in the order asked for,
+        so that those of a batch follow each other.
         """
         if places.framed.any() and int(places.raw.sum()) > PIECE_BYTES:
             return None
-        back = inverse(order)
-        if places.stored.mean() < _DIRECT_BYTES:
-            # Those of a batch follow each other then. Large ones do not, or the C library has whole heaps to give back whenever a
-            # batch is dropped, and to take anew.
-            return self._read_in_place(samples, records, places[back], wanted)
-        found = self._read_in_place(samples[order], records, places, wanted)
-        return None if found is None else [values[back] for values in found]
+        return self._read_in_place(samples, records, places[inverse(order)], wanted)
 
     def _read_piece(
         self, samples: Located, records: RecordLayout, places: RecordPlaces, wanted: Sequence[int]

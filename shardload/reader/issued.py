@@ -34,6 +34,10 @@ class Source(Protocol):
         """Bytes of all samples."""
 
     @property
+    def num_ids(self) -> int:
+        """Sample ids that its orders may give: from 0 to this."""
+
+    @property
     def field_list(self) -> Sequence[Field]:
         """The fields that are read."""
 
@@ -100,7 +104,7 @@ class Issued:
         self._num_read += 1
         every_id = np.concatenate([ids for _, ids in parts])
         # A sampler of something larger has numbers that are no samples here, though what this is a view of may have them.
-        if len(parts) < 2 or int(every_id.max(initial=0)) >= len(source):
+        if len(parts) < 2 or int(every_id.max(initial=0)) >= source.num_ids:
             return {}
         try:
             if not source.at_hand(every_id):

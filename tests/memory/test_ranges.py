@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import shutil
 import sysconfig
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from google_crc32c import extend
 from hypothesis import given
 from hypothesis import strategies as st
+from threads import at_once
 
 from shardload.memory import ranges
 from shardload.memory.ranges import add_up, copied_and_added_up, slices, texts
@@ -187,10 +187,5 @@ def test_several_threads_copy_much_at_once(how: str) -> None:
                 found = texts(data, starts, stops) if how == "text" else slices(data, starts, stops)
             wrong.extend([1] * (found != wanted))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
+    at_once(work)
     assert not wrong

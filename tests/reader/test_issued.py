@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import at_once
 from torch.utils.data import DataLoader
 
 import shardload
@@ -187,12 +188,7 @@ def test_several_threads_share_what_is_read(small: Path) -> None:
 
     for _ in range(6):
         iterator = iter(batches)
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-            assert not thread.is_alive()
+        at_once(work)
     assert not wrong and sorted(seen) == sorted([*range(NUM_SAMPLES)] * 6)
 
 
@@ -228,14 +224,15 @@ def test_transforms_and_keys_are_those_of_each_batch(small: Path) -> None:
     assert drawn[0] == drawn[1] and len(set(drawn[0].values())) == NUM_SAMPLES
 
 
-@pytest.mark.parametrize("kind", ["view", "concat", "mixture", "windows"])
+@pytest.mark.parametrize("kind", ["view", "concat", "mixture", "windows", "windows of phases"])
 def test_other_sources_read_together_too(small: Path, tmp_path: Path, kind: str, reads: list[list[list[int]]]) -> None:
     dataset = shardload.open(small, engine="map")
-    if kind == "windows":
+    if kind.startswith("windows"):
         with shardload.ShardWriter(tmp_path / "d", {"tokens": "uint16[*]"}) as writer:
             for i in range(40):
                 writer.write({"tokens": np.arange(100 * i, 100 * i + 150, dtype=np.uint16)})
-        source: Any = shardload.TokenWindows(shardload.open(tmp_path / "d", engine="map"), "tokens", 16)
+        phase: Any = "epoch" if "phases" in kind else "fixed"
+        source: Any = shardload.TokenWindows(shardload.open(tmp_path / "d", engine="map"), "tokens", 16, phase=phase)
         asked, real = [], source.read_batches
         source.read_batches = lambda batches, *more: asked.append(batches) or real(batches, *more)
     else:
@@ -246,6 +243,7 @@ def test_other_sources_read_together_too(small: Path, tmp_path: Path, kind: str,
             "mixture": lambda: shardload.Mixture({"a": (dataset, 0.5), "b": (dataset[3:], 0.5)}),
         }[kind]()
     batches = shardload.ShardSampler(source, seed=3, num_replicas=1, rank=0).batch_sampler(BATCH)
+    batches.set_epoch(1)
     found, ids = [], []
     for some in batches:
         found.append(shardload.collate(source.__getitems__(some)))

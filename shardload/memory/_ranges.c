@@ -132,7 +132,7 @@ static void copy_bytes(char *target, const char *source, size_t size, int stream
     memcpy(target, source, size);
 }
 
-/* Copies up to the first byte that is not ASCII, or somewhat further; returns whether all bytes are. */
+/* Copies, and returns whether all bytes are ASCII. */
 static int copy_ascii(char *target, const char *source, size_t size)
 {
     int high = 0;
@@ -156,6 +156,7 @@ static int copy_ascii(char *target, const char *source, size_t size)
     }
     for (; size && !high; size--)
         high = (unsigned char)(*target++ = *source++) & 0x80;
+    memcpy(target, source, size);
     return !high;
 }
 
@@ -224,10 +225,10 @@ CRC_TARGET static inline void side_by_side(Lane lanes[LANES], size_t size, enum 
     lanes[0] = a, lanes[1] = b, lanes[2] = c;
 }
 
-/* Goes to the end of a range, or so far. */
-CRC_TARGET static void alone(Lane *lane, size_t most)
+/* Goes to the end of a range. */
+CRC_TARGET static void alone(Lane *lane)
 {
-    size_t size = lane->left < most ? lane->left : most, place = 0;
+    size_t size = lane->left, place = 0;
     for (; place + WORD <= size; place += WORD)
         step(lane, place, lane->target == NULL ? NO_STORES : PLAIN_STORES);
     pass(lane, place);
@@ -253,7 +254,7 @@ CRC_TARGET static void sum_all(const Ranges *ranges, const int64_t *heads, uint3
             const char *source = (const char *)ranges->memory.buf + start_of(ranges, next);
             Lane *lane = &lanes[num_lanes++];
             *lane = (Lane){source - head, NULL, head, (uint32_t)~sums[next], 0, next};
-            alone(lane, head);
+            alone(lane);
             lane->ored = 0;
             lane->left = (size_t)(stop_of(ranges, next) - start_of(ranges, next));
             lane->target = copies == NULL ? NULL : copies[next].target;
@@ -279,7 +280,7 @@ CRC_TARGET static void sum_all(const Ranges *ranges, const int64_t *heads, uint3
         int num_kept = 0;
         for (int i = 0; i < num_lanes; i++) {
             if (num_lanes < LANES || lanes[i].left < WORD)
-                alone(&lanes[i], lanes[i].left);
+                alone(&lanes[i]);
             if (lanes[i].left) {
                 lanes[num_kept++] = lanes[i];
                 continue;
@@ -293,19 +294,6 @@ CRC_TARGET static void sum_all(const Ranges *ranges, const int64_t *heads, uint3
 }
 #endif
 
-/* Decodes a copy that nobody else can change. The interpreter counts characters first, from 3.14 on, and then writes them: of a file
-   that is cut or written to between the two there might be more. */
-static PyObject *decoded(const Copy *copy)
-{
-    char *own = PyMem_Malloc(copy->size);
-    if (own == NULL)
-        return PyErr_NoMemory();
-    memcpy(own, copy->source, copy->size);
-    PyObject *text = PyUnicode_DecodeUTF8(own, (Py_ssize_t)copy->size, NULL);
-    PyMem_Free(own);
-    return text;
-}
-
 /* Makes an object that is not filled yet. */
 static int make_one(Copy *copy, int as_text)
 {
@@ -314,7 +302,8 @@ static int make_one(Copy *copy, int as_text)
         copy->target = copy->made == NULL ? NULL : PyBytes_AS_STRING(copy->made);
     } else if (copy->size < 2) {
         /* The interpreter has one object for each of these. */
-        copy->made = decoded(copy);
+        char own = copy->size ? *copy->source : 0;
+        copy->made = PyUnicode_DecodeUTF8(&own, (Py_ssize_t)copy->size, NULL);
         copy->is_whole = 1;
     } else {
         copy->made = PyUnicode_New((Py_ssize_t)copy->size, 127);
@@ -323,18 +312,20 @@ static int make_one(Copy *copy, int as_text)
     return copy->made == NULL ? -1 : 0;
 }
 
-/* Puts objects into a list, decoding what has turned out not to be ASCII. */
+/* Puts objects into a list, decoding what has turned out not to be ASCII: from the copy, which was summed and nobody else can change.
+   The interpreter may look at it twice, to count characters and to write them. */
 static PyObject *listed(Copy *copies, Py_ssize_t count, int as_text)
 {
     PyObject *list = PyList_New(count);
     for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
         if (as_text && !copies[i].is_whole) {
-            Py_DECREF(copies[i].made);
-            copies[i].made = decoded(&copies[i]);
-            if (copies[i].made == NULL) {
+            PyObject *text = PyUnicode_DecodeUTF8(copies[i].target, (Py_ssize_t)copies[i].size, NULL);
+            if (text == NULL) {
                 Py_CLEAR(list);
                 break;
             }
+            Py_DECREF(copies[i].made);
+            copies[i].made = text;
         }
         PyList_SET_ITEM(list, i, copies[i].made);
         copies[i].made = NULL;

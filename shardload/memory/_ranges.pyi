@@ -8,6 +8,9 @@ UInt32 = NDArray[np.uint32]
 
 SUMS: int
 
+def gather(
+    memory: Any, starts: Int64, stops: Int64, target: NDArray[np.uint8], sums: UInt32 | None = None, /
+) -> None: ...
 def slices(
     memory: Any, starts: Int64, stops: Int64, heads: Int64 | None = None, sums: UInt32 | None = None, /
 ) -> list[bytes]: ...

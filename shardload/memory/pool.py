@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 _ROUND_BYTES = 4096
+_LINE_BYTES = 64
 _NOTHING = contextlib.nullcontext()
 
 
@@ -213,6 +214,13 @@ class BufferPool:
         block.free()
 
 
+def _whole_lines(num_bytes: int) -> NDArray[np.uint8]:
+    """Returns memory that starts on a line of the processor's caches: what goes past these goes line by line."""
+    spare = np.empty(num_bytes + _LINE_BYTES, dtype=np.uint8)
+    start = -spare.__array_interface__["data"][0] % _LINE_BYTES
+    return spare[start : start + num_bytes]
+
+
 class _Pieces:
     """How many arrays of one block somebody holds."""
 
@@ -236,7 +244,7 @@ class _Block:
             self.memory = arena.view[self._start : self._start + capacity]
             return
         if copies is None:
-            self.memory = np.empty(capacity, dtype=np.uint8).data
+            self.memory = _whole_lines(capacity).data
             return
         import torch
 

@@ -1,4 +1,4 @@
-"""Many ranges of one piece of memory by one call: as byte strings, as text, and their CRC32C."""
+"""Many ranges of one piece of memory by one call: copied one behind the other, as byte strings, as text, and their CRC32C."""
 
 from __future__ import annotations
 
@@ -21,6 +21,22 @@ COPIES_UNLOCKED = _ranges is not None
 
 SUMS = _ranges is not None and bool(_ranges.SUMS)
 """Whether sums are made here: where this processor has an instruction for them."""
+
+
+def gather(memory: Any, starts: Int64, stops: Int64, target: NDArray[np.uint8], sums: UInt32 | None = None) -> None:
+    """Copies half-open ranges of bytes of a buffer one behind the other, only if `COPIES_UNLOCKED`; other threads run meanwhile.
+
+    Args:
+        memory: the buffer.
+        starts: int64 of shape (ranges,).
+        stops: likewise.
+        target: where they go: uint8 of shape (bytes,), C-contiguous and writable, as long as all of them.
+        sums: filled with the CRC32C of each as it was copied, only if `SUMS`: uint32 of shape (ranges,), C-contiguous. None where
+            nobody asks for them.
+    """
+    if sums is not None:
+        sums[...] = 0
+    _ranges.gather(memory, np.ascontiguousarray(starts), np.ascontiguousarray(stops), target, sums)
 
 
 def slices(memory: Any, starts: Int64, stops: Int64) -> list[bytes]:

@@ -26,7 +26,7 @@ from shardload.reader.checks import Verify
 from shardload.reader.columns import lengthy_field
 from shardload.reader.decode import check_decoders
 from shardload.reader.engine_choice import EngineName, check_engine
-from shardload.reader.engines import MapEngine
+from shardload.reader.map_engine import MapEngine
 from shardload.reader.places import SamplePlace
 from shardload.reader.snapshot import Snapshot, read_snapshot
 from shardload.reader.source import Fields, SampleSource

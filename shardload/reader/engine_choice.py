@@ -8,8 +8,9 @@ from typing import Literal, get_args
 from shardload.errors import StorageError
 from shardload.format.table import ShardTable
 from shardload.reader.cached_engine import CachedEngine
-from shardload.reader.engines import Engine, MapEngine, ReadEngine
+from shardload.reader.engines import Engine, ReadEngine
 from shardload.reader.files import OpenFiles
+from shardload.reader.map_engine import MapEngine
 from shardload.reader.range_engine import RangeEngine
 from shardload.storage import CachedStorage, LocalStorage, Storage
 

@@ -14,12 +14,14 @@ from shardload.format.checksum import block_sum, data_sums, joined_sums
 from shardload.format.rows import sum_column
 from shardload.format.schema import Field
 from shardload.reader.checks import CheckedBlocks, Verify
-from shardload.reader.engines import Engine, MapEngine, Ranges, ReadEngine
+from shardload.reader.engines import Engine, Ranges, ReadEngine
 from shardload.reader.facts import ShardFacts
 from shardload.reader.located import Located, damaged
+from shardload.reader.map_engine import MapEngine
 from shardload.storage.mapping import in_one
 
 Int64 = NDArray[np.int64]
+UInt32 = NDArray[np.uint32]
 
 
 class WideReader:
@@ -67,9 +69,10 @@ class WideReader:
         """
         size = self._field.num_bytes
         flat = [data.reshape(-1, size) for data in in_one([target.reshape(-1).view(np.uint8) for target in targets])]
-        ranges = self.ranges(samples)
+        ranges, due = self.ranges(samples), self._checked.due(samples.sample_ids, self._verify)
+        sums: UInt32 | None = None
         if len(ranges) == len(samples):
-            self._fill(ranges, [data.reshape(-1) for data in flat])
+            sums = self._fill(ranges, [data.reshape(-1) for data in flat], summed=bool(due.any()))
         else:
             values = np.empty(len(ranges) * size, dtype=np.uint8)
             self._engine.read(ranges, [values])
@@ -77,24 +80,34 @@ class WideReader:
             spread[self._facts.wide_starts(self._field)[samples.shard_ids] >= 0] = values.reshape(-1, size)
             for data, part in zip(flat, np.split(spread, np.cumsum([len(data) for data in flat])[:-1]), strict=True):
                 data[...] = part
-        self._check(samples, flat)
+        if due.any():
+            self._check(samples, flat, due, sums)
 
-    def _fill(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
+    def _fill(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]], *, summed: bool) -> UInt32 | None:
+        """Copies ranges; returns the plain sum of each if that was asked for and made by the way: uint32 of shape (ranges,)."""
         engine = self._engine
         places = [(target.ctypes.data, target.nbytes) for target in targets if target.nbytes]
-        if isinstance(engine, MapEngine) and engine.runs.read(ranges.shard_ids, ranges.starts, ranges.lengths, places):
-            return
+        if isinstance(engine, MapEngine):
+            if engine.runs.read(ranges.shard_ids, ranges.starts, ranges.lengths, places):
+                return None
+            if summed and (sums := engine.read_and_add_up(ranges, targets)) is not None:
+                return sums
         engine.read(ranges, targets)
+        return None
 
-    def _check(self, samples: Located, flat: Sequence[NDArray[np.uint8]]) -> None:
+    def _check(
+        self, samples: Located, flat: Sequence[NDArray[np.uint8]], due: NDArray[np.bool_], plain: UInt32 | None
+    ) -> None:
+        """Compares the sums of values that are due with what `plain` says they are, or with those made here if that is None."""
         here = self._facts.wide_starts(self._field)[samples.shard_ids] >= 0
-        due = here & self._checked.due(samples.sample_ids, self._verify)
-        if not due.any():
-            return
+        due = here & due
         bases = self._facts.identities(self._number)[samples.shard_ids]
         sums = data_sums(samples.rows[sum_column(self._field)], bases, samples.local_ids, self._field.num_bytes)
+        if plain is not None:
+            for i in np.flatnonzero(due & (plain != sums))[:1].tolist():
+                raise self._damaged(samples, i)
         # Rows that are not due are looked at once more: sums of whole pieces cost less than those of single rows.
-        if not here.all() or not self._match(flat, sums):
+        elif not here.all() or not self._match(flat, sums):
             rows = np.flatnonzero(due)
             edges = np.cumsum([0, *(len(data) for data in flat)])
             for i, piece in zip(rows.tolist(), (np.searchsorted(edges, rows, side="right") - 1).tolist(), strict=True):

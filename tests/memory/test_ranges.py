@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import importlib.util
 import shutil
+import subprocess
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from hypothesis import strategies as st
 from threads import at_once
 
 from shardload.memory import ranges
-from shardload.memory.ranges import add_up, copied_and_added_up, slices, texts
+from shardload.memory.ranges import add_up, copied_and_added_up, gather, slices, texts
 
 DATA = np.random.default_rng(0).bytes(40_000)
 # Runs of ASCII between characters of two to four bytes, which ranges may cut.
@@ -24,6 +28,31 @@ TEXT = "".join("plain " * (i % 400) + "äß€😀"[i % 4] for i in range(200)).
 SPANS = st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, 40_000)).map(sorted), max_size=20)
 compiled = pytest.mark.skipif(ranges._ranges is None, reason="shardload was installed without a C compiler")
 summing = pytest.mark.skipif(not ranges.SUMS, reason="there is no C compiler, or no instruction for CRC32C")
+
+
+BUILDS = ["compiled", "narrow"]
+
+
+@functools.cache
+def narrow() -> Any:
+    """Returns the compiled part as it is on processors without wide registers."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    source, include = Path(ranges.__file__).parent / "_ranges.c", sysconfig.get_path("include")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "_ranges.so"
+        options = ["-O1", "-DNARROW", "-fPIC", "-shared", f"-I{include}", "-o", made]
+        subprocess.run(["cc", source, *options], check=True, timeout=120)
+        spec = importlib.util.spec_from_file_location("_ranges", made)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module
+
+
+def use(patch: pytest.MonkeyPatch, how: str) -> None:
+    if how != "compiled":
+        patch.setattr(ranges, "_ranges", narrow() if how == "narrow" else None)
 
 
 def table_of(spans: list[list[int]]) -> tuple[Any, Any]:
@@ -51,28 +80,26 @@ def test_the_compiled_part_is_there_where_it_can_be_made() -> None:
     assert ranges.COPIES_UNLOCKED
 
 
-@pytest.mark.parametrize("how", ["compiled", "plain"])
+@pytest.mark.parametrize("how", [*BUILDS, "plain"])
 @given(spans=SPANS)
 def test_slices_are_those_of_python(how: str, spans: list[list[int]]) -> None:
     """Short ones and those past the caches, at any alignment, of bytes and of memory at an address."""
     wanted = [DATA[start:stop] for start, stop in spans]
     with pytest.MonkeyPatch.context() as patch:
-        if how == "plain":
-            patch.setattr(ranges, "_ranges", None)
+        use(patch, how)
         for source in (DATA, in_memory(DATA)):
             found = slices(source, *table_of(spans))
             assert found == wanted and all(type(one) is bytes for one in found)
 
 
-@pytest.mark.parametrize("how", ["compiled", "plain"])
+@pytest.mark.parametrize("how", [*BUILDS, "plain"])
 @given(spans=SPANS, ascii_only=st.booleans())
 def test_texts_are_those_of_python(how: str, spans: list[list[int]], ascii_only: bool) -> None:
     """Of any width, also where a range ends in the midst of a character: then it is no text."""
     data = TEXT.decode().encode("ascii", "replace") if ascii_only else TEXT
     spans = [[min(start, len(data)), min(stop, len(data))] for start, stop in spans]
     with pytest.MonkeyPatch.context() as patch:
-        if how == "plain":
-            patch.setattr(ranges, "_ranges", None)
+        use(patch, how)
         for source in (data, in_memory(data)):
             whole = [spans, *([span] for span in spans)]
             for some in whole:
@@ -82,9 +109,13 @@ def test_texts_are_those_of_python(how: str, spans: list[list[int]], ascii_only:
 
 
 @compiled
+@pytest.mark.parametrize("how", BUILDS)
 @pytest.mark.parametrize("place", [*range(0, 140, 7), 63, 64, 126, 127])
-def test_one_character_in_much_ascii_is_seen_wherever_it_is(place: int) -> None:
-    """Of strings that are copied by pieces of 64, 8 and 1 bytes."""
+def test_one_character_in_much_ascii_is_seen_wherever_it_is(
+    how: str, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of strings that are copied by pieces of 64 bytes or looked at by words."""
+    use(monkeypatch, how)
     data = b"a" * place + "é".encode() + b"b" * (140 - place)
     assert texts(data, np.array([0, 0]), np.array([len(data), place])) == [data.decode(), "a" * place]
     assert texts(b"\xff" + data, np.array([1]), np.array([1 + len(data)])) == [data.decode()]
@@ -97,16 +128,19 @@ def test_single_characters_and_nothing_are_the_interpreter_s_own() -> None:
 
 
 @summing
+@pytest.mark.parametrize("how", BUILDS)
 @given(spans=SPANS, head=st.integers(0, 12), seed=st.integers(0, 2**32 - 1))
-def test_sums_are_those_of_the_library(spans: list[list[int]], head: int, seed: int) -> None:
+def test_sums_are_those_of_the_library(how: str, spans: list[list[int]], head: int, seed: int) -> None:
     """Continued from others, of ranges of any lengths side by side; what was copied meanwhile is the same."""
     spans = [[max(head, start), max(head, stop)] for start, stop in spans]
     before = (np.arange(len(spans), dtype=np.uint32) * np.uint32(2_654_435_761)) ^ np.uint32(seed)
     kept = before.copy()
     memory, (starts, stops) = in_memory(DATA), table_of(spans)
     wanted = [extend(int(b), DATA[start:stop]) for b, (start, stop) in zip(before, spans, strict=True)]
-    assert add_up(memory, starts, stops, before).tolist() == wanted
-    values, sums = copied_and_added_up(memory, starts, stops, head, before, as_text=False)
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, how)
+        assert add_up(memory, starts, stops, before).tolist() == wanted
+        values, sums = copied_and_added_up(memory, starts, stops, head, before, as_text=False)
     assert values == [DATA[start:stop] for start, stop in spans]
     assert sums.tolist() == [
         extend(int(b), DATA[start - head : stop]) for b, (start, stop) in zip(before, spans, strict=True)
@@ -115,8 +149,9 @@ def test_sums_are_those_of_the_library(spans: list[list[int]], head: int, seed: 
 
 
 @summing
+@pytest.mark.parametrize("how", BUILDS)
 @given(spans=SPANS)
-def test_text_is_decoded_as_it_is_summed(spans: list[list[int]]) -> None:
+def test_text_is_decoded_as_it_is_summed(how: str, spans: list[list[int]]) -> None:
     spans = [[min(start, len(TEXT)), min(stop, len(TEXT))] for start, stop in spans]
     before = np.arange(len(spans), dtype=np.uint32)
     wanted = outcome(
@@ -125,8 +160,67 @@ def test_text_is_decoded_as_it_is_summed(spans: list[list[int]]) -> None:
             [extend(i, TEXT[start:stop]) for i, (start, stop) in enumerate(spans)],
         )
     )
-    found = outcome(lambda: copied_and_added_up(in_memory(TEXT), *table_of(spans), 0, before, as_text=True))
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, how)
+        found = outcome(lambda: copied_and_added_up(in_memory(TEXT), *table_of(spans), 0, before, as_text=True))
     assert found == "no text" if wanted == "no text" else (found[0], found[1].tolist()) == wanted
+
+
+def gathered(memory: Any, starts: Any, stops: Any, skip: int, summed: bool) -> tuple[bytes, list[int] | None]:
+    """Returns what lies in the target, whose bytes beside it must stay as they are."""
+    size = int((stops - starts).sum())
+    lines = np.full(size + 256, 7, dtype=np.uint8)
+    first = -lines.ctypes.data % 64 + skip
+    target, sums = lines[first : first + size], np.full(len(starts), 9, np.uint32) if summed else None
+    gather(memory, starts, stops, target, sums)
+    assert (lines[:first] == 7).all() and (lines[first + size :] == 7).all()
+    return target.tobytes(), None if sums is None else sums.tolist()
+
+
+@compiled
+@pytest.mark.parametrize("how", BUILDS)
+@given(spans=SPANS, skip=st.integers(0, 80), summed=st.booleans())
+def test_ranges_are_gathered_one_behind_the_other(how: str, spans: list[list[int]], skip: int, summed: bool) -> None:
+    """To any alignment, and nowhere else."""
+    values, summed = [DATA[start:stop] for start, stop in spans], summed and ranges.SUMS
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, how)
+        found = gathered(in_memory(DATA), *table_of(spans), skip, summed)
+    assert found == (b"".join(values), [extend(0, value) for value in values] if summed else None)
+
+
+@compiled
+@pytest.mark.parametrize("skip", [0, 16])
+@pytest.mark.parametrize("size", [64, 512, 1024, 4096, 4160])
+def test_more_than_stays_in_caches_is_gathered(size: int, skip: int) -> None:
+    """Which goes past them, if the rows are whole lines that lie on lines."""
+    rng, count = np.random.default_rng(size), (9 << 20) // size
+    data = rng.integers(0, 256, 1 << 20, np.uint8)
+    starts = rng.integers(0, len(data) - size, count)
+    wanted = data[starts[:, None] + np.arange(size)].tobytes()
+    assert gathered(data, starts, starts + size, skip, False)[0] == wanted
+    if ranges.SUMS:
+        assert gathered(data, starts, starts + size, skip, True) == (
+            wanted,
+            [extend(0, wanted[i : i + size]) for i in range(0, len(wanted), size)],
+        )
+
+
+@compiled
+def test_other_targets_and_ranges_outside_are_refused() -> None:
+    starts, stops, sums = np.array([0, 10]), np.array([4, 20]), np.zeros(2, np.uint32)
+    target = np.zeros(14, np.uint8)
+    for size in (13, 15):
+        with pytest.raises(ValueError, match=f"the ranges have 14 bytes, and the target has {size}"):
+            gather(DATA, starts, stops, np.zeros(size, np.uint8))
+    with pytest.raises(ValueError, match="bytes 10 to 40020 are not within 40000"):
+        gather(DATA, starts, np.array([4, 40_020]), target)
+    with pytest.raises((BufferError, ValueError), match=r"writable|read-only|not.*write"):
+        gather(DATA, starts, stops, np.frombuffer(bytes(14), np.uint8))
+    if ranges.SUMS:
+        with pytest.raises(ValueError, match="sums must be uint32, one a range"):
+            gather(DATA, starts, stops, target, sums[:1])
+    assert not target.any()
 
 
 @compiled

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Program
+from uncompiled import leave_out_compiled_part
 
 import shardload
 from shardload.errors import StorageError
-from shardload.reader import engine_choice, engines
+from shardload.reader import engine_choice, map_engine
 from shardload.reader.in_memory import InMemory
 from shardload.storage import MappedFiles, mapping
 
@@ -127,7 +128,9 @@ def write_odd(path: Path) -> Path:
 
 
 def test_values_of_any_size_are_gathered_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But never many with the interpreter's lock held, or while a thread is computing, or what might have to be fetched."""
+    """Without the compiled part never many with the interpreter's lock held, or while a thread is computing, or what might have to
+    be fetched."""
+    leave_out_compiled_part(monkeypatch)
     dataset = shardload.open(write_odd(tmp_path / "d"), engine="map", verify="off")
     engine = dataset._process_access().engine
     gathered: list[int] = []
@@ -145,9 +148,10 @@ def test_values_of_any_size_are_gathered_from_memory(tmp_path: Path, monkeypatch
     read_all()
     engine._asked = float("inf")
     assert read_all() == 1 and gathered == [997]
-    monkeypatch.setattr(engines, "_MAX_HELD_BYTES", 90 * 997 - 1)
+    monkeypatch.setattr(map_engine, "_MAX_HELD_BYTES", 90 * 997 - 1)
     assert read_all() == 0
     monkeypatch.undo()
+    leave_out_compiled_part(monkeypatch)
     monkeypatch.setattr(MappedFiles, "gather_anywhere", lambda *read: pytest.fail("with the lock held"))
     engine._busy = True
     read_all()
@@ -231,11 +235,12 @@ import sys
 import numpy as np
 import shardload
 from shardload.memory import ranges
-from shardload.reader import records, sums
+from shardload.reader import map_engine, records, sums
 from shardload.storage import MappedFiles
 path, field, where, way, compiled = sys.argv[1:6]
 if compiled == "no":
-    ranges._ranges, records.SUMS, sums.SUMS = None, False, False
+    ranges._ranges, records.SUMS, sums.SUMS, map_engine.SUMS = None, False, False, False
+    map_engine.COPIES_UNLOCKED = False
 calls, real = [], getattr(MappedFiles, way)
 setattr(MappedFiles, way, lambda self, *ranges: calls.append(len(ranges[0])) or real(self, *ranges))
 dataset = shardload.open(path, engine="map", verify="once", fields=[field])
@@ -287,7 +292,7 @@ def test_a_file_cut_after_it_was_seen_in_memory_is_an_error(
             value = rng.bytes(40_000 if kind == "images" else 700)
             others = {"more": b"\xff\xd8\xff" + rng.bytes(300)} if len(schema) > 1 else {}
             writer.write({"value": value * 3, **others})
-    way = "gather_anywhere" if numbers else "in_memory"
+    way = "gather_anywhere" if numbers and compiled == "no" else "in_memory"
     assert program(IN_MEMORY, path, "value", where, way, compiled) == "named\nnamed\n"
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from uncompiled import leave_out_compiled_part
 
 import shardload
 from shardload.codecs import zstd
-from shardload.memory import ranges
-from shardload.reader import records, sums
+from shardload.reader import records
 from shardload.reader.strings import ByteStrings, Texts
 
 NUM_SAMPLES, NUM_OLD = 240, 90
@@ -144,9 +144,7 @@ def test_values_of_a_lone_field_are_checked_as_they_are_copied(
         patch.setattr(records, "PIECE_BYTES", piece)
         patch.setattr(records, "_DIRECT_BYTES", direct)
         if not compiled:
-            patch.setattr(ranges, "_ranges", None)
-            patch.setattr(records, "SUMS", False)
-            patch.setattr(sums, "SUMS", False)
+            leave_out_compiled_part(patch)
         if before:
             dataset.__getitems__(before)
         batch = dataset.__getitems__(ids)

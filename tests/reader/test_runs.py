@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import shardload
 from shardload.errors import StorageError
 from shardload.reader import runs
-from shardload.reader.engines import MapEngine
+from shardload.reader.map_engine import MapEngine
 from shardload.reader.runs import RunReader
 from shardload.storage import FileReader, LocalStorage
 

@@ -114,6 +114,8 @@ class BatchMaker:
         # Whether batches come from near and with nothing of the user's to be done: in a fraction of a millisecond, if small.
         made = recipe.decode or recipe.transform or recipe.collate_fn or recipe.batch_transform
         self._quick = not made and not hints.ahead.early
+        # Frames are decompressed without the interpreter's lock: by several threads from the start.
+        self._frames = any(field.codec != "none" for field in recipe.fields)
         # Whoever gets samples or columns may keep views of them in any form; leased memory is only for our own tensors.
         self._leases = recipe.transform is None and recipe.collate_fn is None
 
@@ -208,7 +210,7 @@ class BatchMaker:
 
         Until batches wait, or the training loop is seen to be faster than one thread: for the first two it waits in any case.
         """
-        if not self._quick or (aside is not None and aside.helps):
+        if not self._quick or self._frames or (aside is not None and aside.helps):
             return False
         return seconds < _BEGIN_SECONDS and num_waits < _BEGIN_WAITS
 

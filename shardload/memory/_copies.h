@@ -29,12 +29,14 @@ typedef struct {
 /* Whether the processor has registers of 32 bytes. Set when the module is loaded. */
 static int is_wide;
 
-static inline void fetch(const char *data)
-{
+/* Has a line fetched; by FETCH_ONCE if it is needed but once. Macros, as gcc drops calls of functions that only do this. */
 #ifdef __GNUC__
-    __builtin_prefetch(data);
+#define FETCH(data) __builtin_prefetch(data)
+#define FETCH_ONCE(data) __builtin_prefetch(data, 0, 0)
+#else
+#define FETCH(data) (void)(data)
+#define FETCH_ONCE(data) (void)(data)
 #endif
-}
 
 static int has_high_bits(const char *data, size_t size)
 {
@@ -70,8 +72,10 @@ WIDE_TARGET static inline int copy_lines(char *target, const char *source, size_
     memcpy(target, source, place);
     __m256i ored = _mm256_setzero_si256();
     for (; place + LINE_BYTES <= size; place += LINE_BYTES) {
-        if (place < next.size)
-            fetch(next.begin + place);
+        if (place < next.size && streamed)
+            FETCH_ONCE(next.begin + place);
+        else if (place < next.size)
+            FETCH(next.begin + place);
         __m256i line = copy_line(target + place, source + place, streamed);
         if (as_text)
             ored = _mm256_or_si256(ored, line);
@@ -102,7 +106,7 @@ static int copy(char *target, const char *source, size_t size, Next next, int st
         return copy_wide(target, source, size, next, streamed, as_text);
 #endif
     for (size_t place = 0; place < next.size && place < BEGIN_BYTES; place += LINE_BYTES)
-        fetch(next.begin + place);
+        FETCH(next.begin + place);
     memcpy(target, source, size);
     return as_text && has_high_bits(target, size);
 }

@@ -15,8 +15,9 @@
 /* And so do shorter ranges of whole lines that together have so many bytes, where they lie one behind the other. */
 #define STREAMED_TOTAL (8 << 20)
 
-/* Of ranges that follow each other this far the latter is fetched while the former is copied. */
+/* Of ranges that follow each other this far the latter is fetched while the former is copied; of long ones the next one is. */
 #define AHEAD_RANGES 4
+#define LONG_BYTES 4096
 
 typedef struct {
     Py_buffer memory, starts, stops;
@@ -86,8 +87,9 @@ static void copy_all(const Ranges *ranges, Copy *copies, int as_text)
 {
     for (Py_ssize_t i = 0; i < ranges->count; i++) {
         Copy *one = &copies[i];
+        Next next = next_of(ranges, i + (one->size < LONG_BYTES ? AHEAD_RANGES : 1));
         if (one->target != NULL)
-            one->has_high_bits = copy(one->target, one->source, one->size, next_of(ranges, i + AHEAD_RANGES), one->is_streamed, as_text);
+            one->has_high_bits = copy(one->target, one->source, one->size, next, one->is_streamed, as_text);
     }
 }
 

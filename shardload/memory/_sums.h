@@ -54,7 +54,7 @@ static inline void fetch_line(Next *wanted)
 {
     if (!wanted->size)
         return;
-    fetch(wanted->begin);
+    FETCH(wanted->begin);
     size_t line = wanted->size < LINE_BYTES ? wanted->size : LINE_BYTES;
     wanted->begin += line, wanted->size -= line;
 }

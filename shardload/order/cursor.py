@@ -200,8 +200,8 @@ def rank_batches(partition: Partition, rank: int, cursor: int, order: Order) -> 
         cursor: first position of the first batch.
         order: positions -> sample ids, both int64 of shape (positions,).
     """
-    # The first window is small so that the first batch does not wait for ids it does not need.
-    window = 1
+    # The first windows are small so that the first batches do not wait for ids that they do not need.
+    window, most = 1, max(1, WINDOW_POSITIONS // partition.batch_size)
     size, stride = partition.batch_size, partition.num_replicas
     while (left := partition.num_batches(cursor)) > 0:
         num_full = min(window, left, (partition.num_samples - cursor) // partition.global_batch)
@@ -218,7 +218,7 @@ def rank_batches(partition: Partition, rank: int, cursor: int, order: Order) -> 
             last, num_valid = partition.positions(cursor, rank)
             cursor = partition.advance(cursor)
             yield RankBatch(cursor, last, order(last), num_valid)
-        window = max(1, WINDOW_POSITIONS // size)
+        window = min(8 * window, most)
 
 
 @dataclass(frozen=True, slots=True)

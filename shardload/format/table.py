@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from shardload.errors import ChecksumError, FormatError
 from shardload.format import layout
 from shardload.format.manifest import Manifest
+from shardload.format.spans import Spans
 
 _HEADER = struct.Struct("<8sIIQQ")
 _COLUMNS = [
@@ -79,6 +80,11 @@ class ShardTable:
         starts = np.zeros(len(self.entries) + 1, dtype=np.int64)
         np.cumsum(self.entries["num_samples"], out=starts[1:])
         return starts
+
+    @cached_property
+    def spans(self) -> Spans:
+        """Tells in which shards samples are."""
+        return Spans(self.first_sample_ids)
 
     def encode(self) -> bytes:
         """Returns the bytes of the table's file; its name is their SHA-256."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from shardload.errors import ShardloadError
 from shardload.loader.aside import Aside
 from shardload.loader.collate import batch_bytes
-from shardload.loader.collated import Read, collated
+from shardload.loader.collated import Made, Read, collated, string_bytes
 from shardload.loader.hints import Hints
 from shardload.loader.origins import named_ids
 from shardload.loader.reader_process import Asked
@@ -127,8 +127,8 @@ class BatchMaker:
         loop: Loop,
         windows: tuple[WindowEnd, WindowEnd] | None = None,
         forecast: Forecast | None = None,
-    ) -> Generator[tuple[RankBatch, Any, tuple[Fault, ...]]]:
-        """Yields the batches of an epoch as they are read and collated, with what they were asked for by, and faults.
+    ) -> Generator[Made]:
+        """Yields the batches of an epoch as they are read and collated.
 
         Args:
             ids: what the batches hold.
@@ -142,9 +142,13 @@ class BatchMaker:
         hinted = self._hints.batches(ids, after, windows, epoch, forecast)
         with contextlib.closing(self._samples(self._bursts(hinted), epoch, loop)) as read:
             for batch, samples in read:
-                made, faults = self._collated(batch, samples, epoch)
+                collated_batch, faults = self._collated(batch, samples, epoch)
+                # Where values turned out to be none, others stand in the place of what was read.
+                known = string_bytes(samples, self._recipe) if faults is samples.faults else {}
                 del samples
-                yield batch, made, faults
+                made = Made(batch, collated_batch, faults, known)
+                del collated_batch
+                yield made
                 # The buffers must not live on in this frame while the next batch is made: they would not come back.
                 del made
 
@@ -250,9 +254,7 @@ class BatchMaker:
         for batch in burst:
             yield batch, samples.popleft()
 
-    def deliveries(
-        self, batches: Generator[tuple[RankBatch, Any, tuple[Fault, ...]]], epoch: int
-    ) -> Generator[Delivery]:
+    def deliveries(self, batches: Generator[Made], epoch: int) -> Generator[Delivery]:
         """Yields the batches of an epoch as the training loop gets them.
 
         Args:
@@ -260,12 +262,15 @@ class BatchMaker:
             epoch: the epoch.
         """
         with contextlib.closing(batches):
-            for ids, batch, faults in batches:
+            for made in batches:
+                ids, known = made.ids, made.string_bytes
                 # What stands for a filler is one too.
-                faults = tuple(fault for fault in faults if fault.slot < ids.num_valid)
-                batch = self._finished(batch, ids, faults, epoch)
+                faults = tuple(fault for fault in made.faults if fault.slot < ids.num_valid)
+                batch = self._finished(made.batch, ids, faults, epoch)
+                del made
+                num_bytes = batch_bytes(batch, known)
                 tokens = () if ids.units is None else (ids.units.num_items, ids.units.num_places)
-                yield Delivery(batch, ids.cursor, ids.sample_ids[: ids.num_valid], batch_bytes(batch), faults, *tokens)
+                yield Delivery(batch, ids.cursor, ids.sample_ids[: ids.num_valid], num_bytes, faults, *tokens)
                 # The buffers must not live on in this frame while the next batch is made: they would not come back.
                 del batch
 

@@ -25,6 +25,7 @@ Batch = dict[str, Any]
 WIDENED = frozenset({"uint16", "uint32", "uint64"})
 _INT64 = np.dtype(np.int64)
 _COUNTED = {bytes, str, type(None)}
+_NOTHING_KNOWN: Mapping[str, int] = {}
 _NUM_BYTES = operator.attrgetter("nbytes")
 
 
@@ -99,11 +100,16 @@ def collate_samples(samples: Sequence[Any]) -> Any:
         ) from error
 
 
-def batch_bytes(batch: Any) -> int:
-    """Returns the bytes of the tensors, arrays and byte strings in a batch; sparse tensors count for nothing."""
+def batch_bytes(batch: Any, known: Mapping[str, int] = _NOTHING_KNOWN) -> int:
+    """Returns the bytes of the tensors, arrays and byte strings in a batch; sparse tensors count for nothing.
+
+    Args:
+        batch: whatever it is.
+        known: of a dict, the bytes of some fields.
+    """
     if type(batch) is dict:
         # The usual case, told sooner than a mapping is.
-        return sum(map(batch_bytes, batch.values()))
+        return sum(known[name] if name in known else batch_bytes(value) for name, value in batch.items())
     if isinstance(batch, torch.Tensor | np.ndarray):
         try:
             return int(batch.nbytes)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from shardload.loader.collate import collate_columns, collate_samples
 from shardload.loader.recipe import BatchRecipe
 from shardload.loader.rows import values_of
 from shardload.loader.stand_ins import Fault, joined, made_whole, refuse, stand_in
+from shardload.order.cursor import RankBatch
 from shardload.order.sample_ids import SampleIds
 from shardload.reader.batch import SampleBatch
 from shardload.reader.decode import Lease, decoded
 from shardload.reader.source import SampleSource
+from shardload.reader.strings import ByteStrings
 from shardload.reader.transform import apply_transform
 
 
@@ -26,6 +28,31 @@ class Read:
 
     samples: SampleBatch
     faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A batch that was read and collated."""
+
+    ids: RankBatch
+    """What it was asked for by."""
+    batch: Any
+    """What a recipe makes of its samples, up to `batch_transform`."""
+    faults: tuple[Fault, ...]
+    """All its faults, fillers among them."""
+    string_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of fields that it has as they were read, where these are known without looking at each value."""
+
+
+def string_bytes(read: Read, recipe: BatchRecipe) -> dict[str, int]:
+    """Returns the bytes of byte strings and texts that come into a batch as they were read.
+
+    To ask each of them for its length takes a tenth of the time of a batch of texts.
+    """
+    if recipe.transform or recipe.collate_fn or recipe.batch_transform or recipe.rows is not None:
+        return {}
+    columns = read.samples.columns.items()
+    return {name: int(one.values.lengths().sum()) for name, one in columns if isinstance(one.values, ByteStrings)}
 
 
 def collated(

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shardload.loader.collated import Read, collated
+from shardload.loader.collated import Made, Read, collated
 from shardload.loader.recipe import BatchRecipe
 from shardload.loader.stand_ins import Fault, made_whole
 from shardload.order.cursor import RankBatch
@@ -109,9 +109,7 @@ class ProcessPool:
         fetched[0] = gone
         self._per_process = max(1, -(-num_ahead // num_processes))
 
-    def batches(
-        self, ids: Iterator[RankBatch], seed: int, epoch: int
-    ) -> Generator[tuple[RankBatch, Any, tuple[Fault, ...]]]:
+    def batches(self, ids: Iterator[RankBatch], seed: int, epoch: int) -> Generator[Made]:
         """Yields the batches in their order, with what they were asked for by, and faults.
 
         Raises:
@@ -145,7 +143,7 @@ class ProcessPool:
             made, told = made
             if told is not None:
                 self._fetched[told[0]] = told[1]
-            yield asked.popleft(), *made
+            yield Made(asked.popleft(), *made)
             # A batch must not live on in this frame while the next one is waited for.
             del made
 

@@ -332,7 +332,7 @@ class Access:
         return self._located(sample_ids, shard_ids, self._shards.rows(sample_ids, shard_ids))
 
     def _shard_ids(self, sample_ids: Int64) -> Int64:
-        return np.searchsorted(self._first, sample_ids, side="right") - 1
+        return self._table.spans.of(sample_ids)
 
     def _located(self, sample_ids: Int64, shard_ids: Int64, rows: NDArray[Any] | None) -> Located:
         local_ids = sample_ids - self._first[shard_ids]

@@ -210,7 +210,7 @@ class ShardDataset(SampleSource):
 
     def at_hand(self, sample_ids: Int64) -> bool:
         """Tells whether samples are in memory, as far as the shards that they lie in were looked at."""
-        return self._shards_at_hand(np.searchsorted(self.table.first_sample_ids, sample_ids, side="right") - 1)
+        return self._shards_at_hand(self.table.spans.of(sample_ids))
 
     def ranges(self, sample_ids: Int64) -> tuple[Int64, Int64, Int64]:
         """Returns the shards, first bytes and lengths of the ranges that samples are read from, rows left out."""

@@ -128,7 +128,7 @@ class OpenShards:
         """Returns the pages of row tables that are to be read for samples; None if there are none."""
         if self._paged is None:
             return None
-        shard_ids = np.searchsorted(self._first, sample_ids, side="right") - 1
+        shard_ids = self._table.spans.of(sample_ids)
         self.open(shard_ids)
         return self._paged.ranges(sample_ids, shard_ids, self.get)
 

@@ -216,3 +216,18 @@ def test_the_bytes_of_a_batch_are_counted_whatever_it_holds() -> None:
     for batch, num_bytes in cases:
         assert batch_bytes(batch) == num_bytes
         assert batch_bytes(tuple(batch) if isinstance(batch, list) else batch) == num_bytes
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd:3"])
+@pytest.mark.parametrize("how", [{}, {"with_ids": True}, {"batch_transform": dict}, {"transform": dict}])
+def test_the_bytes_of_texts_that_came_are_told(tmp_path: Path, how: dict[str, Any], compression: str) -> None:
+    """As they are stored where that is known, else as the objects tell."""
+    with shardload.ShardWriter(tmp_path / "d", {"text": "str", "number": "int64"}, compression=compression) as writer:
+        for number in range(9):
+            writer.write({"text": "aü" * number, "number": number})
+    with ShardLoader(shardload.open(tmp_path / "d"), 4, shuffle=True, drop_last=False, **how) as loader:
+        num_characters = sum(len(text) for batch in loader for text in batch["text"])
+        num_bytes = loader.stats().num_bytes
+    assert num_characters == 2 * 36
+    known = not {"batch_transform", "transform"} & how.keys()
+    assert num_bytes == (3 * 36 if known else num_characters) + 9 * 8 + (9 * 24 if "with_ids" in how else 0)

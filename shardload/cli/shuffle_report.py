@@ -155,7 +155,9 @@ def _echo(facts: dict[str, Any], measured: list[OrderQuality]) -> None:
     rows.append(("correlation of neighbours", *(f"{one.correlation:+.4f}" for one in measured)))
     rows.append(("correlation of epochs", *(f"{one.epoch_correlation:+.4f}" for one in measured)))
     for name in measured[0].mixing:
-        rows.append((f"different {name} in a batch / at random", *(f"{one.mixing[name]:.3f}" for one in measured)))
+        # There may be no whole batch to look at.
+        shown = (f"{one.mixing[name]:.3f}" if math.isfinite(one.mixing[name]) else "-" for one in measured)
+        rows.append((f"different {name} in a batch / at random", *shown))
     width = max(len(row[0]) for row in rows)
     for name, mine, theirs in rows:
         echo(f"  {name:<{width}}  {mine:>12}  {theirs:>18}")

@@ -54,6 +54,12 @@ def test_text_for_people(sorted_by_class, capsys):
     assert next(line for line in lines if "neighbours" in line).split()[-2] == "+1.0000"
 
 
+def test_what_no_whole_batch_tells_is_left_out(sorted_by_class, capsys):
+    assert main(["shuffle-report", str(sorted_by_class), "--max-positions", "100", "--batch-size", "1000"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "different shards" in line)
+    assert line.split()[-2:] == ["-", "-"]
+
+
 def test_a_picture(sorted_by_class, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     assert (

@@ -111,13 +111,20 @@ def test_one_slow_sample_does_not_stop_reading_ahead(mixed: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("seconds", "waits", "transform", "alone"),
-    [(60, 1 << 30, None, True), (60, 1, None, False), (0, 1 << 30, None, False), (60, 1 << 30, dict, False)],
+    ("seconds", "waits", "transform", "field", "alone"),
+    [
+        (60, 1 << 30, None, "number", True),
+        (60, 1, None, "number", False),
+        (0, 1 << 30, None, "number", False),
+        (60, 1 << 30, dict, "number", False),
+        (60, 1 << 30, None, "text", False),
+    ],
 )
 def test_an_epoch_begins_in_one_thread(
-    mixed: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, waits: int, transform: Any, alone: bool
+    mixed: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, waits: int, transform: Any, field: str, alone: bool
 ) -> None:
-    """For some time, and unless the loop waits for bursts one after the other; not where something of the user's is to be done."""
+    """For some time, and unless the loop waits for bursts one after the other; not where something of the user's is to be done,
+    or much that needs no lock."""
     readers: list[str] = []
     real = ShardDataset.read_batches
 
@@ -128,7 +135,7 @@ def test_an_epoch_begins_in_one_thread(
     monkeypatch.setattr(ShardDataset, "read_batches", noted)
     monkeypatch.setattr(batches_module, "_BEGIN_SECONDS", seconds)
     monkeypatch.setattr(batches_module, "_BEGIN_WAITS", waits)
-    loader = make(mixed, 10, (32, 2), transform=transform, fields=["number"], with_ids=False, helper_process=False)
+    loader = make(mixed, 10, (32, 2), transform=transform, fields=[field], with_ids=False, helper_process=False)
     assert sum(1 for _ in loader) == 50
     first, *others = (name.startswith("shardload-prefetch") for name in readers)
     assert first and len(others) > 3

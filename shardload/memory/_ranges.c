@@ -70,6 +70,10 @@ static int64_t checked(Ranges *ranges)
                          ranges->memory.len);
             return -1;
         }
+        if (stop - start > INT64_MAX - total) {
+            PyErr_SetString(PyExc_ValueError, "the ranges have too many bytes together");
+            return -1;
+        }
         total += stop - start;
     }
     return total;

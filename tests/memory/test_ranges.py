@@ -127,6 +127,16 @@ def test_single_characters_and_nothing_are_the_interpreter_s_own() -> None:
     assert found == ["", "b", "c", ""] and found[1] is chr(98) and found[0] is found[3]
 
 
+@compiled
+def test_ranges_of_more_bytes_than_can_be_counted_are_refused() -> None:
+    """Their number of bytes would start anew from below nothing."""
+    memory = (ctypes.c_char * (1 << 45)).from_address(1 << 12)
+    starts, stops = np.zeros(1 << 19, dtype=np.int64), np.full(1 << 19, 1 << 45, dtype=np.int64)
+    for count in (1 << 18, 1 << 19):
+        with pytest.raises(ValueError, match="too many bytes"):
+            gather(memory, starts[:count], stops[:count], np.empty(0, dtype=np.uint8))
+
+
 @summing
 @pytest.mark.parametrize("how", BUILDS)
 @given(spans=SPANS, head=st.integers(0, 12), seed=st.integers(0, 2**32 - 1))

@@ -124,7 +124,7 @@ CRC_TARGET static void sum_all(const Ranges *ranges, const int64_t *heads, uint3
             size = lanes[i].ready < size ? lanes[i].ready : size;
         }
         if (num_lanes == LANES)
-            side_by_side(lanes, size - size % WORD);
+            together(lanes, size - size % WORD);
         int num_kept = 0;
         for (int i = 0; i < num_lanes; i++) {
             if (num_lanes < LANES || lanes[i].ready < WORD)
@@ -357,6 +357,10 @@ static PyMethodDef methods[] = {
 static int add_facts(PyObject *module)
 {
     is_wide = CAN_BE_WIDE;
+#ifdef CRC_WORD
+    if (CAN_SUM)
+        make_shifts();
+#endif
     return PyModule_AddIntConstant(module, "SUMS", CAN_SUM);
 }
 

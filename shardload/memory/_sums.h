@@ -24,6 +24,11 @@
 #define PIECE_BYTES ((size_t)4096)
 /* What is no longer is fetched before the sum, and not meanwhile. */
 #define AT_ONCE_BYTES ((size_t)2048)
+/* A piece that has nothing beside it is summed by stripes of so many bytes. */
+#define STRIPE_BYTES ((size_t)1360)
+
+/* By byte of a sum and its value: the sum after a stripe of zeros. */
+static uint32_t shifts[4][256];
 
 /* One range on its way. */
 typedef struct {
@@ -93,15 +98,15 @@ static inline void make_ready(Lane *lane, int as_text)
         fetch_line(&lane->wanted);
 }
 
-/* Goes on by so many words in each lane. */
-CRC_TARGET static void side_by_side(Lane lanes[LANES], size_t size)
+/* Continues sums over as many bytes each, by whole words. */
+CRC_TARGET static inline void side_by_side(const char *const data[LANES], uint64_t sums[LANES], size_t size, Next *const wanted[LANES])
 {
-    const char *one = lanes[0].data, *two = lanes[1].data, *three = lanes[2].data;
-    uint64_t a = lanes[0].sum, b = lanes[1].sum, c = lanes[2].sum;
+    const char *one = data[0], *two = data[1], *three = data[2];
+    uint64_t a = sums[0], b = sums[1], c = sums[2];
     for (size_t place = 0; place < size;) {
         size_t stop = size;
-        if (lanes[0].wanted.size || lanes[1].wanted.size || lanes[2].wanted.size) {
-            fetch_line(&lanes[0].wanted), fetch_line(&lanes[1].wanted), fetch_line(&lanes[2].wanted);
+        if (wanted[0]->size || wanted[1]->size || wanted[2]->size) {
+            fetch_line(wanted[0]), fetch_line(wanted[1]), fetch_line(wanted[2]);
             stop = size - place < LINE_BYTES ? size : place + LINE_BYTES;
         }
         for (; place < stop; place += WORD) {
@@ -110,14 +115,49 @@ CRC_TARGET static void side_by_side(Lane lanes[LANES], size_t size)
             a = CRC_WORD(a, u), b = CRC_WORD(b, v), c = CRC_WORD(c, w);
         }
     }
-    lanes[0].sum = a, lanes[1].sum = b, lanes[2].sum = c;
-    for (int i = 0; i < LANES; i++)
-        lanes[i].data += size, lanes[i].ready -= size;
+    sums[0] = a, sums[1] = b, sums[2] = c;
 }
 
-/* Goes to the end of what is ready. */
+/* Goes on by so many bytes in each lane. */
+CRC_TARGET static void together(Lane lanes[LANES], size_t size)
+{
+    const char *const data[LANES] = {lanes[0].data, lanes[1].data, lanes[2].data};
+    Next *const wanted[LANES] = {&lanes[0].wanted, &lanes[1].wanted, &lanes[2].wanted};
+    uint64_t sums[LANES] = {lanes[0].sum, lanes[1].sum, lanes[2].sum};
+    side_by_side(data, sums, size, wanted);
+    for (int i = 0; i < LANES; i++)
+        lanes[i].data += size, lanes[i].ready -= size, lanes[i].sum = sums[i];
+}
+
+/* Notes what becomes of each byte of a sum by a stripe of zeros. Called when the module is loaded. */
+CRC_TARGET static void make_shifts(void)
+{
+    for (int byte = 0; byte < 4; byte++)
+        for (int bit = 0; bit < 8; bit++) {
+            uint64_t sum = UINT64_C(1) << (8 * byte + bit);
+            for (size_t place = 0; place < STRIPE_BYTES; place += WORD)
+                sum = CRC_WORD(sum, 0);
+            for (int value = 0; value < 1 << bit; value++)
+                shifts[byte][value + (1 << bit)] = shifts[byte][value] ^ (uint32_t)sum;
+        }
+}
+
+/* Returns a sum as it is after a stripe of zeros. What comes in their place is added by one that starts from 0. */
+static inline uint64_t shifted(uint64_t sum)
+{
+    return shifts[0][sum & 255] ^ shifts[1][sum >> 8 & 255] ^ shifts[2][sum >> 16 & 255] ^ shifts[3][sum >> 24 & 255];
+}
+
+/* Goes to the end of what is ready: of much of it three stripes are summed side by side. */
 CRC_TARGET static void alone(Lane *lane)
 {
+    for (; lane->ready >= LANES * STRIPE_BYTES; lane->ready -= LANES * STRIPE_BYTES, lane->data += LANES * STRIPE_BYTES) {
+        const char *const data[LANES] = {lane->data, lane->data + STRIPE_BYTES, lane->data + 2 * STRIPE_BYTES};
+        Next *const wanted[LANES] = {&lane->wanted, &lane->wanted, &lane->wanted};
+        uint64_t sums[LANES] = {lane->sum, 0, 0};
+        side_by_side(data, sums, STRIPE_BYTES, wanted);
+        lane->sum = shifted(shifted(sums[0]) ^ sums[1]) ^ sums[2];
+    }
     for (uint64_t word; lane->ready >= WORD; lane->ready -= WORD, lane->data += WORD) {
         memcpy(&word, lane->data, WORD);
         lane->sum = CRC_WORD(lane->sum, word);

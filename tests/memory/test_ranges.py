@@ -127,6 +127,20 @@ def test_single_characters_and_nothing_are_the_interpreter_s_own() -> None:
     assert found == ["", "b", "c", ""] and found[1] is chr(98) and found[0] is found[3]
 
 
+@summing
+@pytest.mark.parametrize("how", BUILDS)
+@pytest.mark.parametrize("size", [4079, 4080, 4081, 4096, 8159, 8160, 8161, 20_000, 39_990])
+def test_the_sum_of_one_long_range_is_that_of_the_library(how: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has none beside it: stripes of it are summed side by side."""
+    use(monkeypatch, how)
+    for start in (0, 1, 7):
+        starts, before = np.array([start]), np.array([0xDEADBEEF], dtype=np.uint32)
+        wanted = extend(0xDEADBEEF, DATA[start : start + size])
+        assert add_up(DATA, starts, starts + size, before).tolist() == [wanted]
+        values, sums = copied_and_added_up(DATA, starts, starts + size, 0, before, as_text=False)
+        assert values == [DATA[start : start + size]] and sums.tolist() == [wanted]
+
+
 @compiled
 def test_ranges_of_more_bytes_than_can_be_counted_are_refused() -> None:
     """Their number of bytes would start anew from below nothing."""

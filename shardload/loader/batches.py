@@ -212,7 +212,8 @@ class BatchMaker:
     def _begins(self, num_waits: int, seconds: float, aside: Aside | None) -> bool:
         """Tells whether this thread goes on reading by itself after the first bursts of an epoch.
 
-        Until batches wait, or the training loop is seen to be faster than one thread: for the first two it waits in any case.
+        Until batches wait, or the training loop is seen to be faster than one thread: for the first two it waits in any case. Not
+        where several threads do not wait for each other.
         """
         if not self._quick or self._frames or (aside is not None and aside.helps):
             return False

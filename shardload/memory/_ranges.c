@@ -308,7 +308,7 @@ static PyObject *gather(PyObject *module, PyObject *args)
     char *place = target.buf;
     for (Py_ssize_t i = 0; i < ranges.count; i++) {
         size_t size = (size_t)(stop_of(&ranges, i) - start_of(&ranges, i));
-        int is_lines = size % LINE_BYTES == 0 && (uintptr_t)place % LINE_BYTES == 0;
+        int is_lines = size >= LINES_BYTES && size % LINE_BYTES == 0 && (uintptr_t)place % LINE_BYTES == 0;
         copies[i] = (Copy){NULL, place, source_of(&ranges, i), size, size >= STREAMED_BYTES || (is_lines && num_bytes >= STREAMED_TOTAL), 0};
         place += size;
     }

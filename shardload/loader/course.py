@@ -159,6 +159,11 @@ class Course:
             return self.transfer.sent(deliveries, self.buffers())
         return deliveries if self.pinning is None else self.pinning.pinned(deliveries)
 
+    @property
+    def moves(self) -> bool:
+        """Whether batches are elsewhere when they arrive."""
+        return self.transfer is not None or self.device is not None
+
     def arrived(self, batch: Any) -> Any:
         """Returns the batch of such a delivery as the training loop gets it."""
         if self.transfer is not None:

@@ -36,6 +36,8 @@ class Iteration:
         self._course = course
         self._run = run
         self._pool = course.buffers()
+        # Asked once, as the training loop waits for whatever `next` does.
+        self._moves, self._takes_back = course.moves, course.takes_back
         self._process_id = os.getpid()
         self._num_samples = self._num_faults = 0
         self._loop = Loop()
@@ -65,7 +67,7 @@ class Iteration:
             self._loop.waits = False
             if delivery.faults:
                 self._judge(delivery)
-            batch = self._course.arrived(delivery.batch)
+            batch = self._course.arrived(delivery.batch) if self._moves else delivery.batch
         except StopIteration:
             self._end(StopIteration())
             raise
@@ -79,7 +81,7 @@ class Iteration:
         if faults := delivery.faults:
             delivered.replace([fault.sample_id for fault in faults], [fault.stand_in for fault in faults])
         self._count(delivery, start)
-        if self._course.takes_back:
+        if self._takes_back:
             # Only now, so that the last batch of an epoch stays what it is.
             for pool in self._course.pools:
                 take_back(self._given, pool)

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from shardload.errors import LoaderClosedError
@@ -46,16 +47,9 @@ class Prefetcher(Generic[Item]):
         self._stop = Stop() if stop is None else stop
         work = items, self._queue, self._stop
         self._thread = threading.Thread(target=_run, args=work, name="shardload-prefetch", daemon=True)
+        self.take: Callable[[], Item] = partial(self._queue.take, self._thread)
+        """Returns the next item. Raises StopIteration where there are no more, and LoaderClosedError once closed."""
         self._thread.start()
-
-    def take(self) -> Item:
-        """Returns the next item.
-
-        Raises:
-            StopIteration: there are no more.
-            LoaderClosedError: closed.
-        """
-        return self._queue.take(self._thread)
 
     def close(self) -> None:
         """Ends the thread and drops what waits.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import threading
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,11 @@ _ASK_SECONDS = 0.02
 """Neither the interpreter nor the memory is looked at more often: the question takes up to 0.1 ms."""
 _MIN_RESIDENCY = 0.9
 """Of shards less in memory the next read would wait for the device, with the interpreter's lock held."""
+
+_QUIET_BYTES = 8 << 20
+"""After so much that was read without waiting for the device others are taken where they lie, too, though not all of their shards
+is in memory: of a shard of which only a part is read, no more than that ever will be.
+"""
 
 _MAX_HELD_BYTES = 4 << 20
 """More bytes than these are not copied with the interpreter's lock held: other threads wait for them."""
@@ -70,6 +75,7 @@ class MapEngine:
         self._looked = np.zeros(len(table), dtype=np.bool_)
         self._asked = self._last_look = 0.0
         self._busy = False
+        self._quiet_bytes = 0
 
     def read(self, ranges: Ranges, targets: Sequence[NDArray[np.uint8]]) -> None:
         """Copies ranges into targets."""
@@ -119,14 +125,23 @@ class MapEngine:
 
     def in_memory(self, ranges: Ranges) -> InMemory | None:
         """Returns where ranges lie in memory, if they do, and the interpreter is idle or not needed for copies."""
-        if not len(ranges) or not self.are_in_memory(ranges.shard_ids) or not (COPIES_UNLOCKED or self._idle()):
+        if not len(ranges) or not (COPIES_UNLOCKED or self._idle()):
+            return None
+        quiet = self._quiet_bytes >= _QUIET_BYTES and self._map(ranges.shard_ids)
+        if not quiet and not self.are_in_memory(ranges.shard_ids):
             return None
         found = self._mapped.in_memory(self._mapped.addresses[ranges.shard_ids] + ranges.starts, ranges.lengths)
         if found is None:
             return None
         data, starts = found
         keep_freed_memory()
-        return InMemory(data, starts, starts + ranges.lengths, partial(self._whole, ranges.shard_ids))
+        before = _num_waits()
+
+        def whole() -> bool:
+            self._note(ranges, before)
+            return self._whole(ranges.shard_ids)
+
+        return InMemory(data, starts, starts + ranges.lengths, whole)
 
     def will_need(self, ranges: Ranges) -> None:
         """Tells the operating system of all ranges at once."""
@@ -165,6 +180,10 @@ class MapEngine:
             self._last_look = time.monotonic()
             self._look(int(absent[0]))
         return not len(absent)
+
+    def _note(self, ranges: Ranges, num_waits: int) -> None:
+        """Notes a read of ranges by this thread, which before that had waited so often."""
+        self._quiet_bytes = 0 if _num_waits() > num_waits else self._quiet_bytes + int(ranges.lengths.sum())
 
     def _look(self, shard_id: int) -> None:
         """Looks what part of a shard is in memory, unless its file cannot be opened any more."""
@@ -250,8 +269,10 @@ class MapEngine:
         """Copies ranges to addresses; returns whether all is there, from files that have kept their length."""
         if not self._map(ranges.shard_ids):
             return False
-        starts = self._mapped.addresses[ranges.shard_ids] + ranges.starts
-        return self._copy(starts, ranges.lengths, targets) and self._whole(ranges.shard_ids)
+        starts, before = self._mapped.addresses[ranges.shard_ids] + ranges.starts, _num_waits()
+        done = self._copy(starts, ranges.lengths, targets)
+        self._note(ranges, before)
+        return done and self._whole(ranges.shard_ids)
 
     def _whole(self, shard_ids: Int64) -> bool:
         """Returns whether shards still have their ends.
@@ -286,3 +307,8 @@ class MapEngine:
                 return False
             position = stop
         return True
+
+
+def _num_waits() -> int:
+    """Returns how often this thread has waited for a page of a file: its major faults."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt

@@ -22,6 +22,7 @@ from shardload.reader.in_memory import InMemory
 from shardload.storage import MappedFiles, mapping
 
 NUM_SAMPLES = 300
+compiled = pytest.mark.skipif(not map_engine.COPIES_UNLOCKED, reason="shardload was installed without a C compiler")
 
 
 def write(path: Path, *, num_samples: int = NUM_SAMPLES, shard_size: str = "64KiB", compression: str = "none") -> Path:
@@ -157,6 +158,64 @@ def test_values_of_any_size_are_gathered_from_memory(tmp_path: Path, monkeypatch
     read_all()
     engine._busy, engine._mapped.residency[-1] = False, 0.5
     read_all()
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["text", "packed"])
+def test_what_waits_for_nothing_is_taken_where_it_lies(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of shards that are not in memory as a whole; until a read has waited."""
+    texts = [f"{number} " * 300 for number in range(4000)]
+    with shardload.ShardWriter(
+        tmp_path / "d", {"text": "str"}, compression="zstd:1" if kind == "packed" else "none"
+    ) as writer:
+        for text in texts:
+            writer.write({"text": text + str(np.random.default_rng(len(text)).bytes(300))})
+    monkeypatch.setattr(MappedFiles, "look", lambda self, number, descriptor: None)
+    waits, ways = [0], list[str]()
+    monkeypatch.setattr(map_engine, "_num_waits", lambda: waits[0])
+    monkeypatch.setattr(map_engine, "_QUIET_BYTES", 1 << 20)
+    for way in ("read", "in_memory"):
+        real = getattr(MappedFiles, way)
+        monkeypatch.setattr(MappedFiles, way, lambda *given, real=real, way=way: ways.append(way) or real(*given))
+    dataset = shardload.open(tmp_path / "d", engine="map", verify="once")
+    ids = np.random.default_rng(0).permutation(4000)
+
+    def ways_of(some: Any) -> set[str]:
+        ways.clear()
+        found = dataset.__getitems__(some).values_of("text")
+        assert [text.split()[0] for text in found] == [str(i) for i in some]
+        return set(ways)
+
+    seen = [ways_of(ids) for _ in range(12)]
+    first = seen.index({"in_memory"})
+    assert first and seen == [{"read"}] * first + [{"in_memory"}] * (12 - first)
+    assert ways_of(ids[:50]) == {"in_memory"}
+    assert ways_of(ids) == {"in_memory"}
+    monkeypatch.setattr(map_engine, "_num_waits", lambda: waits.append(waits[-1] + 1) or waits[-1])
+    # What was read is right; what follows is not taken there any more.
+    assert "in_memory" in ways_of(ids)
+    assert ways_of(ids) == {"read"}
+
+
+def test_what_cannot_be_mapped_is_taken_from_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses are reserved for all shards, and nothing lies at those of one that the system had no room for."""
+    path, real = write(tmp_path / "d"), MappedFiles.map
+
+    def full(self: MappedFiles, number: int, descriptor: int) -> None:
+        if number % 2:
+            raise OSError("no room")
+        real(self, number, descriptor)
+
+    monkeypatch.setattr(MappedFiles, "map", full)
+    monkeypatch.setattr(map_engine, "_QUIET_BYTES", 0)
+    dataset = shardload.open(path, engine="map")
+    assert len(dataset.table) > 2
+    for _ in range(2):
+        for ids in ([0, NUM_SAMPLES - 1], np.arange(NUM_SAMPLES)):
+            assert [one["number"] for one in dataset.__getitems__(ids)] == list(ids)
+            assert [len(one["image"]) > 10_000 for one in dataset.__getitems__(ids)] == [i % 50 == 7 for i in ids]
 
 
 def test_records_to_be_checked_are_not_joined_from_memory_while_a_thread_is_computing(

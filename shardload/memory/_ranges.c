@@ -12,7 +12,7 @@
 /* From this size on copies go past the processor's caches: thousands of them push all else out of there, and each line that is
    written would first be read. */
 #define STREAMED_BYTES (16 << 10)
-/* And so do shorter ranges of whole lines that together have so many bytes, where they lie one behind the other. */
+/* And so do shorter ones of whole lines, from LINES_BYTES on, that together have so many bytes, where they come one behind the other. */
 #define STREAMED_TOTAL (8 << 20)
 
 /* Of ranges that follow each other this far the latter is fetched while the former is copied; of long ones the next one is. */

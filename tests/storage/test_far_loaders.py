@@ -26,6 +26,10 @@ QUICK = {"deadline": 5, "progress_timeout": 3, "retries": 3, "first_wait": 0.002
 HELD_BYTES = 256 << 10
 
 
+# A connection that is being made when its request is given up is dropped as it is by the libraries below; it ends when collected.
+gives_up = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 @pytest.fixture(scope="module")
 def name(object_store: ObjectStore, mixed: Path) -> str:
     return object_store.upload(mixed, "far-loaders")
@@ -141,6 +145,7 @@ def test_a_loader_fails_in_time(far: tuple[FaultProxy, str, dict[str, Any]]) -> 
         assert sum(1 for _ in again) == again.remaining or True
 
 
+@gives_up
 def test_a_shard_that_is_gone_is_an_error_at_once(far: tuple[FaultProxy, str, dict[str, Any]]) -> None:
     """F35: a listed shard that is not there, and access that was taken away."""
     proxy, location, options = far
@@ -154,8 +159,7 @@ def test_a_shard_that_is_gone_is_an_error_at_once(far: tuple[FaultProxy, str, di
         assert caught.value.shard is not None and max(proxy.by_range("shards/").values()) <= 2 * most
 
 
-# A connection that is being made when its request is given up is dropped as it is by the libraries below; it ends when collected.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@gives_up
 @pytest.mark.parametrize(
     "ending, num_threads", [("stall", 2), ("reset", 0), *(pytest.param(*p, marks=pytest.mark.slow) for p in SLOW_ENDS)]
 )

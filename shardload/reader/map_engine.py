@@ -234,8 +234,11 @@ class MapEngine:
         if not len(ranges) or not self._map(ranges.shard_ids):
             return False
         starts = self._mapped.addresses[ranges.shard_ids] + ranges.starts
-        done = self._gathered_by_call if COPIES_UNLOCKED else self._gathered_by_numpy
-        return done(ranges, starts, targets, sums) and self._whole(ranges.shard_ids)
+        if COPIES_UNLOCKED:
+            done = self._gathered_by_call(ranges, starts, targets, sums)
+        else:
+            done = self._gathered_by_numpy(ranges, starts, targets)
+        return done and self._whole(ranges.shard_ids)
 
     def _gathered_by_call(
         self, ranges: Ranges, starts: Int64, targets: Sequence[NDArray[np.uint8]], sums: UInt32 | None
@@ -252,11 +255,9 @@ class MapEngine:
             first = last
         return True
 
-    def _gathered_by_numpy(
-        self, ranges: Ranges, starts: Int64, targets: Sequence[NDArray[np.uint8]], sums: UInt32 | None
-    ) -> bool:
+    def _gathered_by_numpy(self, ranges: Ranges, starts: Int64, targets: Sequence[NDArray[np.uint8]]) -> bool:
         size = int(ranges.lengths[0])
-        if sums is not None or (ranges.lengths != size).any():
+        if (ranges.lengths != size).any():
             return False
         return self._mapped.gather(starts, size, targets) or (
             0 < size * len(ranges) <= _MAX_HELD_BYTES

@@ -33,7 +33,7 @@ static uint32_t shifts[4][256];
 /* One range on its way. */
 typedef struct {
     const char *source;
-    /* Where it is copied to, or NULL; past the processor's caches from a piece of memory that stays in them, or straight. */
+    /* Where it is copied to, or NULL. What is streamed goes there from a piece of memory that stays in the processor's caches. */
     char *target, *between;
     size_t num_between;
     int is_streamed;
@@ -45,7 +45,8 @@ typedef struct {
     uint64_t sum;
     int has_high_bits;
     Py_ssize_t number;
-    /* Fetched while the sum is made, so that it takes hardly any time of its own, and what follows this range. */
+    /* What is fetched while the sum is made, so that this takes hardly any time of its own: the next piece, in the end of a later
+       range. */
     Next wanted, later;
 } Lane;
 
@@ -67,8 +68,9 @@ static inline void fetch_line(Next *wanted)
 /* Brings a piece that was summed up to its place, if it is not there. */
 static inline void bring(Lane *lane)
 {
-    if (lane->num_between)
-        copy(lane->target, lane->between, lane->num_between, (Next){NULL, 0}, 1, 0);
+    if (!lane->num_between)
+        return;
+    copy(lane->target, lane->between, lane->num_between, (Next){NULL, 0}, 1, 0);
     lane->target += lane->num_between;
     lane->num_between = 0;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from shardload.errors import StorageError
 from shardload.reader import engine_choice, map_engine
 from shardload.reader.in_memory import InMemory
 from shardload.storage import MappedFiles, mapping
+from shardload.storage.residency import resident_fraction
 
 NUM_SAMPLES = 300
 compiled = pytest.mark.skipif(not map_engine.COPIES_UNLOCKED, reason="shardload was installed without a C compiler")
@@ -197,6 +199,24 @@ def test_what_waits_for_nothing_is_taken_where_it_lies(
     # What was read is right; what follows is not taken there any more.
     assert "in_memory" in ways_of(ids)
     assert ways_of(ids) == {"read"}
+
+
+def test_a_wait_for_the_device_is_noticed(tmp_path: Path) -> None:
+    """Of a real file, whose pages come from the device the first time, and from memory the second."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 20))
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if resident_fraction(file.fileno(), 1 << 20):
+            pytest.skip("this file system keeps its pages")
+        counts = [map_engine._num_waits()]
+        for _ in range(2):
+            # Mapped anew, each page is a fault, though not one that waits.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+                assert sum(view[::4096]) == 0
+            counts.append(map_engine._num_waits())
+    assert counts[0] < counts[1] == counts[2]
 
 
 def test_what_cannot_be_mapped_is_taken_from_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

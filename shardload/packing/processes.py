@@ -16,6 +16,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Self
@@ -68,6 +69,8 @@ class Workers:
             PackError: one cannot be started.
         """
         context = multiprocessing.get_context("spawn")
+        # The first start of a process would start it, and that lifts the mask which the process is to inherit.
+        resource_tracker.ensure_running()
         for number in range(num_workers):
             # A signal half-way through would leave a worker that nobody knows of.
             with signals_held():

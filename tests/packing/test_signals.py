@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,25 @@ def test_a_second_one_ends_the_tidying_up_and_the_pack_is_gone_on_with(tmp_path:
     assert operations.num_unlinked == 1
     pack(source, tmp_path / "out", resume=True, **more)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+STARTED = """
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from shardload.packing.processes import Workers
+
+with Workers() as workers:
+    workers.start(2)
+    for worker in workers._workers:
+        status = Path(f"/proc/{worker.process.pid}/status").read_text().splitlines()
+        masks = [int(line.split()[1], 16) for line in status if line.startswith(("SigBlk:", "SigIgn:"))]
+        print(any(mask >> signal.SIGINT - 1 & 1 for mask in masks))
+"""
+
+
+def test_no_worker_is_ended_by_ctrl_c_while_it_starts() -> None:
+    """In a process of its own: the first worker of a process is started after a tracker of resources, which lifts the mask."""
+    done = subprocess.run([sys.executable, "-c", STARTED], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\nTrue\n", "")

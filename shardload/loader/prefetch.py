@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ Item = TypeVar("Item")
 
 _CHECK_SECONDS = 5.0
 _JOIN_SECONDS = 10.0
+_NOBODY_WAITS = -1
 
 
 class Prefetcher(Generic[Item]):
@@ -77,6 +79,9 @@ class _Queue(Generic[Item]):
 
     No lock is taken where nobody has to wait: at each one the interpreter may go to the other thread, and a training loop that
     computes in Python keeps it for milliseconds. Each counter has a single writer instead.
+
+    Nor is a thread woken where it can be helped: the call that does it takes longer than all else that the training loop waits
+    for in `next`. Who waits for room looks again at the loop's own pace, and is woken only once half of what waited was taken.
     """
 
     def __init__(self, num_bytes: Callable[[Item], int], max_items: int, max_bytes: int) -> None:
@@ -86,22 +91,26 @@ class _Queue(Generic[Item]):
         self._items: queue.SimpleQueue[tuple[Item, int] | _End] = queue.SimpleQueue()
         self._num_put = self._num_taken = 0
         self._bytes_put = self._bytes_taken = 0
+        self._taken_at = time.perf_counter()
+        self._seen = 0, self._taken_at
+        self._pace = 0.0
         self.ended = False
         """Whether the items came to their end by themselves."""
         self._closed = False
-        self._wants_room = False
+        self._wake_at = _NOBODY_WAITS
+        """Whoever takes an item wakes who waits for room when no more than so many are left."""
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def put(self, item: Item) -> bool:
         """Adds an item when there is room; returns False once closed."""
         size = self._num_bytes(item)
         while not self._closed and self._full(size):
-            self._wants_room = True
+            self._wake_at = (self._num_put - self._num_taken) // 2
             # Room that was made before the wish was seen brings no word of it.
             if self._full(size) and not self._closed:
                 with contextlib.suppress(queue.Empty):
-                    self._room.get(timeout=_CHECK_SECONDS)
-        self._wants_room = False
+                    self._room.get(timeout=min(self._pause(), _CHECK_SECONDS))
+        self._wake_at = _NOBODY_WAITS
         self._num_put += 1
         self._bytes_put += size
         self._items.put((item, size))
@@ -110,6 +119,15 @@ class _Queue(Generic[Item]):
             # What `close` left for whoever waits was dropped with it.
             self.finish(StopIteration())
         return not self._closed
+
+    def _pause(self) -> float:
+        """Returns in how many seconds to look for room."""
+        num_taken, taken_at = self._num_taken, self._taken_at
+        seen, seen_at = self._seen
+        if num_taken > seen:
+            self._pace = (taken_at - seen_at) / (num_taken - seen)
+            self._seen = num_taken, taken_at
+        return pause(time.perf_counter() - taken_at, self._pace, self._num_put - num_taken)
 
     def finish(self, error: BaseException) -> None:
         """Ends the items with an error, StopIteration for a plain end."""
@@ -134,7 +152,8 @@ class _Queue(Generic[Item]):
             item, size = entry
             self._num_taken += 1
             self._bytes_taken += size
-            if self._wants_room and self._worth_waking():
+            self._taken_at = time.perf_counter()
+            if self._num_put - self._num_taken <= self._wake_at:
                 self._room.put(None)
             return item
         raise LoaderClosedError("this iterator is closed: the loader was closed, or a newer iterator took over")
@@ -146,12 +165,6 @@ class _Queue(Generic[Item]):
         self.finish(StopIteration())
         self._room.put(None)
 
-    def _worth_waking(self) -> bool:
-        """Tells whether a quarter is free: to wake a thread takes as long as all else that `take` does."""
-        waiting, num_bytes = self._num_put - self._num_taken, self._bytes_put - self._bytes_taken
-        few = waiting <= self._max_items - max(1, self._max_items // 4)
-        return few and num_bytes <= self._max_bytes - self._max_bytes // 4
-
     def _full(self, size: int) -> bool:
         waiting, num_bytes = self._num_put - self._num_taken, self._bytes_put - self._bytes_taken
         return waiting >= self._max_items or (waiting > 0 and num_bytes + size > self._max_bytes)
@@ -160,6 +173,19 @@ class _Queue(Generic[Item]):
         with contextlib.suppress(queue.Empty):
             while True:
                 self._items.get_nowait()
+
+
+def pause(since_taken: float, pace: float, num_waiting: int) -> float:
+    """Returns in how many seconds to look for room, so that a quarter of what waits is likely to be taken by then.
+
+    That is half-way between two takes, as they are foreseen. Where they are late a look is taken after twice as long each time.
+
+    Args:
+        since_taken: seconds since an item was taken.
+        pace: seconds between the takes before it; 0 if there were none.
+        num_waiting: items that wait.
+    """
+    return max((max(1, num_waiting // 4) + 0.5) * pace - since_taken, since_taken)
 
 
 def _run(items: Iterator[Item], queue: _Queue[Item], stop: Stop) -> None:

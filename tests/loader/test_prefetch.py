@@ -1,4 +1,4 @@
-"""The thread that works ahead is woken in time, whatever bounds what waits. Its own look every few seconds is put off here."""
+"""The thread that works ahead is woken in time, whatever bounds what waits. The looks it takes by itself are put off here."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from shardload.loader import prefetch as module
 from shardload.loader.prefetch import Prefetcher
 
 LONG = 60.0
+PAUSE = module.pause
 
 
 @pytest.fixture(autouse=True, scope="module")
 def nobody_looks_by_itself() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_CHECK_SECONDS", LONG)
+        patch.setattr(module, "pause", lambda *facts: LONG)
         yield
 
 
@@ -88,10 +90,8 @@ def test_work_begins_again_before_the_last_item_is_taken(max_items: int, size: i
         return num_made - 1 - num_taken
 
     def filled(num_taken: int) -> bool:
-        """Whether there is no room, or less than a quarter of what bounds it: then nobody need be woken yet."""
-        found = waiting(num_taken)
-        few = found <= max_items - max(1, max_items // 4) and found * size <= max_bytes - max_bytes // 4
-        return found == most or (found > 0 and not few)
+        """Whether there is no room, or less than half of what bounds it: then nobody need be woken yet."""
+        return waiting(num_taken) > most // 2
 
     for num_taken in range(2 * most + 2):
         end = time.monotonic() + 20
@@ -101,6 +101,64 @@ def test_work_begins_again_before_the_last_item_is_taken(max_items: int, size: i
         assert waiting(num_taken) <= most
         assert prefetcher.take() == num_taken + 1
     within(lambda: prefetcher.close() or True)
+
+
+@pytest.mark.parametrize(("max_items", "num_takes"), [(1, 1), (2, 1), (3, 2), (4, 2), (8, 4), (32, 16)])
+def test_a_loop_wakes_nobody_before_it_has_taken_half(max_items: int, num_takes: int) -> None:
+    """To wake a thread takes longer than all else that it waits for in `next`."""
+    woken: list[int] = []
+
+    class Room:
+        """As the queue's own; each `get` ends at once, as if it was time for a look."""
+
+        def put(self, word: None) -> None:
+            woken.append(items._num_taken)
+
+        def get(self, timeout: float) -> None:
+            looked.set()
+            done.wait(LONG)
+
+    looked, done = threading.Event(), threading.Event()
+    items = module._Queue[int](lambda item: 1, max_items, 1000)
+    items._room = Room()  # type: ignore[assignment]
+    maker = threading.Thread(target=lambda: [items.put(i) for i in range(max_items + 1)], daemon=True)
+    maker.start()
+    assert looked.wait(20)
+    for _ in range(num_takes):
+        assert not woken
+        items.take(maker)
+    assert woken == [num_takes]
+    done.set()
+
+
+def test_a_look_is_due_half_way_between_two_takes() -> None:
+    assert PAUSE(0.0, 1.0, 4) == 1.5 and PAUSE(0.5, 1.0, 4) == 1.0
+    assert PAUSE(0.0, 1.0, 1) == 1.5 and PAUSE(0.25, 0.5, 32) == 4.0
+
+
+@given(st.floats(0, 1e3), st.floats(0, 1e3), st.integers(1, 64))
+def test_looks_at_a_loop_that_is_late_come_ever_more_seldom(since_taken: float, pace: float, num_waiting: int) -> None:
+    assert PAUSE(since_taken, pace, num_waiting) >= since_taken
+    assert PAUSE(2000 + since_taken, pace / 100, num_waiting) == 2000 + since_taken
+
+
+def test_the_pace_is_that_of_the_takes_since_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[float, float, int]] = []
+    monkeypatch.setattr(module, "pause", lambda *facts: told.append(facts) or LONG)
+    now = 100.0
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    items = module._Queue[int](lambda item: 1, 8, 1000)
+    for item in range(8):
+        items.put(item)
+    items._pause()
+    for now in (101.0, 103.0, 106.0):  # noqa: B007
+        items.take(threading.current_thread())
+    now = 108.0
+    items._pause()
+    for now in (109.0, 114.0):  # noqa: B007
+        items.take(threading.current_thread())
+    items._pause()
+    assert told == [(0.0, 0.0, 8), (2.0, 2.0, 5), (0.0, 4.0, 3)]
 
 
 @pytest.mark.parametrize("max_items", [1, 2, 3])

@@ -11,8 +11,9 @@ import os
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -47,6 +48,16 @@ class Missing(NamedTuple):
     stop: int
 
 
+@dataclass(slots=True)
+class _Coming:
+    """Bytes of files that are to be kept."""
+
+    keys: UInt64
+    starts: Int64
+    pieces: Sequence[NDArray[np.uint8]]
+    written: bool = False
+
+
 class Cache:
     """An open cache. Safe for several threads; belongs to the process that opened it.
 
@@ -63,6 +74,8 @@ class Cache:
         self.path = path
         self.stats = CacheStats()
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._coming: deque[_Coming] = deque()
         self._expected = ExpectedUses()
         self._index: CacheIndex | None = None
         try:
@@ -134,19 +147,15 @@ class Cache:
             starts: first byte of each, of a cell: shape (pieces,).
             pieces: for each, uint8 of shape (bytes,), not empty: whole cells, or up to the end of the file.
         """
-        index = self._usable()
-        if index is None:
+        if self._index is None or not len(pieces):
             return
         assert not (starts % CELL_BYTES).any()
-        blocks = blocks_in(starts, starts + np.array([len(piece) for piece in pieces]))
-        places = places_of(keys[blocks.owners], blocks.numbers, index.num_sets)
-        content = gathered(blocks, starts, pieces)
-        try:
-            with self._lock:
-                uses, current = self._uses_of(places)
-                self.stats.num_evicted += BlockWrites(index, blocks, places, content, uses, current).carry_out()
-        except OSError as error:
-            self._give_up(error)
+        coming = _Coming(keys, starts, pieces)
+        self._coming.append(coming)
+        # Whoever has the lock writes for all that wait for it: many blocks take little longer than a few.
+        with self._writing:
+            while not coming.written:
+                self._write_some()
 
     def count(self, num_hits: int, num_misses: int) -> None:
         """Counts blocks that were needed."""
@@ -226,6 +235,41 @@ class Cache:
                 self._expected.usual = cursor + 2 * num_positions
         except OSError as error:
             self._give_up(error)
+
+    def _write_some(self) -> None:
+        """Writes what came first, and as much of what came after it as is written at a time."""
+        some, num_bytes = [self._coming.popleft()], 0
+        while self._coming and num_bytes < _MAX_BLOCKS * BLOCK_BYTES:
+            some.append(self._coming.popleft())
+            num_bytes += sum(len(piece) for piece in some[-1].pieces)
+        index = self._usable()
+        try:
+            if index is not None:
+                self._write_together(index, some)
+        except OSError as error:
+            self._give_up(error)
+        finally:
+            for one in some:
+                one.written = True
+
+    def _write_together(self, index: CacheIndex, some: Sequence[_Coming]) -> None:
+        keys, starts = np.concatenate([one.keys for one in some]), np.concatenate([one.starts for one in some])
+        pieces = [piece for one in some for piece in one.pieces]
+        blocks = blocks_in(starts, starts + np.array([len(piece) for piece in pieces]))
+        content = gathered(blocks, starts, pieces)
+        left = np.arange(len(blocks))
+        while len(left):
+            places = places_of(keys[blocks.owners[left]], blocks.numbers[left], index.num_sets)
+            # A block that stands several times, with other cells each time, is written as often.
+            first = np.sort(np.unique(places.tags, return_index=True)[1])
+            part, places = blocks[left[first]], places[first]
+            with self._lock:
+                uses, current = self._uses_of(places)
+            writes = BlockWrites(index, part, places, content[left[first]], uses, current)
+            num_evicted = writes.carry_out()
+            with self._lock:
+                self.stats.num_evicted += num_evicted
+            left = np.delete(left, first)
 
     def _uses_of(self, places: Places) -> tuple[UInt64, Int64]:
         """Returns when blocks that come are used next, and where they are used now."""

@@ -73,11 +73,9 @@ class BlockWrites:
             more = present & (self._blocks.cells & ~found.words != 0)
             for i in np.flatnonzero(more).tolist():
                 self._add_cells(i, int(found.slots[i]), int(found.words[i]), uses[i])
-        num_evicted = 0
-        absent = found.slots < 0
-        # The same block may stand twice: what comes second is put in the next time.
-        absent[np.delete(np.arange(len(absent)), np.unique(self._places.tags, return_index=True)[1])] = False
-        waiting = self._runs(np.flatnonzero(absent))
+        left = self._fill(np.flatnonzero(~present))
+        # A row that gives way is the place of something needed as late in each of its columns.
+        waiting, num_evicted = self._runs(left, self._uses[left[1:]] != self._uses[left[:-1]]), 0
         while waiting:
             num_blocks, firsts = waiting.popitem()
             split, again, evicted = self._place(firsts, num_blocks)
@@ -88,14 +86,32 @@ class BlockWrites:
                     waiting[size] = np.concatenate([waiting.get(size, some[:0]), some])
         return num_evicted
 
-    def _runs(self, numbers: Int64) -> dict[int, Int64]:
-        """Returns runs of blocks side by side in a stripe that are used next together: length -> where those of it begin."""
+    def _fill(self, numbers: Int64) -> Int64:
+        """Puts blocks into rows of free slots, whenever each is used next; returns those for whose run there is no such row."""
+        waiting, left = self._runs(numbers), []
+        while waiting:
+            num_blocks, firsts = waiting.popitem()
+            chosen = choose_rows(self._waits(firsts, num_blocks)[0], np.full(len(firsts), np.inf))
+            free = chosen >= 0
+            left.append((firsts[~free, None] + np.arange(num_blocks)).reshape(-1))
+            mine, again = self._taken(firsts[free], chosen[free])
+            self._put(firsts[free][mine], num_blocks, self._slots(firsts[free][mine], chosen[free][mine]))
+            if len(again):
+                waiting[num_blocks] = again
+        return np.sort(np.concatenate([numbers[:0], *left]))
+
+    def _runs(self, numbers: Int64, apart: NDArray[np.bool_] | None = None) -> dict[int, Int64]:
+        """Returns runs of blocks side by side in a stripe: length -> where those of it begin.
+
+        Args:
+            numbers: of the blocks, rising.
+            apart: between which of them a run ends in any case.
+        """
         if not len(numbers):
             return {}
-        apart = (np.diff(numbers) != 1) | (np.diff(self._blocks.owners[numbers]) != 0)
-        # A row that gives way is the place of something needed as late in each of its columns.
-        apart |= self._uses[numbers[1:]] != self._uses[numbers[:-1]]
-        breaks = np.flatnonzero(apart | (self._places.columns[numbers[1:]] == 0)) + 1
+        ends = (np.diff(numbers) != 1) | (np.diff(self._blocks.owners[numbers]) != 0)
+        ends |= self._places.columns[numbers[1:]] == 0
+        breaks = np.flatnonzero(ends if apart is None else ends | apart) + 1
         edges = np.concatenate([[0], breaks, [len(numbers)]])
         firsts, lengths = numbers[edges[:-1]], np.diff(edges)
         return {int(length): firsts[lengths == length] for length in np.unique(lengths)}
@@ -106,36 +122,58 @@ class BlockWrites:
         Returns:
             Those that have to be split; those whose row another one has just got; how many blocks gave way.
         """
-        sets, columns = self._places.sets[firsts], self._places.columns[firsts]
-        entries = self._index.candidates(sets, columns, num_blocks)
-        used = entries[..., TAG] != 0
-        waits = np.where(used, waits_of(entries[..., USE], self._jobs, self._now), np.inf)
+        waits, used = self._waits(firsts, num_blocks)
         own = self._own[firsts[:, None] + np.arange(num_blocks)].min(axis=1)
         chosen = choose_rows(waits, own)
-        taken = np.flatnonzero(chosen >= 0)
-        choices, rows = chosen[taken] // ROWS, chosen[taken] % ROWS
-        own_sets = sets[taken, choices]
-        _, mine = np.unique(own_sets * ROWS + rows, return_index=True)
-        slots = self._index.slots(own_sets, rows, columns[taken])
-        evicted = used[taken, choices, rows]
-        for i in mine.tolist():
-            self._put(int(firsts[taken[i]]), num_blocks, int(slots[i]), bool(evicted[i].any()))
         assert ((chosen >= 0) | (chosen == SPLIT) | (chosen == OUTSIDE)).all()
-        return firsts[chosen == SPLIT], firsts[np.delete(taken, mine)], int(evicted[mine].sum())
+        taken = np.flatnonzero(chosen >= 0)
+        mine, again = self._taken(firsts[taken], chosen[taken])
+        taken = taken[mine]
+        slots = self._slots(firsts[taken], chosen[taken])
+        evicted = used[taken, chosen[taken] // ROWS, chosen[taken] % ROWS]
+        for slot in slots[evicted.any(axis=1)].tolist():
+            self._index.write_entries(slot, np.zeros((num_blocks, 3), dtype=np.uint64))
+        self._put(firsts[taken], num_blocks, slots)
+        return firsts[chosen == SPLIT], again, int(evicted.sum())
 
-    def _put(self, first: int, num_blocks: int, slot: int, evicts: bool) -> None:
-        """Writes new blocks into slots side by side. Nobody's entry vouches for the slots meanwhile."""
-        part = slice(first, first + num_blocks)
-        entries = np.zeros((num_blocks, 3), dtype=np.uint64)
-        if evicts:
-            self._index.write_entries(slot, entries)
-        self._index.write_content(slot, 0, self._content[part])
-        seeds, cells = self._places.seeds[part].tolist(), self._blocks.cells[part].tolist()
-        entries[:, TAG], entries[:, USE] = self._places.tags[part], self._uses[part]
-        entries[:, WORD] = [
-            added_cells(0, seed, some, block) for seed, some, block in zip(seeds, cells, self._content[part])
+    def _waits(self, firsts: Int64, num_blocks: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Returns how long what lies where runs may go will wait, infinite for free slots, and which slots are not free.
+
+        Returns:
+            Arrays of shape (runs, choices, rows, blocks of a run).
+        """
+        entries = self._index.candidates(self._places.sets[firsts], self._places.columns[firsts], num_blocks)
+        used = entries[..., TAG] != 0
+        waits = np.full(used.shape, np.inf)
+        # A cache that fills up has few.
+        waits[used] = waits_of(entries[used][:, USE], self._jobs, self._now)
+        return waits, used
+
+    def _taken(self, firsts: Int64, chosen: Int64) -> tuple[Int64, Int64]:
+        """Returns which runs get the row that they chose, and those that chose one which another one gets."""
+        sets = self._places.sets[firsts, chosen // ROWS]
+        # One of them a row, though their columns may be others: those that are left look once more.
+        _, mine = np.unique(sets * ROWS + chosen % ROWS, return_index=True)
+        return mine, np.delete(firsts, mine)
+
+    def _slots(self, firsts: Int64, chosen: Int64) -> Int64:
+        sets = self._places.sets[firsts, chosen // ROWS]
+        return self._index.slots(sets, chosen % ROWS, self._places.columns[firsts])
+
+    def _put(self, firsts: Int64, num_blocks: int, slots: Int64) -> None:
+        """Writes runs of new blocks into slots side by side, for which no entry vouches meanwhile."""
+        numbers = firsts[:, None] + np.arange(num_blocks)
+        entries = np.empty((len(firsts), num_blocks, 3), dtype=np.uint64)
+        entries[..., TAG], entries[..., USE] = self._places.tags[numbers], self._uses[numbers]
+        facts = self._places.seeds[numbers].reshape(-1).tolist(), self._blocks.cells[numbers].reshape(-1).tolist()
+        words = [
+            added_cells(0, seed, cells, self._content[number])
+            for number, seed, cells in zip(numbers.reshape(-1).tolist(), *facts, strict=True)
         ]
-        self._index.write_entries(slot, entries)
+        entries[..., WORD] = np.array(words, dtype=np.uint64).reshape(-1, num_blocks)
+        for first, slot, mine in zip(firsts.tolist(), slots.tolist(), entries, strict=True):
+            self._index.write_content(slot, 0, self._content[first : first + num_blocks])
+            self._index.write_entries(slot, mine)
 
     def _add_cells(self, i: int, slot: int, word: int, use: np.uint64) -> None:
         """Adds cells to a block that is there with others."""

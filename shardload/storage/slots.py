@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from google_crc32c import extend
@@ -82,6 +83,9 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def __getitem__(self, part: NDArray[Any]) -> Blocks:
+        return Blocks(self.owners[part], self.numbers[part], self.cells[part])
+
 
 def blocks_in(starts: Int64, stops: Int64) -> Blocks:
     """Returns the blocks of ranges: half-open and none of them empty, int64 of shape (ranges,)."""
@@ -116,7 +120,7 @@ class Places:
     columns: Int64
     """The slot in a row."""
 
-    def __getitem__(self, part: slice | NDArray[np.bool_]) -> Places:
+    def __getitem__(self, part: slice | NDArray[Any]) -> Places:
         return Places(self.tags[part], self.seeds[part], self.sets[part], self.columns[part])
 
 

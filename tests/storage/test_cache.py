@@ -8,6 +8,8 @@ import os
 import pickle
 import resource
 import subprocess
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from storage.stored import NotedStorage, noise
 
 from shardload.errors import StorageError
-from shardload.storage import cache_index
+from shardload.storage import cache_index, cache_writes
 from shardload.storage.cached import CachedFile, CachedStorage
 from shardload.storage.slots import BLOCK_BYTES, CELL_BYTES, MIN_LIMIT_BYTES
 
@@ -107,6 +109,51 @@ def test_many_ranges_are_read_at_once(stored, tmp_path):
         assert number in lost or target.tobytes() == DATA[start : start + len(target)]
     has = storage.cache.will_need(np.tile(file.key, (3000, 1)), starts, starts + sizes)
     assert set(np.flatnonzero(~has).tolist()) == lost
+
+
+def test_cells_of_one_block_that_come_together_are_all_kept(stored, tmp_path):
+    storage = cached(stored, tmp_path)
+    file, places = open_file(storage), [(0, 300), (500, 700), (200, 600), (8000, 9000)]
+    spans = [(a // CELL_BYTES * CELL_BYTES, -(-b // CELL_BYTES) * CELL_BYTES) for a, b in places]
+    pieces = [np.frombuffer(DATA[a:b], dtype=np.uint8) for a, b in spans]
+    storage.cache.write(np.tile(file.key, (len(pieces), 1)), np.array([a for a, _ in spans]), pieces)
+    for start, stop in [(0, 700), (8000, 9000)]:
+        assert file.read(start, stop) == DATA[start:stop]
+    assert not stored.files["shards/a"].reads
+
+
+def test_what_several_threads_keep_at_once_is_written_together(stored, tmp_path, monkeypatch):
+    """One after another they would each plan, and wait for the interpreter, as long as all of them."""
+    storage, written, begun, go_on = cached(stored, tmp_path), [], threading.Event(), threading.Event()
+    file, carry_out = open_file(storage), cache_writes.BlockWrites.carry_out
+
+    def noted(self: cache_writes.BlockWrites) -> int:
+        written.append(len(self._blocks))
+        begun.set()
+        assert go_on.wait(20)
+        return carry_out(self)
+
+    monkeypatch.setattr(cache_writes.BlockWrites, "carry_out", noted)
+    size, count = 100_000, 24
+    places = [(i * size * 9 // 10, i * size * 9 // 10 + size) for i in range(count)]
+    threads = [threading.Thread(target=file.read, args=place) for place in places]
+    threads[0].start()
+    assert begun.wait(20)
+    for thread in threads[1:]:
+        thread.start()
+    end = time.monotonic() + 20
+    while len(storage.cache._coming) < count - 1 and time.monotonic() < end:
+        time.sleep(0.001)
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    # Neighbours share blocks: these come a second time.
+    assert len(written) <= 3 and written[1] > written[0] * (count - 2) // 2
+    origin = stored.files["shards/a"]
+    origin.reads.clear()
+    for start, stop in places:
+        assert file.read(start, stop) == DATA[start:stop]
+    assert not origin.reads
 
 
 @pytest.mark.parametrize("how", ["flip", "cut", "zero", "other"])

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from shardload.errors import StorageError
 from shardload.planner import join_ranges, plan_requests
+from shardload.reader.announced import Announced
+from shardload.reader.extents import Keeper
 from shardload.reader.gauge import Gauge
 from shardload.reader.requests import (
     DONE,
@@ -22,10 +24,8 @@ from shardload.reader.requests import (
     Place,
     Request,
     Span,
-    Spans,
     columns_of,
     current_turn,
-    given_out,
     giving_way,
 )
 from shardload.storage.answers import UnavailableError
@@ -48,6 +48,8 @@ _PAUSE_SECONDS = 0.003
 """Ranges that are planned together, which takes some milliseconds, and the pause after them."""
 _COPY_PART = 0.5
 """Of a request with less than this part needed, or still to be read, only that is kept."""
+_GOLDEN = 0.6180339887498949
+"""Multiples of it lie far apart modulo 1, of numbers that follow each other, too."""
 _FAILED_SECONDS = 60.0
 """How long what was announced and could not be had is not asked for again."""
 
@@ -55,7 +57,13 @@ _FAILED_SECONDS = 60.0
 class Arrivals:
     """Fetches what is announced by threads that end when there is nothing to do. Safe for several threads."""
 
-    def __init__(self, fetch: Fetch, max_held_bytes: int = MAX_HELD_BYTES, max_requests: int = MAX_REQUESTS) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        max_held_bytes: int = MAX_HELD_BYTES,
+        max_requests: int = MAX_REQUESTS,
+        keeper: Keeper | None = None,
+    ) -> None:
         self.gauge = Gauge()
         self.num_requests = self.requested_bytes = 0
         self._fetch = fetch
@@ -63,7 +71,8 @@ class Arrivals:
         self._max_requests = max_requests
         self._largest_bytes = 0
         self._changed = threading.Condition()
-        self._spans = Spans()
+        self._keeper = keeper
+        self._announced = Announced()
         self._urgent: deque[Request] = deque()
         self._later: deque[Request] = deque()
         self._arrived: dict[Request, None] = {}
@@ -88,34 +97,49 @@ class Arrivals:
         """
         joined = join_ranges(shard_ids, starts, lengths, max_gap_bytes=0)
         places = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in joined), strict=True)]
-        num_bytes = 0
-        for first in range(0, len(places), _PART_PLACES):
-            if first and not urgent:
+        # Processes that share what is kept begin at different places: each then finds there what another has had fetched.
+        apart = self._keeper is not None and not urgent
+        begin = int(self._process_id * _GOLDEN % 1.0 * len(places)) if apart else 0
+        sections, num_bytes = ((begin, len(places)), (0, begin)), 0
+        for number, first in enumerate(itertools.chain(*(range(*section, _PART_PLACES) for section in sections))):
+            stop = min(first + _PART_PLACES, begin if first < begin else len(places))
+            if number and not urgent:
                 # Who reads and who fetches have their turn: each would wait long for the interpreter, again and again.
                 time.sleep(_PAUSE_SECONDS)
             with self._changed:
                 # Announcements are made beside who asks for them, and may come late.
                 if not urgent and current_stop(self._stop).is_set():
                     return
-                self._serial += not urgent and not first
-                num_bytes += self._announce(places[first : first + _PART_PLACES], urgent)
+                self._serial += not urgent and not number
+                num_bytes += self._announce(places[first:stop], urgent)
                 if not urgent:
                     self._largest_bytes = max(self._largest_bytes, num_bytes)
 
     def _announce(self, places: list[Place], urgent: bool) -> int:
-        """Has what is missing of ranges fetched, which are in the order of the files; returns the bytes that are asked for."""
+        """Has what is missing of ranges fetched, which are in the order of the files; returns the bytes that are missing."""
         turn = current_turn()
-        missing = [part for place in giving_way(places) for part in self._missing(place, turn, urgent)]
+        missing: list[Place] = []
+        for place in giving_way(places):
+            parts, known = self._announced.wanted(place, turn)
+            missing += parts
+            for request in known:
+                self._want(request, urgent)
+        if missing and self._keeper is not None and not urgent:
+            # What is not on its way any more is kept by now. Who waits for something has to find it here all the same.
+            missing = self._keeper.lacking(missing)
         if not missing:
             self._wake(len(self._urgent))
             return 0
         columns = np.array(missing, dtype=np.int64).T
-        planned = plan_requests(columns[0], columns[1], columns[2] - columns[1], self.gauge.worth)
+        planned = plan_requests(columns[0], columns[1], columns[2] - columns[1], worth := self.gauge.worth)
         ends = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in planned), strict=True)]
-        requests = self._add(missing, ends, turn, urgent)
+        if self._keeper is not None:
+            ends = self._keeper.reached(ends, worth)
+        requests = [Request(place, self._serial, urgent, current_stop(self._stop)) for place in ends]
+        self._announced.add(missing, requests, turn)
         (self._urgent if urgent else self._later).extend(requests)
         self._wake(len(self._urgent) if urgent else len(requests))
-        return sum(request.num_bytes for request in requests)
+        return sum(stop - start for _, start, stop in missing)
 
     def views(self, places: Sequence[Place]) -> tuple[list[list[memoryview]], list[tuple[Span, int, int]]]:
         """Returns the pieces of ranges, one after another; what is missing is fetched, and waited for.
@@ -147,7 +171,7 @@ class Arrivals:
     def holds(self, places: Iterable[Place]) -> list[bool]:
         """Tells of which ranges the first byte is there or on its way."""
         with self._changed:
-            return [bool(self._spans.overlapping(shard_id, start, start + 1)) for shard_id, start, _ in places]
+            return [bool(self._announced.overlapping(shard_id, start, start + 1)) for shard_id, start, _ in places]
 
     def used(self, taken: list[tuple[Span, int, int]]) -> None:
         """Notes parts as read, and drops what was read as a whole."""
@@ -166,7 +190,7 @@ class Arrivals:
     def discard(self, shard_id: int, start: int, stop: int) -> None:
         """Drops what is there of a range."""
         with self._changed:
-            for span in self._spans.overlapping(shard_id, start, stop):
+            for span in self._announced.overlapping(shard_id, start, stop):
                 if span.request.state == DONE:
                     self._remove(span)
 
@@ -179,41 +203,21 @@ class Arrivals:
             self._stop.set()
             self._changed.notify_all()
 
-    def _missing(self, place: Place, turn: int, urgent: bool) -> list[Place]:
-        """Returns what of a range is not there or on its way; what is, stays until it is read, and is hurried if urgent."""
-        shard_id, start, stop = place
-        missing = []
-        for span in self._spans.overlapping(shard_id, start, stop):
-            if span.start > start:
-                missing.append((shard_id, start, span.start))
-            span.need(turn, start, stop)
-            start, request = span.stop, span.request
-            if not urgent:
-                # Announced once more it is not passed over.
-                request.serial = self._serial
-            elif request.state == WAITING and not request.hurried:
-                request.hurried = True
-                self._urgent.append(request)
-        if start < stop:
-            missing.append((shard_id, start, stop))
-        return missing
-
-    def _add(self, missing: list[Place], ends: list[Place], turn: int, urgent: bool) -> list[Request]:
-        """Enters spans for what is missing, cut where requests end; both are in the order of the files."""
-        asked_for = current_stop(self._stop)
-        requests = [Request(place, self._serial, urgent, asked_for) for place in ends]
-        new = given_out(missing, requests, turn)
-        for shard_id, spans in new.items():
-            self._spans.add(shard_id, spans)
-        return requests
+    def _want(self, request: Request, urgent: bool) -> None:
+        """Notes that a request that there was brings something that is wanted now."""
+        if not urgent:
+            # Announced once more it is not passed over.
+            request.serial = self._serial
+        elif request.state == WAITING and not request.hurried:
+            request.hurried = True
+            self._urgent.append(request)
 
     def _remove(self, span: Span) -> None:
         """Drops a span, and with its last one what is held for a request."""
-        if not self._spans.remove(span):
+        if not self._announced.remove(span):
             return
         request = span.request
         span.data, span.needs = None, {}
-        request.spans.remove(span)
         if request.state == DONE and request.error is None:
             request.needed -= span.stop - span.start
             if not request.copied and request.needed < _COPY_PART * request.cost:
@@ -230,7 +234,7 @@ class Arrivals:
         """Returns the span that has a byte, once it is there; None if nobody has asked for it, or it is not to be waited for."""
         while True:
             with self._changed:
-                found = self._spans.overlapping(shard_id, start, start + 1)
+                found = self._announced.overlapping(shard_id, start, start + 1)
                 if not found:
                     return None
                 data, request = found[0].data, found[0].request
@@ -374,6 +378,7 @@ class Arrivals:
     def _arrive(self, request: Request, data: NDArray[np.uint8] | None) -> None:
         self.num_requests += 1
         request.state = DONE
+        self._announced.ended(request)
         if data is None:
             self._hold(request, 0)
             if request.waiting or request.stop.is_set() or not isinstance(request.error, UnavailableError):

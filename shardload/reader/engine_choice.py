@@ -9,7 +9,7 @@ from shardload.errors import StorageError
 from shardload.format.table import ShardTable
 from shardload.reader.cached_engine import CachedEngine
 from shardload.reader.engines import Engine, ReadEngine
-from shardload.reader.files import OpenFiles
+from shardload.reader.files import NumberedFiles, OpenFiles
 from shardload.reader.map_engine import MapEngine
 from shardload.reader.range_engine import RangeEngine
 from shardload.storage import CachedStorage, LocalStorage, Storage
@@ -42,9 +42,9 @@ def choose_engine(
     if not isinstance(storage, LocalStorage):
         if name == "map":
             raise StorageError(f"{root}: engine='map' is for file systems; use 'ranges'", dataset=root)
-        return ReadEngine(files, table) if name == "pread" else RangeEngine(files, table)
+        return ReadEngine(files, table) if name == "pread" else RangeEngine(files, NumberedFiles(table))
     if name == "ranges":
-        return RangeEngine(files, table)
+        return RangeEngine(files, NumberedFiles(table))
     if name == "pread" or (name == "auto" and file_system(root) in _NETWORK):
         return ReadEngine(files, table)
     try:

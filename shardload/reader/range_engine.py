@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardload.format.external import ExternalFile
-from shardload.format.table import ShardTable
 from shardload.reader.arrivals import Arrivals, Fetch
 from shardload.reader.engines import Ranges
+from shardload.reader.extents import Keeper
 from shardload.reader.files import NumberedFiles, OpenFiles
 from shardload.reader.pieces import pieces_of
 from shardload.reader.requests import Place, Span, giving_way
@@ -26,9 +26,16 @@ class RangeEngine:
     name = "ranges"
     far = True
 
-    def __init__(self, files: OpenFiles, table: ShardTable) -> None:
-        self._known = NumberedFiles(table)
-        self._arrivals = arrivals = Arrivals(_fetch_from(files, self._known))
+    def __init__(self, files: OpenFiles, known: NumberedFiles, keeper: Keeper | None = None) -> None:
+        """Describes it.
+
+        Args:
+            files: the shards.
+            known: what is known of them.
+            keeper: what keeps all that is fetched; None for nothing.
+        """
+        self._known = known
+        self._arrivals = arrivals = Arrivals(_fetch_from(files, known), keeper=keeper)
         self._needed_bytes = 0
         weakref.finalize(self, arrivals.close).atexit = False
 

@@ -23,6 +23,9 @@ Place: TypeAlias = tuple[int, int, int]
 
 WAITING, RUNNING, DONE = range(3)
 
+UNIT_BYTES = 64 << 10
+"""What else lies in a request is known by aligned units of so many bytes."""
+
 _GIVE_WAY = 128
 """Steps of some microseconds each."""
 
@@ -108,6 +111,11 @@ class Request:
         """When that was, by `time.monotonic`, if nobody was told of it yet."""
         self.waiting: list[threading.Event] = []
         """Of those who wait for it, each its own."""
+
+    @property
+    def units(self) -> range:
+        """The units of the file that lie wholly in it."""
+        return range(-(-self.start // UNIT_BYTES), (self.start + self.num_bytes) // UNIT_BYTES)
 
     def fill(self, data: NDArray[np.uint8]) -> None:
         """Gives its spans what was fetched: uint8 of shape (num_bytes,)."""
@@ -225,6 +233,13 @@ class Spans:
         spans.sort(key=attrgetter("start"))
         self._spans[shard_id] = spans
         self._starts[shard_id] = [span.start for span in spans]
+
+    def insert(self, shard_id: int, span: Span) -> None:
+        """Adds one of a shard, disjoint from all that there are."""
+        starts = self._starts.setdefault(shard_id, [])
+        slot = bisect.bisect_left(starts, span.start)
+        starts.insert(slot, span.start)
+        self._spans.setdefault(shard_id, []).insert(slot, span)
 
     def remove(self, span: Span) -> bool:
         """Drops one; returns False if it is not there."""

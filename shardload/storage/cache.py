@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shardload.errors import StorageError
 from shardload.storage.cache_index import CacheIndex, Found
 from shardload.storage.cache_writes import BlockWrites, gathered, places_in
-from shardload.storage.slots import BLOCK_BYTES, CELL_BYTES, Blocks, Places, blocks_in, is_whole, places_of
+from shardload.storage.slots import BLOCK_BYTES, CELL_BYTES, Blocks, Geometry, Places, blocks_in, is_whole, places_of
 from shardload.storage.uses import ExpectedUses, joined_uses, used_at, used_next
 from shardload.telemetry import CacheStats
 
@@ -90,6 +90,12 @@ class Cache:
         """Bytes that its files take on the disk now, by whichever process; 0 after a failure."""
         index = self._index
         return 0 if index is None else index.held_bytes
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of blocks that it can hold; 0 after a failure."""
+        index = self._index
+        return 0 if index is None else Geometry(index.num_sets).data_bytes
 
     def will_need(self, keys: UInt64, starts: Int64, stops: Int64) -> NDArray[np.bool_]:
         """Tells of which ranges the index has all bytes, and has the operating system bring them from the disk.

@@ -110,7 +110,8 @@ class BlockWrites:
         if not len(numbers):
             return {}
         ends = (np.diff(numbers) != 1) | (np.diff(self._blocks.owners[numbers]) != 0)
-        ends |= self._places.columns[numbers[1:]] == 0
+        # Blocks between two of them may be among others that are written before or after these.
+        ends |= (np.diff(self._blocks.numbers[numbers]) != 1) | (self._places.columns[numbers[1:]] == 0)
         breaks = np.flatnonzero(ends if apart is None else ends | apart) + 1
         edges = np.concatenate([[0], breaks, [len(numbers)]])
         firsts, lengths = numbers[edges[:-1]], np.diff(edges)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,16 +98,20 @@ def test_any_reads_give_the_bytes_of_the_store(steps: list[tuple[str, list[tuple
     with arriving(max_held_bytes=300_000, max_requests=8) as (store, arrivals):
         for what, places in steps:
             if what == "announce":
+                # So that what is announced next, or read, may be on its way by what was announced before.
+                store.open.clear()
                 announce(arrivals, places)
             elif what == "discard":
                 for place in places:
                     arrivals.discard(*place)
             else:
+                store.open.set()
                 assert read(arrivals, places) == [DATA[shard_id][start:stop] for shard_id, start, stop in places]
         assert store.most_running <= 8
         # What is there is disjoint, and in order.
-        for shard_id, starts in arrivals._spans._starts.items():
-            spans = arrivals._spans._spans[shard_id]
+        announced = arrivals._announced._spans
+        for shard_id, starts in announced._starts.items():
+            spans = announced._spans[shard_id]
             assert starts == [span.start for span in spans] == sorted(starts)
             assert all(a.stop <= b.start for a, b in itertools.pairwise(spans))
 
@@ -126,7 +131,7 @@ def test_what_was_announced_is_fetched_once_and_dropped_when_it_was_read() -> No
             thread.join(WAIT)
         assert got == [[DATA[0][start:stop] for _, start, stop in places]] * 4
         assert sum(stop - start for _, start, stop in store.asked) <= 4 * 1.1 * sum(b - a for _, a, b in places)
-        assert not arrivals._held_bytes and not arrivals._arrived and not arrivals._spans
+        assert not arrivals._held_bytes and not arrivals._arrived and not arrivals._announced
 
 
 def test_of_what_is_there_nothing_is_planned_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +174,91 @@ def test_gaps_are_not_kept() -> None:
         assert read(arrivals, [(1, 50, 100)]) == [DATA[1][50:100]]
         assert store.asked == [(1, 0, 200 + gap)]
         assert arrivals._held_bytes == 200 and arrivals.requested_bytes == 200 + gap
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("urgent", [True, False])
+def test_what_lies_in_a_request_on_its_way_comes_by_it(waits: bool, urgent: bool) -> None:
+    with arriving(max_requests=1 if waits else 8) as (store, arrivals):
+        store.open.clear()
+        announce(arrivals, [(1, 0, 10)])
+        assert store.begun.acquire(timeout=WAIT)
+        # Between them is less than a request costs.
+        announce(arrivals, [(0, 0, 10_000), (0, 70_000, 200_000)])
+        assert waits or store.begun.acquire(timeout=WAIT)
+        # Of the last some bytes lie beyond it.
+        announce(arrivals, [(0, 20_000, 50_000), (0, 60_000, 70_000), (0, 190_000, 210_000)], urgent=urgent)
+        store.open.set()
+        for place in [(0, 20_000, 50_000), (0, 0, 10_000), (0, 60_000, 200_000), (0, 200_000, 210_000), (1, 0, 10)]:
+            assert read(arrivals, [place]) == [DATA[place[0]][place[1] : place[2]]]
+        asked = sorted(store.asked)
+        assert asked == [(0, 0, 200_000), (0, 200_000, 210_000), (1, 0, 10)]
+        assert not arrivals._announced and not arrivals._held_bytes
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_nothing_is_left_to_a_request_that_nobody_wants_any_more(waits: bool) -> None:
+    stop = Stop()
+    with arriving(max_requests=1) as (store, arrivals):
+        store.open.clear()
+        announce(arrivals, [(1, 0, 10)])
+        assert store.begun.acquire(timeout=WAIT)
+        with heeding(stop):
+            announce(arrivals, [(0, 0, 10_000), (0, 70_000, 200_000)])
+        if not waits:
+            # It has its turn, is found to be unwanted, and goes.
+            store.open.set()
+            read(arrivals, [(1, 0, 10)])
+        stop.set()
+        store.open.set()
+        assert read(arrivals, [(0, 20_000, 50_000)]) == [DATA[0][20_000:50_000]]
+        read(arrivals, [(1, 0, 10)])
+
+
+class Kept:
+    """Keeps everything before a place, and has requests reach to the ends of what is twice as long."""
+
+    def __init__(self, stop: int) -> None:
+        self.stop = stop
+        self.asked: list[list[tuple[int, int, int]]] = []
+
+    def lacking(self, places):
+        self.asked.append(list(places))
+        return [place for place in places if place[2] > self.stop]
+
+    def reached(self, requests, worth):
+        return [(shard_id, start, stop + (stop - start)) for shard_id, start, stop in requests]
+
+
+def test_what_is_kept_meanwhile_is_not_fetched_but_for_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals_module, "_PART_PLACES", 2)
+    monkeypatch.setattr(arrivals_module, "_GOLDEN", 0.0)
+    places, keeper = [(0, start, start + 100) for start in range(0, 1_200_000, 200_000)], Kept(500_000)
+    store = Store()
+    store.arrivals = arrivals = Arrivals(store.fetch, keeper=keeper)
+    announce(arrivals, places)
+    assert keeper.asked == [places[:2], places[2:4], places[4:]]
+    others = places[3:]
+    assert read(arrivals, others) == [DATA[0][start:stop] for _, start, stop in others]
+    # Each reaches as far as it was told to.
+    assert sorted(store.asked) == [(0, start, start + 200) for _, start, _ in others]
+    assert read(arrivals, places[:3]) == [DATA[0][start:stop] for _, start, stop in places[:3]]
+    assert sorted(store.asked) == [(0, start, start + 200) for _, start, _ in places] and len(keeper.asked) == 3
+    assert not arrivals._held_bytes and not arrivals._announced
+    arrivals.close()
+
+
+def test_processes_that_share_what_is_kept_begin_at_different_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals_module, "_PART_PLACES", 2)
+    monkeypatch.setattr(arrivals_module, "_GOLDEN", 0.5 / os.getpid())
+    places, store = [(0, start, start + 100) for start in range(0, 1_400_000, 200_000)], Store()
+    store.arrivals = arrivals = Arrivals(store.fetch, max_requests=1, keeper=Kept(0))
+    announce(arrivals, places)
+    for _ in places:
+        assert store.begun.acquire(timeout=WAIT)
+    assert read(arrivals, places) == [DATA[0][start:stop] for _, start, stop in places]
+    assert [start for _, start, _ in store.asked] == [start for _, start, _ in places[3:] + places[:3]]
+    arrivals.close()
 
 
 def test_memory_is_bounded_and_all_comes_nevertheless() -> None:
@@ -227,6 +317,21 @@ def test_a_run_that_was_left_does_not_hold_the_room_for_ever() -> None:
         assert sum(shard_id == 0 for shard_id, _, _ in store.asked) == 2
 
 
+def test_who_reads_what_a_run_that_was_left_had_asked_for_asks_for_it_anew() -> None:
+    left = [(0, start, start + 200_000) for start in range(0, 1_000_000, 200_000)]
+    later = [(1, start, start + 50_000) for start in range(0, 4_000_000, 200_000)]
+    with arriving(max_held_bytes=300_000, max_requests=4) as (store, arrivals):
+        for place in left:
+            announce(arrivals, [place])
+        for place in later[:18]:
+            announce(arrivals, [place])
+            read(arrivals, [place])
+        # Nobody has it fetched any more.
+        assert left[3] not in store.asked
+        assert read(arrivals, [(0, 700_000, 700_010)]) == [DATA[0][700_000:700_010]]
+        assert store.asked[-1] == (0, 700_000, 700_010)
+
+
 def test_failures_are_told_to_who_reads() -> None:
     places = [(0, 0, 1000)]
     with arriving() as (store, arrivals):
@@ -236,7 +341,7 @@ def test_failures_are_told_to_who_reads() -> None:
         with pytest.raises(StorageError, match="no"):
             for _ in range(2):
                 read(arrivals, places)
-        assert not arrivals._spans and not arrivals._held_bytes
+        assert not arrivals._announced and not arrivals._held_bytes
         store.error = None
         assert read(arrivals, places) == [DATA[0][:1000]]
 
@@ -260,7 +365,7 @@ def test_what_was_announced_and_could_not_be_had_is_asked_for_again_after_its_re
                 monkeypatch.setattr("shardload.reader.arrivals._FAILED_SECONDS", 0.0)
                 store.error = None
                 assert read(arrivals, places) == [DATA[0][:1000]] and len(store.asked) == asked + 1
-        assert not arrivals._spans and not arrivals._held_bytes and not arrivals._arrived
+        assert not arrivals._announced and not arrivals._held_bytes and not arrivals._arrived
 
 
 def test_what_is_waited_for_comes_before_what_was_announced() -> None:
@@ -408,7 +513,7 @@ def test_what_is_announced_late_for_a_loader_that_is_closed_is_not_fetched() -> 
     stop.set()
     with arriving() as (store, arrivals), heeding(stop):
         announce(arrivals, [(0, 0, 1000)])
-        assert not arrivals._spans and not store.asked
+        assert not arrivals._announced and not store.asked
 
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 20), st.integers(1, 9)), max_size=12))

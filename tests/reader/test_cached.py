@@ -16,7 +16,9 @@ from samples import write_everything, write_mixed
 
 import shardload
 from shardload.errors import StorageError
+from shardload.planner import Worth
 from shardload.reader.far import cache_stats
+from shardload.reader.gauge import Gauge
 from shardload.storage.slots import MIN_LIMIT_BYTES, Geometry
 
 LIMIT = "32MiB"
@@ -217,6 +219,61 @@ def test_views_and_joined_sources_are_told_of_and_counted(root: Path, server: Ra
     # Fetched are only the 18 samples that the first epoch has dropped. The others come from the cache, or wait in memory by then.
     assert second.num_cache_hits - first.num_cache_hits >= 500
     assert second.num_requests - first.num_requests <= 20
+
+
+def dear_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As to a store that is far away."""
+    monkeypatch.setattr(Gauge, "worth", Worth(600_000.0, 8 << 20))
+
+
+def test_an_epoch_of_all_that_has_room_comes_by_few_requests_and_once(
+    root: Path, server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dear_requests(monkeypatch)
+    far = shardload.open(f"{server.url}/rows", cache_dir=tmp_path / "cache", cache_limit=LIMIT)
+    with loader_of(far) as loader:
+        assert rows_of(loader) == NUM_ROWS
+        stats = loader.stats()
+        # The first batch, which is read at once, comes by itself.
+        assert stats.requested_bytes <= 1.1 * far.num_bytes and stats.num_requests <= 64 + 3 * far.num_bytes / (1 << 19)
+        server.requests.clear()
+        assert rows_of(loader) == NUM_ROWS
+    assert not shard_requests(server)
+    keeping, all_of_it = far._process_access().engine._keeping, [(0, 0, far.table[0].num_bytes), (1, 5000, 9000)]
+    assert keeping.lacking(all_of_it) == []
+    keeping._cache.drop(keeping._keys[np.array([1])][0], 4096, 8192)
+    assert keeping.lacking(all_of_it) == all_of_it[1:]
+
+
+@pytest.mark.parametrize(
+    ("what", "whole"),
+    [
+        ("all", True),
+        ("nearly all", True),
+        ("half", False),
+        ("no room", False),
+        ("a node's part", False),
+        ("one node", True),
+        ("a part beside others", False),
+    ],
+)
+def test_requests_reach_further_where_all_is_needed_and_has_room(
+    root: Path, server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, whole: bool
+) -> None:
+    limit = "12MiB" if what == "no room" else LIMIT
+    far = shardload.open(f"{server.url}/rows", cache_dir=tmp_path / "cache", cache_limit=limit)
+    places: dict[str, Any] = {}
+    if what in ("a node's part", "one node"):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "1" if what == "a node's part" else "2")
+        places = {"num_replicas": 2}
+    parts: dict[str, Any] = {"half": far[::2], "nearly all": far[: NUM_ROWS - 100]}
+    parts["a part beside others"] = shardload.concat([far[:1000], shardload.open(root / "rows")])
+    with shardload.ShardLoader(
+        parts.get(what, far), 64, shuffle=True, helper_process=False, **({"num_replicas": 1, "rank": 0} | places)
+    ) as loader:
+        assert sum(len(batch["tokens"]) for batch in loader) > 1500
+    assert far._process_access().engine._keeping.whole == whole
 
 
 @pytest.mark.parametrize(

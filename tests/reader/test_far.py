@@ -382,4 +382,4 @@ def test_memory_of_what_was_announced_is_given_back(server: RangeServer) -> None
             pass
     arrivals = far._process_access().engine._arrivals
     far.__getitems__(range(len(far)))
-    assert not arrivals._held_bytes and not arrivals._spans
+    assert not arrivals._held_bytes and not arrivals._announced

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from storage.stored import NotedStorage, noise
 
@@ -118,6 +118,29 @@ def test_cells_of_one_block_that_come_together_are_all_kept(stored, tmp_path):
     pieces = [np.frombuffer(DATA[a:b], dtype=np.uint8) for a, b in spans]
     storage.cache.write(np.tile(file.key, (len(pieces), 1)), np.array([a for a, _ in spans]), pieces)
     for start, stop in [(0, 700), (8000, 9000)]:
+        assert file.read(start, stop) == DATA[start:stop]
+    assert not stored.files["shards/a"].reads
+
+
+@brief
+@example([(0, 0, 160), (1, 160, 100), (0, 260, 32)])
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1), st.integers(0, SIZE // CELL_BYTES - 1), st.sampled_from([1, 7, 32, 100, 700, 3000])
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_any_parts_that_come_together_are_all_kept(tmp_path_factory, parts):
+    stored = NotedStorage({"shards/a": DATA})
+    storage = cached(stored, tmp_path_factory.mktemp("any"))
+    files = [open_file(storage, digest) for digest in (b"d" * 32, b"e" * 32)]
+    spans = [(files[one], cell * CELL_BYTES, min((cell + count) * CELL_BYTES, SIZE)) for one, cell, count in parts]
+    pieces = [np.frombuffer(DATA[start:stop], dtype=np.uint8) for _, start, stop in spans]
+    storage.cache.write(np.array([file.key for file, _, _ in spans]), np.array([a for _, a, _ in spans]), pieces)
+    for file, start, stop in spans:
         assert file.read(start, stop) == DATA[start:stop]
     assert not stored.files["shards/a"].reads
 

@@ -21,6 +21,7 @@ from shardload.errors import ChecksumError, FormatError, LoaderClosedError, Stor
 from shardload.loader import ahead
 from shardload.reader import range_engine
 from shardload.reader.arrivals import Arrivals, Fetch
+from shardload.reader.extents import Keeper
 
 QUICK = {"deadline": 5, "progress_timeout": 3, "retries": 3, "first_wait": 0.002}
 HELD_BYTES = 256 << 10
@@ -206,8 +207,8 @@ def test_a_slow_link_stalls_the_loop_and_fills_no_memory(
     path, place = wide
     made: list[Arrivals] = []
 
-    def few(fetch: Fetch) -> Arrivals:
-        made.append(Arrivals(fetch, max_held_bytes=HELD_BYTES, max_requests=2))
+    def few(fetch: Fetch, keeper: Keeper | None) -> Arrivals:
+        made.append(Arrivals(fetch, keeper=keeper, max_held_bytes=HELD_BYTES, max_requests=2))
         return made[-1]
 
     monkeypatch.setattr(range_engine, "Arrivals", few)

@@ -79,7 +79,7 @@ def collate_samples(samples: Sequence[Any]) -> Any:
     """Returns what torch's `default_collate` makes of samples from a transform, with errors that name the cure.
 
     Raises:
-        ValueError: a sample is None, or there are no samples.
+        ValueError: a sample is None, the samples differ in their keys, or there are none.
         TypeError, RuntimeError: the samples cannot be made tensors.
     """
     if any(sample is None for sample in samples):
@@ -94,10 +94,21 @@ def collate_samples(samples: Sequence[Any]) -> Any:
         )
     try:
         return default_collate(list(samples))
-    except (TypeError, RuntimeError) as error:
-        raise type(error)(
-            f"samples from the transform cannot be collated: {error}; return arrays of equal shape, or give collate_fn"
+    except KeyError as error:
+        raise ValueError(
+            f"samples from the transform cannot be collated: some have no {error}; return equal keys, or give collate_fn"
         ) from error
+    except (TypeError, RuntimeError) as error:
+        raise type(error)(f"samples from the transform cannot be collated: {error}; {_cure(samples)}") from error
+
+
+def _cure(samples: Sequence[Any]) -> str:
+    """Returns what to do about samples that `default_collate` does not take."""
+    for sample in samples:
+        missing = [name for name, value in sample.items() if value is None] if isinstance(sample, Mapping) else []
+        if missing:
+            return f"{missing[0]!r} is None in some of them: have the transform put a value there, or give collate_fn"
+    return "return arrays of equal shape, or give collate_fn"
 
 
 def batch_bytes(batch: Any, known: Mapping[str, int] = _NOTHING_KNOWN) -> int:

@@ -125,5 +125,10 @@ def _transformed(
         return result
 
     results = apply_transform(transform, read.samples, ids, before, None if recipe.on_error == "raise" else recover)
-    batch = collate_samples(results) if recipe.collate_fn is None else recipe.collate_fn(results)
+    try:
+        batch = collate_samples(results) if recipe.collate_fn is None else recipe.collate_fn(results)
+    except Exception as error:
+        for slot in (slot for slot, result in enumerate(results) if result is None):
+            error.add_note(f"in the transform of sample {read.samples.sample_ids[slot]} of {read.samples.location}")
+        raise
     return batch, joined(read.faults, faults)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,9 +80,14 @@ def resolve_indices(
 def _as_integers(indices: Sequence[int] | Int64) -> Int64:
     with contextlib.suppress(ValueError):
         # What numpy takes for whole numbers are some, and it takes a fifth of the time; others are looked at one by one.
-        found = np.array(indices)
+        found = np.asarray(indices)
         if found.dtype.kind == "i" and found.ndim == 1:
             return found.astype(np.int64, copy=False)
+        # A mask would pass for ones and zeros, and give those two samples over and over.
+        if found.dtype.kind == "b" and found.size:
+            raise TypeError(
+                "sample ids are integers, not a mask of bools: give the ids at which it is True (np.flatnonzero)"
+            )
     try:
         return np.array([operator.index(index) for index in indices], dtype=np.int64)
     except TypeError:
@@ -97,7 +102,7 @@ def chosen_by_hash(numbers: UInt64, fraction: float, seed: int) -> NDArray[np.bo
     A number is hashed by two rounds of the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
     generators", 2014) with the two halves of a key, which is the BLAKE2b of the seed.
     """
-    if not 0.0 <= fraction <= 1.0 or math.isnan(fraction):
+    if not isinstance(fraction, Real) or not 0.0 <= fraction <= 1.0:
         raise ValueError(f"the fraction must be from 0 to 1, not {fraction!r}")
     key = hashlib.blake2b(f"shardload split {seed}".encode(), digest_size=16).digest()
     first, second = np.frombuffer(key, dtype="<u8").astype(np.uint64)

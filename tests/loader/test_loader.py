@@ -391,6 +391,33 @@ def test_transform_that_returns_none_names_the_cure(mixed):
         next(iter(make(mixed, transform=lambda sample: None)))
 
 
+@pytest.mark.parametrize("num_processes", [0, 1])
+def test_a_transform_that_returns_none_for_a_sample_names_it(numbers, num_processes):
+    loader = make(numbers, shuffle=False, transform=none_at_five, num_processes=num_processes)
+    with pytest.raises(ValueError, match="returned None") as raised:
+        next(iter(loader))
+    loader.close()
+    assert f"in the transform of sample 5 of {numbers}" in raised.value.__notes__
+
+
+def none_at_five(sample):
+    return None if sample["number"] == 5 else sample
+
+
+@pytest.mark.parametrize("field", ["text", "other"])
+def test_missing_values_in_results_of_a_transform_are_named(numbers, field):
+    def transform(sample):
+        return {"number": sample["number"], field: None if sample["number"] == 0 else 7}
+
+    with pytest.raises(TypeError, match=f"'{field}' is None in some of them: have the transform put a value there"):
+        next(iter(make(numbers, shuffle=False, transform=transform)))
+
+
+def test_results_of_a_transform_with_other_keys_are_an_error_that_says_so(numbers):
+    with pytest.raises(ValueError, match="some have no 'extra'; return equal keys"):
+        next(iter(make(numbers, shuffle=False, transform=lambda sample: {"extra": 1} if sample["number"] == 0 else {})))
+
+
 def test_ragged_results_of_a_transform_name_the_cure(mixed):
     with pytest.raises(RuntimeError, match="equal shape, or give collate_fn"):
         next(iter(make(mixed, transform=lambda sample: {"x": np.zeros(sample["number"])})))

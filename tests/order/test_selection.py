@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,7 +80,15 @@ def test_what_is_no_index(indices):
         resolve_indices(indices, 7, "there")
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "mask", [[True, False], np.array([True, False]), torch.tensor([True, False])], ids=["list", "array", "tensor"]
+)
+def test_a_mask_is_no_list_of_ones_and_zeros(mask):
+    with pytest.raises(TypeError, match="not a mask of bools"):
+        resolve_indices(mask, 7, "there")
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan"), float("inf"), (0.8, 0.2), "0.1"])
 def test_what_is_no_fraction(fraction):
     with pytest.raises(ValueError, match="fraction"):
         chosen_by_hash(np.arange(3, dtype=np.uint64), fraction, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -98,7 +99,25 @@ class Joined(SampleSource):
                     f"dataset {number} ({source.location}) reads {theirs}, the first ({self.sources[0].location}) {mine}: open "
                     "them with fields= that they share"
                 )
+        self._warn_of_other_meanings(first)
         return Schema(tuple(replace(field, nullable=field.name in nullable) for field in first))
+
+    def _warn_of_other_meanings(self, fields: Sequence[Field]) -> None:
+        """Warns where equal numbers were written for different things, which nothing later on can tell."""
+        whole = [field for field in fields if field.kind.removeprefix("u").startswith("int")]
+        for fact, what, single in (("classes", "labels", True), ("tokenizer", "tokens", False)):
+            # A label is one number; tokens are a ragged field or a window of fixed length.
+            if not any((field.shape == () and not field.starred) == single for field in whole):
+                continue
+            known = [source for source in self.sources if fact in source.metadata]
+            for source in known[1:]:
+                if canonical_json(source.metadata[fact]) != canonical_json(known[0].metadata[fact]):
+                    warnings.warn(
+                        f"{source.location} was packed with other {fact!r} than {known[0].location}: equal {what} mean different "
+                        "things in them; pack them alike, or open them without that field (fields=)",
+                        UserWarning,
+                        stacklevel=2,
+                    )
 
     @property
     def num_bytes(self) -> int:

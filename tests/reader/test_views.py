@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -89,6 +90,41 @@ def test_parts_of_a_batch_that_differ_in_how_they_are_stored(mixed, tmp_path):
         assert batch["_sample_id"].tolist() == batch["number"].tolist()
     assert sorted(seen) == list(range(530))
     assert loader.stats().engine == ("ranges" if shardload.open(mixed).far else "map")
+
+
+def other_meanings(tmp_path):
+    """Two datasets whose labels and tokens were written for different things, as packs of different sources are."""
+    for name, metadata in (
+        ("one", {"classes": ["cat", "dog"], "tokenizer": "a"}),
+        ("two", {"classes": ["dog"], "tokenizer": "b"}),
+    ):
+        schema = {"label": "int64", "tokens": "uint16[*]", "text": "str"}
+        with shardload.ShardWriter(tmp_path / name, schema, metadata=metadata) as writer:
+            writer.write({"label": 0, "tokens": [1, 2, 3, 4], "text": "x"})
+        yield tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [(["text"], []), (["label"], ["classes"]), (["tokens", "text"], ["tokenizer"]), (None, ["classes", "tokenizer"])],
+)
+def test_equal_numbers_of_different_meaning_are_warned_of(tmp_path, fields, told):
+    one, two = (shardload.open(path, fields=fields) for path in other_meanings(tmp_path))
+    for joined in (shardload.concat([one, two[:1]]), shardload.Mixture({"one": (one, 1), "two": (two, 1)})):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            next(iter(shardload.ShardLoader(joined, 1, shuffle=True)))
+        found = [str(warning.message).split("other '")[1].split("'")[0] for warning in caught]
+        assert found == told
+    # What was packed alike is not.
+    assert len(shardload.concat([one, one[:1]]).schema) == (len(fields) if fields else 3)
+
+
+def test_windows_of_tokens_of_different_tokenizers_are_warned_of(tmp_path):
+    one, two = (shardload.TokenWindows(shardload.open(path), "tokens", 3) for path in other_meanings(tmp_path))
+    mixture = shardload.Mixture({"one": (one, 1), "two": (two, 1)})
+    with pytest.warns(UserWarning, match="other 'tokenizer' than .*one: equal tokens mean different"):
+        shardload.ShardLoader(mixture, 1, shuffle=True)
 
 
 @pytest.mark.parametrize("how", [{}, {"num_processes": 1}, {"helper_process": True}, {"prefetch_batches": 0}], ids=str)

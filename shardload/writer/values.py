@@ -54,11 +54,19 @@ def rows_of(value: Any) -> Any:
     Raises:
         ValueMismatch: it has no rows.
     """
-    array = _as_array(value)
+    array = _masked_rows(value) if isinstance(value, np.ma.MaskedArray) and value.ndim else _as_array(value)
     bits = array.bits if isinstance(array, Bfloat16Bits) else array
     if isinstance(array, list | tuple) or (isinstance(bits, np.ndarray) and bits.shape):
         return array
     raise ValueMismatch(f"expected rows, an array or a list of them, got {describe(value)}")
+
+
+def _masked_rows(value: Any) -> Any:
+    """Returns rows with None for those that are masked, as `dataset.column` gives missing values."""
+    missing = np.atleast_1d(np.ma.getmaskarray(value).all(tuple(range(1, value.ndim))))
+    if not missing.any():
+        return _as_array(value)
+    return [None if gone else row for gone, row in zip(missing, value, strict=True)]
 
 
 def describe(value: Any) -> str:
@@ -92,6 +100,13 @@ def _as_array(value: Any) -> Any:
     # The name of a dtype is made each time it is asked for; those of numpy itself need not be.
     if isinstance(value, np.ndarray | np.generic) and value.dtype.isbuiltin != 1 and value.dtype.name == "bfloat16":
         return Bfloat16Bits(np.ascontiguousarray(value).view(np.uint16))
+    if isinstance(value, np.ma.MaskedArray):
+        # What is under a mask is anything, and it would be written as if it were there.
+        if np.ma.is_masked(value):
+            raise ValueMismatch(
+                f"expected values that are there, got a masked {describe(value)}: a missing one is None"
+            )
+        return np.asarray(value)
     return value
 
 

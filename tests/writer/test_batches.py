@@ -225,6 +225,15 @@ WRONG: list[tuple[Any, str]] = [
     ({"x": np.zeros(5, np.float32)}, "sample 2: field 'x': expected int16"),
     ({"x": np.zeros((5, 1), np.int16)}, "sample 2: field 'x': expected int16, got array"),
     ({"x": [1, 2, 3, 4, None]}, "sample 6: field 'x': expected int16, got None"),
+    ({"x": np.ma.masked_equal(np.arange(5, dtype=np.int16), 3)}, "sample 5: field 'x': expected int16, got None"),
+    (
+        {"y": np.ma.masked_equal(np.arange(15, dtype=np.float32).reshape(5, 3), 7)},
+        r"field 'y': expected values that are there, got a masked array of float32 \[5, 3\]",
+    ),
+    (
+        {"z": [np.zeros(2, np.uint8)] * 4 + [np.ma.masked_equal(np.arange(3, dtype=np.uint8), 1)]},
+        "sample 6: field 'z': expected values that are there, got a masked array",
+    ),
     ({"text": ["a", "b", "\ud800", "d", "e"]}, "sample 4: field 'text': .*UTF-8"),
     ({"text": ["a", "b", b"c", "d", "e"]}, "sample 4: field 'text': expected str, got bytes"),
     ({"y": np.zeros((5, 3))}, "sample 2: field 'y': expected float32"),
@@ -259,6 +268,33 @@ def test_a_batch_that_does_not_fit_is_refused_whole(tmp_path: Path) -> None:
         writer.write_batch(right())
     dataset = shardload.open(tmp_path / "out")
     assert dataset.column("x").tolist() == [100, 101, 0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("text", ["int32?", "float32?", "bool?", "int16[2]?", "float64[2,3]?"])
+def test_columns_that_lack_values_are_written_as_they_were_read(tmp_path: Path, text: str) -> None:
+    """A column has a mask where values are missing; what is under it is none."""
+    kind, _, shape = text.rstrip("?").partition("[")
+    ones = np.ones([int(n) for n in shape.rstrip("]").split(",")] if shape else [], dtype=kind)
+    values = [None if i % 3 == 1 else (ones * (i % 2)).astype(kind) for i in range(7)]
+    for name, missing in (("first", values), ("whole", [ones] * 7), ("none", [])):
+        with shardload.ShardWriter(tmp_path / name, {"x": text}) as writer:
+            for value in missing:
+                writer.write({"x": value})
+        column = shardload.open(tmp_path / name).column("x")
+        with shardload.ShardWriter(tmp_path / f"{name} again", {"x": text}) as writer:
+            writer.write_batch({"x": np.ma.asarray(column)})
+        again = shardload.open(tmp_path / f"{name} again")
+        assert again.fingerprint == shardload.open(tmp_path / name).fingerprint
+
+
+@pytest.mark.parametrize(
+    "value", [np.ma.masked, np.ma.masked_equal(np.arange(2, dtype=np.int16), 1)], ids=["one", "item"]
+)
+def test_masked_values_are_none_of_a_sample(tmp_path: Path, value: Any) -> None:
+    with shardload.ShardWriter(tmp_path / "out", {"x": "int16" if value is np.ma.masked else "int16[2]"}) as writer:
+        with pytest.raises(PackError, match="sample 0: field 'x': expected values that are there, got a masked array"):
+            writer.write({"x": value})
+        writer.write({"x": 1 if value is np.ma.masked else np.ma.asarray(np.ones(2, np.int16))})
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd:1"])

@@ -215,4 +215,19 @@ def _tensor(
         tensor = torch.from_numpy(wide)
     else:
         tensor = torch.from_numpy(values)
-    return tensor if dtype is None else tensor.to(dtype)
+    if dtype is None:
+        return tensor
+    if field.kind not in ("bool", "bfloat16"):
+        _check_integers(field.name, values, dtype)
+    return tensor.to(dtype)
+
+
+def _check_integers(name: str, values: NDArray[Any], dtype: torch.dtype) -> None:
+    """Sees to it that integers become no others: torch takes them modulo what a narrower dtype can hold."""
+    integers = values.dtype.kind in "iu" and not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    if not integers or not values.size or np.can_cast(values.dtype, str(dtype).removeprefix("torch."), "safe"):
+        return
+    limits = torch.iinfo(dtype)
+    for value in (int(values.min()), int(values.max())):
+        if not limits.min <= value <= limits.max:
+            raise ValueError(f"field {name!r}: {value} does not fit {dtype}, which dtypes= asks for")

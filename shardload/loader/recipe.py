@@ -92,7 +92,9 @@ class BatchRecipe:
         if self.dtypes and (self.transform is not None or self.collate_fn is not None):
             raise ValueError("dtypes= is for fields as stored; with a transform or collate_fn, make the dtypes there")
         tensors = [field.name for field in self.fields if field.numeric]
-        for name in self.dtypes:
+        for name, dtype in self.dtypes.items():
+            if not isinstance(dtype, torch.dtype):
+                raise TypeError(f"dtypes: {name!r} must have a dtype of torch, such as torch.int32, not {dtype!r:.60}")
             if name not in tensors:
                 raise ValueError(
                     f"dtypes: {name!r} is not a field of numbers that is read; those are {', '.join(tensors) or 'none'}"

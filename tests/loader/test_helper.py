@@ -132,7 +132,7 @@ DECODE = {"image": shardload.ImageDecode(16, crop="random", flip=0.5)}
         ("images", {"decode": DECODE, "transform": as_it_is, "collate_fn": as_list}),
         ("images", {"decode": {"image": shardload.ImageDecode()}}),
         ("images", {"decode": {"image": shardload.ImageDecode(8, crop=None)}, "on_error": "substitute"}),
-        ("mixed", {"batch_size": 64, "dtypes": {"big": torch.int32}}),
+        ("mixed", {"batch_size": 64, "dtypes": {"big": torch.float64}}),
         ("numbers", {"batch_size": 3}),
     ],
     ids=lambda one: one if isinstance(one, str) else "-".join(one),

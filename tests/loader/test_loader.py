@@ -391,6 +391,30 @@ def test_transform_that_returns_none_names_the_cure(mixed):
         next(iter(make(mixed, transform=lambda sample: None)))
 
 
+@pytest.mark.parametrize("text", ["uint32", "int64", "uint16[*]", "int32[1]"])
+def test_integers_that_a_dtype_cannot_hold_are_an_error(tmp_path, text):
+    """torch would take 200 for -56."""
+    with shardload.ShardWriter(tmp_path / "out", {"x": text}) as writer:
+        for value in (1, 200, 127):
+            writer.write({"x": [value] if "[" in text else value})
+    with pytest.raises(ValueError, match=r"field 'x': 200 does not fit torch\.int8, which dtypes= asks for"):
+        list(make(tmp_path / "out", 1, shuffle=False, dtypes={"x": torch.int8}))
+    for dtype in (torch.uint8, torch.int16, torch.uint64, torch.float16):
+        batch = next(iter(make(tmp_path / "out", 3, shuffle=False, dtypes={"x": dtype})))
+        assert [int(value) for value in batch["x"]] == [1, 200, 127]
+        assert all(value.dtype == dtype for value in batch["x"])
+    with pytest.raises(ValueError, match=r"field 'x': -1 does not fit torch\.uint64"):
+        with shardload.ShardWriter(tmp_path / "negative", {"x": "int8"}) as writer:
+            writer.write({"x": -1})
+        next(iter(make(tmp_path / "negative", 1, shuffle=False, dtypes={"x": torch.uint64})))
+
+
+@pytest.mark.parametrize("dtype", ["int32", np.int32, int])
+def test_dtypes_that_are_none_of_torch(numbers, dtype):
+    with pytest.raises(TypeError, match="dtypes: 'number' must have a dtype of torch"):
+        make(numbers, dtypes={"number": dtype})
+
+
 @pytest.mark.parametrize("num_processes", [0, 1])
 def test_a_transform_that_returns_none_for_a_sample_names_it(numbers, num_processes):
     loader = make(numbers, shuffle=False, transform=none_at_five, num_processes=num_processes)

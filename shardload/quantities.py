@@ -30,7 +30,9 @@ def as_integer(value: Any, name: str, minimum: int | None = 0) -> int:
         number = operator.index(value)
     except TypeError:
         raise ValueError(f"{name} must be {wanted}, not {value!r}"[:120]) from None
-    if isinstance(value, bool) or (minimum is not None and number < minimum):
+    # A bool tensor of one item passes for an integer, where numpy's does not.
+    is_bool = type(value) is not int and str(getattr(value, "dtype", type(value).__name__)).endswith("bool")
+    if is_bool or (minimum is not None and number < minimum):
         raise ValueError(f"{name} must be {wanted}, not {value!r}"[:120])
     return number
 

@@ -130,8 +130,10 @@ def parts_of(excludes: Excludes) -> tuple[Exclude, ...]:
         return (Exclude(excludes),) if len(excludes) else ()
     if not isinstance(excludes, Iterable):
         raise ValueError(f"exclude= takes ids, or an Exclude, or a list of them, not {excludes!r:.80}")
-    parts = tuple(one for one in excludes if isinstance(one, Exclude))
-    ids = [one for one in excludes if not isinstance(one, Exclude)]
+    # Once only: from an iterator there would be nothing left to take.
+    every = list(excludes)
+    parts = tuple(one for one in every if isinstance(one, Exclude))
+    ids = [one for one in every if not isinstance(one, Exclude)]
     if parts and ids:
         raise ValueError("exclude= is an Exclude, several of them, or ids, and not both in one list")
     return (Exclude(ids),) if ids else parts

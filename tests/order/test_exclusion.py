@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +97,8 @@ def test_positions_are_of_a_run_with_what_came_before():
         (range(50), "leaves none of the 50"),
         ([range(0, 9, 2)], "no range of ids"),
         (["7"], "each id must be an integer"),
+        (np.array([True, False]), "each id must be an integer from 0, not True"),
+        (torch.tensor([True, False]), r"each id must be an integer from 0, not tensor\(True\)"),
         (7, "takes ids, or an Exclude, or a list of them, not 7"),
         (Exclude(positions=[(0, 48, 51)]), "positions 48 to 51 are not in an epoch of 50"),
         ([Exclude([3]), 4], "not both in one list"),
@@ -104,6 +107,11 @@ def test_positions_are_of_a_run_with_what_came_before():
 def test_what_cannot_be_left_out(excludes, message):
     with pytest.raises(ValueError, match=message):
         left_out(Permuted(50), excludes, 0)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, iter, set, lambda ids: (i for i in ids)])
+def test_ids_in_other_forms(kind):
+    assert left_out(Permuted(5), kind([4, 2, 3]), 0).name == left_out(Permuted(5), [2, 3, 4], 0).name
 
 
 def test_what_says_nothing():

@@ -121,6 +121,8 @@ def make_recipe(
     if decode is not None and dataset.decode:
         raise ValueError("both the dataset and the loader have decode=: leave one out")
     available = {field.name: field for field in dataset.field_list}
+    # Looked through more than once, which an iterator does not survive.
+    fields = None if fields is None else tuple(fields)
     for name in fields or ():
         if name not in available:
             raise ValueError(f"there is no field {name!r} to read; the fields are {', '.join(available)}")

@@ -368,7 +368,7 @@ def _stream_field(dataset: ShardDataset, name: str) -> Field:
 
 
 def _document_fields(documents: bool | Sequence[str]) -> tuple[str, ...]:
-    names = DOCUMENT_FIELDS if documents is True else () if documents is False else documents
-    if isinstance(names, str) or not set(names) <= set(DOCUMENT_FIELDS):
+    names = DOCUMENT_FIELDS if documents is True else () if documents is False else tuple(documents)
+    if isinstance(documents, str) or not set(names) <= set(DOCUMENT_FIELDS):
         raise ValueError(f"documents must be True or names of {', '.join(DOCUMENT_FIELDS)}, not {documents!r}"[:200])
     return tuple(name for name in DOCUMENT_FIELDS if name in names)

@@ -409,6 +409,11 @@ def test_integers_that_a_dtype_cannot_hold_are_an_error(tmp_path, text):
         next(iter(make(tmp_path / "negative", 1, shuffle=False, dtypes={"x": torch.uint64})))
 
 
+def test_fields_named_by_an_iterator(mixed):
+    batch = next(iter(make(mixed, 4, with_ids=False, fields=iter(["number", "text"]))))
+    assert set(batch) == {"number", "text"}
+
+
 @pytest.mark.parametrize("dtype", ["int32", np.int32, int])
 def test_dtypes_that_are_none_of_torch(numbers, dtype):
     with pytest.raises(TypeError, match="dtypes: 'number' must have a dtype of torch"):

@@ -608,3 +608,10 @@ def test_rows_by_page_look_at_few_pages(tmp_path: Path, monkeypatch: pytest.Monk
         assert taken
         pages.append(len(set(taken)))
     assert row_layout(dataset.schema).num_pages(30_000) > 20 and np.mean(pages) < 4
+
+
+def test_document_fields_named_by_an_iterator(tmp_path):
+    with shardload.ShardWriter(tmp_path / "d", {"t": "uint16[*]"}) as writer:
+        writer.write({"t": np.arange(9, dtype=np.uint16)})
+    windows = shardload.TokenWindows(shardload.open(tmp_path / "d"), "t", 4, documents=iter(["cu_seqlens", "doc_id"]))
+    assert windows.documents == ("doc_id", "cu_seqlens") and {"doc_id", "cu_seqlens"} <= windows[0].keys()

@@ -92,3 +92,10 @@ def test_a_mask_is_no_list_of_ones_and_zeros(mask):
 def test_what_is_no_fraction(fraction):
     with pytest.raises(ValueError, match="fraction"):
         chosen_by_hash(np.arange(3, dtype=np.uint64), fraction, 0)
+
+
+def test_ids_are_not_those_that_others_may_change() -> None:
+    given = np.arange(5)
+    found = resolve_indices(given, 10, "here")
+    given[:] = 7
+    assert found.tolist() == [0, 1, 2, 3, 4]

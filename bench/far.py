@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import http.client
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,8 +64,33 @@ def p32(folder: Path, scale: float) -> Iterator[Line]:
     made = {"tokens": tokens(folder, int(200_000 * scale)), "jpeg": images(folder, int(10_000 * scale))}
     with slow_server(folder, LATENCY_SECONDS) as url:
         for name, work in made.items():
+            yield _first_epochs(name, work, folder, url)
             for window_blocks in (None, max(4, int(WINDOW_BLOCKS * scale))):
                 yield from _lines(name, work, window_blocks, url)
+
+
+def _first_epochs(name: str, work: Workload, folder: Path, url: str) -> Line:
+    """First epochs of loaders on which nothing is left of others, without a cache and with an empty one that has room for all."""
+    also: dict[str, list[float]] = {"requests a sample": [], "bytes read a byte needed": []}
+
+    def epoch(cached: bool) -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as directory:
+            options = (
+                {"cache_dir": directory, "cache_limit": max(16 << 20, 2 * work.raw.stat().st_size)} if cached else {}
+            )
+            dataset = shardload.open(f"{url}/{work.dataset.name}", **options)
+            with shardload.ShardLoader(dataset, work.batch_size, shuffle=True, drop_last=False) as loader:
+                seconds = timed(work, loader)
+                stats = loader.stats()
+        if cached:
+            also["requests a sample"].append(stats.num_requests / len(work))
+            also["bytes read a byte needed"].append(stats.requested_bytes / stats.needed_bytes)
+        return seconds
+
+    arms: dict[str, Arm] = {"an empty cache": lambda: epoch(True), "none": lambda: epoch(False)}
+    epoch(False)
+    facts = facts_of(work, epoch="first", latency=f"{LATENCY_SECONDS * 1e3:.0f} ms added", store="HTTP on loopback")
+    return Line(f"{name}, full shuffle: without a cache / with", arms, False, NONE, also=also, facts=facts)
 
 
 def _lines(name: str, work: Workload, window_blocks: int | None, url: str) -> Iterator[Line]:

@@ -103,7 +103,17 @@ def join_uses(parts: Sequence[Uses]) -> Uses:
 
 def ranks_near(num_replicas: int) -> int:
     """Returns how many of the ranks share a node, from what launchers such as torchrun tell; all of them if that says nothing."""
+    return _told_near(num_replicas) or num_replicas
+
+
+def all_near(num_replicas: int) -> bool:
+    """Tells whether all ranks are known to share a node."""
+    return num_replicas == 1 or _told_near(num_replicas) == num_replicas
+
+
+def _told_near(num_replicas: int) -> int:
+    """Returns how many of the ranks share a node as the launcher tells; 0 if it does not, or they do not follow each other."""
     world, local = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if not local.isdecimal() or world != str(num_replicas) or not 0 < int(local) <= num_replicas:
-        return num_replicas
-    return int(local) if num_replicas % int(local) == 0 else num_replicas
+        return 0
+    return int(local) if num_replicas % int(local) == 0 else 0

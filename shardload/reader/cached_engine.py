@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shardload.format.external import ExternalFile
 from shardload.format.table import ShardTable
-from shardload.order.next_use import Uses
+from shardload.order.next_use import Uses, all_near
 from shardload.planner import Worth
 from shardload.reader.engines import Ranges
 from shardload.reader.extents import Extents
@@ -172,7 +172,7 @@ class CachedEngine(RangeEngine):
         """
         forecast = uses.forecast
         needed = _NEARLY_ALL * self._num_samples <= forecast.num_positions <= self._num_samples
-        self._keeping.whole = self._has_room and needed and forecast.num_near == forecast.num_replicas
+        self._keeping.whole = self._has_room and needed and all_near(forecast.num_replicas)
         self._cache.tell(forecast.job, uses.cursor, forecast.num_positions)
         order = np.argsort(samples.sample_ids, kind="stable")
         following = uses.following()

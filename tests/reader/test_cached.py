@@ -254,6 +254,7 @@ def test_an_epoch_of_all_that_has_room_comes_by_few_requests_and_once(
         ("no room", False),
         ("a node's part", False),
         ("one node", True),
+        ("who knows where", False),
         ("a part beside others", False),
     ],
 )
@@ -263,10 +264,11 @@ def test_requests_reach_further_where_all_is_needed_and_has_room(
     limit = "12MiB" if what == "no room" else LIMIT
     far = shardload.open(f"{server.url}/rows", cache_dir=tmp_path / "cache", cache_limit=limit)
     places: dict[str, Any] = {}
-    if what in ("a node's part", "one node"):
+    near = {"a node's part": "1", "one node": "2", "who knows where": ""}.get(what)
+    if near is not None:
         monkeypatch.setenv("WORLD_SIZE", "2")
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", "1" if what == "a node's part" else "2")
-        places = {"num_replicas": 2}
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", near)
+        places = {"num_replicas": 2, "rank": 1}
     parts: dict[str, Any] = {"half": far[::2], "nearly all": far[: NUM_ROWS - 100]}
     parts["a part beside others"] = shardload.concat([far[:1000], shardload.open(root / "rows")])
     with shardload.ShardLoader(

@@ -92,12 +92,16 @@ def collate_samples(samples: Sequence[Any]) -> Any:
             "this rank has no sample in the last batch of the epoch (tail='short' on several replicas), and what an empty batch "
             "of the transform's results looks like is not known: use tail='mask' or 'pad', or give collate_fn"
         )
+    first = samples[0]
+    for sample in samples:
+        # What the first one does not have, `default_collate` would leave out without a word.
+        if isinstance(first, Mapping) and isinstance(sample, Mapping) and sample.keys() != first.keys():
+            missing = min(map(repr, sample.keys() ^ first.keys()))
+            raise ValueError(
+                f"samples from the transform cannot be collated: some have no {missing}; return equal keys, or give collate_fn"
+            )
     try:
         return default_collate(list(samples))
-    except KeyError as error:
-        raise ValueError(
-            f"samples from the transform cannot be collated: some have no {error}; return equal keys, or give collate_fn"
-        ) from error
     except (TypeError, RuntimeError) as error:
         raise type(error)(f"samples from the transform cannot be collated: {error}; {_cure(samples)}") from error
 

@@ -442,9 +442,15 @@ def test_missing_values_in_results_of_a_transform_are_named(numbers, field):
         next(iter(make(numbers, shuffle=False, transform=transform)))
 
 
-def test_results_of_a_transform_with_other_keys_are_an_error_that_says_so(numbers):
+@pytest.mark.parametrize("number", [0, 3])
+def test_results_of_a_transform_with_other_keys_are_an_error_that_says_so(numbers, number):
+    """Of others than the first of a batch, torch would leave them out without a word."""
+
+    def transform(sample):
+        return {"n": 1, "extra": 1} if sample["number"] == number else {"n": 1}
+
     with pytest.raises(ValueError, match="some have no 'extra'; return equal keys"):
-        next(iter(make(numbers, shuffle=False, transform=lambda sample: {"extra": 1} if sample["number"] == 0 else {})))
+        next(iter(make(numbers, shuffle=False, transform=transform)))
 
 
 def test_ragged_results_of_a_transform_name_the_cure(mixed):

@@ -158,7 +158,10 @@ class CachedEngine(RangeEngine):
     def add(self, others: Sequence[ExternalFile]) -> list[int]:
         """Adds files beside the shards."""
         numbers = super().add(others)
-        self._keys.grow(max(numbers, default=-1) + 1)
+        if numbers:
+            self._keys.grow(max(numbers) + 1)
+            # They may be much longer than what is needed of them, and than the cache.
+            self._has_room = self._keeping.whole = False
         return numbers
 
     def expect(self, samples: Located, uses: Uses, lie: Sequence[Callable[[Located], Ranges]]) -> None:

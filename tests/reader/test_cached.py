@@ -16,6 +16,7 @@ from samples import write_everything, write_mixed
 
 import shardload
 from shardload.errors import StorageError
+from shardload.format.external import ExternalFile
 from shardload.planner import Worth
 from shardload.reader.far import cache_stats
 from shardload.reader.gauge import Gauge
@@ -256,6 +257,7 @@ def test_an_epoch_of_all_that_has_room_comes_by_few_requests_and_once(
         ("one node", True),
         ("who knows where", False),
         ("a part beside others", False),
+        ("files beside shards", False),
     ],
 )
 def test_requests_reach_further_where_all_is_needed_and_has_room(
@@ -269,6 +271,8 @@ def test_requests_reach_further_where_all_is_needed_and_has_room(
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", near)
         places = {"num_replicas": 2, "rank": 1}
+    if what == "files beside shards":
+        far._process_access().engine.add([ExternalFile("rows.tar", 1 << 20, "0" * 64)])
     parts: dict[str, Any] = {"half": far[::2], "nearly all": far[: NUM_ROWS - 100]}
     parts["a part beside others"] = shardload.concat([far[:1000], shardload.open(root / "rows")])
     with shardload.ShardLoader(

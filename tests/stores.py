@@ -36,6 +36,12 @@ from shardload.storage.schedule import RetryPolicy
 
 FILES_ONLY = {
     "test_a_tar_that_is_cut_while_it_is_read": "changes a file that is open",
+    "test_a_file_cut_while_it_is_read": "changes a file that is open",
+    "test_a_sample_that_was_checked_once_is_checked_again_where_asked": "changes a file that is open",
+    "test_a_byte_that_changed_is_found_where_the_value_lies": "changes a file that is open",
+    "test_a_damaged_page_is_told_and_read_again": "changes a file that is open",
+    "test_the_first_damaged_row_that_is_due_is_named": "changes a file that is open",
+    "test_of_several_damaged_rows_the_first_is_named_and_none_counts_as_checked": "changes a file that is open",
     "test_zeros_that_are_cut_are_missed_by_nobody_who_reads": "changes a file that is open",
     "test_damage_that_comes_later_is_found_by_who_always_looks": "changes a file that is open",
     "test_a_file_cut_under_the_mapping_is_an_error": "changes a file that is open",
@@ -43,6 +49,13 @@ FILES_ONLY = {
     "test_a_shard_that_is_cut_under_a_scan_is_a_named_error": "changes a file that is open",
     "test_more_tars_than_addresses_are_read_by_position": "is about the engines of files",
     "test_values_of_any_size_are_gathered_from_memory": "is about the engines of files",
+    "test_what_waits_for_nothing_is_taken_where_it_lies": "is about the engines of files",
+    "test_records_to_be_checked_are_not_joined_from_memory_while_a_thread_is_computing": "is about the engines of files",
+    "test_texts_are_read_without_objects_that_the_collector_counts": "is about the engines of files",
+    "test_files_may_be_added_while_others_are_read": "is about the engines of files",
+    "test_a_length_that_lies_under_the_right_checksum_is_refused_each_time": "is about the engines of files",
+    "test_batches_are_read_together_and_come_one_by_one": "is about files in memory",
+    "test_other_sources_read_together_too": "is about files in memory",
     "test_no_room_for_addresses_means_positioned_reads": "is about the engines of files",
     "test_a_system_that_forbids_the_call": "is about the engines of files",
     "test_network_file_systems_are_read_by_position": "is about the engines of files",
@@ -61,13 +74,17 @@ FILES_ONLY = {
 }
 """Tests, or files of them, that are about files alone, and why."""
 NOT_FOR = {
-    "http": {"test_a_commit_without_its_copy_opens": "it lists no directory"},
+    "http": {
+        "test_a_commit_without_its_copy_opens": "it lists no directory",
+        "test_missing_files_are_named": "it lists no directory; it runs with s3",
+        "test_an_unfinished_only_commit_is_no_dataset": "it lists no directory; it runs with s3",
+        "test_many_shards_with_few_descriptors": "its connections take all of them; it runs with s3",
+    },
     "s3": {
         "test_every_flipped_byte_is_reported": "each byte is an upload; it runs with http",
         "test_every_cut_is_an_error": "each cut is an upload; it runs with http",
         "test_pickle_pins_the_content": "what has changed since is another upload; it runs with http",
-        "test_a_sample_that_was_checked_once_is_checked_again_where_asked": "what was uploaded stays; it runs with http",
-        "test_a_file_cut_while_it_is_read": "what was uploaded stays; it runs with http",
+        "test_a_missing_shard_is_an_error_of_its_own_batches": "what was uploaded stays; it runs with http",
         "test_more_shards_than_descriptors": "3,000 files are uploads for minutes; it runs with http",
     },
 }

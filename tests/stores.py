@@ -56,6 +56,8 @@ FILES_ONLY = {
     "test_a_length_that_lies_under_the_right_checksum_is_refused_each_time": "is about the engines of files",
     "test_batches_are_read_together_and_come_one_by_one": "is about files in memory",
     "test_other_sources_read_together_too": "is about files in memory",
+    "test_byte_strings_are_read_together_less_far": "is about the bursts of files",
+    "test_an_epoch_begins_in_one_thread": "is about the bursts of files",
     "test_no_room_for_addresses_means_positioned_reads": "is about the engines of files",
     "test_a_system_that_forbids_the_call": "is about the engines of files",
     "test_network_file_systems_are_read_by_position": "is about the engines of files",

@@ -25,6 +25,14 @@ class Announced:
         """Returns the spans that have bytes of a range."""
         return self._spans.overlapping(shard_id, start, stop)
 
+    def distrusted(self, shard_id: int, start: int, stop: int) -> list[Span]:
+        """Returns the spans that have bytes of a range that came damaged; what is on its way brings no more of it."""
+        # It may have taken the damaged bytes from where they were kept.
+        units = self._units.get(shard_id, {})
+        for unit in range(start // UNIT_BYTES, -(-stop // UNIT_BYTES)) if units else ():
+            units.pop(unit, None)
+        return self.overlapping(shard_id, start, stop)
+
     def wanted(self, place: Place, turn: int) -> tuple[list[Place], list[Request]]:
         """Notes a range as wanted in a turn.
 

@@ -190,7 +190,7 @@ class Arrivals:
     def discard(self, shard_id: int, start: int, stop: int) -> None:
         """Drops what is there of a range."""
         with self._changed:
-            for span in self._announced.overlapping(shard_id, start, stop):
+            for span in self._announced.distrusted(shard_id, start, stop):
                 if span.request.state == DONE:
                     self._remove(span)
 
@@ -231,7 +231,7 @@ class Arrivals:
         request.cost = num_bytes
 
     def _there(self, shard_id: int, start: int, wait: bool) -> tuple[Span, memoryview] | None:
-        """Returns the span that has a byte, once it is there; None if nobody has asked for it, or it is not to be waited for."""
+        """Returns the span that has a byte, once it is there; None if it is to be asked for, or hurried, or not waited for."""
         while True:
             with self._changed:
                 found = self._announced.overlapping(shard_id, start, start + 1)
@@ -247,7 +247,7 @@ class Arrivals:
                     continue
                 if data is not None:
                     return found[0], data
-                if not wait:
+                if not wait or (request.state == WAITING and not request.hurried):
                     return None
                 done = threading.Event()
                 request.waiting.append(done)
@@ -363,23 +363,23 @@ class Arrivals:
         for span in list(request.spans):
             self._remove(span)
 
-    def _fetched(self, request: Request) -> NDArray[np.uint8] | None:
+    def _fetched(self, request: Request) -> NDArray[np.uint8] | Exception:
         start = time.perf_counter()
         try:
             data = np.empty(request.num_bytes, dtype=np.uint8)
             with heeding(request.stop):
                 self._fetch(request.shard_id, request.start, data.data)
         except Exception as error:
-            request.error = error
-            return None
+            return error
         self.gauge.note(request.num_bytes, time.perf_counter() - start)
         return data
 
-    def _arrive(self, request: Request, data: NDArray[np.uint8] | None) -> None:
+    def _arrive(self, request: Request, data: NDArray[np.uint8] | Exception) -> None:
         self.num_requests += 1
         request.state = DONE
         self._announced.ended(request)
-        if data is None:
+        if isinstance(data, Exception):
+            request.error = data
             self._hold(request, 0)
             if request.waiting or request.stop.is_set() or not isinstance(request.error, UnavailableError):
                 self._forget(request)

@@ -368,6 +368,77 @@ def test_what_was_announced_and_could_not_be_had_is_asked_for_again_after_its_re
         assert not arrivals._announced and not arrivals._held_bytes and not arrivals._arrived
 
 
+def test_an_error_is_told_of_no_sooner_than_its_request_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with arriving() as (store, arrivals):
+        store.error, real, early = UnavailableError("gave up"), arrivals._fetched, list[Exception]()
+
+        def fetched(request):
+            data = real(request)
+            try:
+                arrivals._there(0, 0, False)
+            except UnavailableError as error:
+                early.append(error)
+            return data
+
+        monkeypatch.setattr(arrivals, "_fetched", fetched)
+        announce(arrivals, [(0, 0, 1000)])
+        assert store.begun.acquire(timeout=WAIT)
+        with arrivals._changed:
+            assert arrivals._changed.wait_for(lambda: not arrivals._num_running, WAIT)
+        # One that stays with nothing to be read would never be dropped, and looked at again and again when there is no room.
+        assert not early and [len(request.spans) for request in arrivals._arrived] == [1]
+        with pytest.raises(UnavailableError, match="gave up"):
+            read(arrivals, [(0, 0, 1000)])
+        assert not arrivals._announced and not arrivals._arrived
+
+
+def test_what_others_read_and_announced_anew_while_it_was_waited_for_is_hurried_again() -> None:
+    with arriving(max_held_bytes=1000, max_requests=8) as (store, arrivals):
+        first, second = (0, 0, 100), (1, 0, 100)
+        real, answered = store.fetch, threading.Event()
+
+        def fetch(shard_id: int, start: int, data: memoryview) -> None:
+            assert shard_id or answered.wait(WAIT)
+            real(shard_id, start, data)
+
+        arrivals._fetch = fetch
+        got = list[list[bytes]]()
+
+        def read_both() -> None:
+            found, taken = arrivals.views([first, second])
+            got.append([b"".join(pieces) for pieces in found])
+            arrivals.used(taken)
+
+        reader = threading.Thread(target=read_both)
+        reader.start()
+        assert store.begun.acquire(timeout=WAIT)
+        read(arrivals, [second])
+        announce(arrivals, [(1, 500_000, 503_000)])
+        assert store.begun.acquire(timeout=WAIT)
+        # For this there is no room beside the others, nor is there for what comes after it.
+        announce(arrivals, [(1, 1_000_000, 1_003_000)])
+        announce(arrivals, [second])
+        answered.set()
+        reader.join(WAIT)
+        assert not reader.is_alive() and got == [[DATA[0][:100], DATA[1][:100]]]
+
+
+def test_what_was_found_damaged_does_not_come_by_a_request_that_was_on_its_way() -> None:
+    with arriving() as (store, arrivals):
+        announce(arrivals, [(0, 100_000, 101_000)])
+        assert store.begun.acquire(timeout=WAIT)
+        read(arrivals, [(0, 100_000, 100_010)])
+        store.open.clear()
+        announce(arrivals, [(0, 60_000, 100_000), (0, 101_000, 210_000)])
+        assert store.begun.acquire(timeout=WAIT) and store.asked[1] == (0, 60_000, 210_000)
+        # That one may have taken it from where the damaged bytes were kept.
+        arrivals.discard(0, 100_000, 101_000)
+        announce(arrivals, [(0, 100_000, 101_000)])
+        assert store.begun.acquire(timeout=WAIT) and store.asked[2] == (0, 100_000, 101_000)
+        store.open.set()
+        assert read(arrivals, [(0, 60_000, 210_000)]) == [DATA[0][60_000:210_000]]
+
+
 def test_what_is_waited_for_comes_before_what_was_announced() -> None:
     with arriving(max_requests=1) as (store, arrivals):
         store.open.clear()

@@ -65,6 +65,9 @@ class Extents:
     def _reach(self, shard_id: int, start: int, stop: int, size: int) -> tuple[int, int]:
         """Returns how far a request reaches: over units that none has reached over before."""
         num_bytes = self._num_bytes(shard_id)
+        if stop > num_bytes:
+            # Whoever reads it tells what is wrong.
+            return start, stop
         asked = self._asked.get(shard_id)
         if asked is None:
             asked = self._asked[shard_id] = np.zeros(-(-num_bytes // UNIT_BYTES), dtype=np.bool_)

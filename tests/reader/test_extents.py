@@ -73,3 +73,10 @@ def test_extents_take_no_longer_than_an_answer() -> None:
         size = extent_bytes(Worth(cost, 8 << 20))
         assert size <= cost and size <= MAX_EXTENT_BYTES and size & (size - 1) == 0
         assert cost < 1 or 2 * size > min(cost, MAX_EXTENT_BYTES)
+
+
+def test_what_ends_beyond_its_file_stays_as_it_is() -> None:
+    extents = Extents(SIZES.__getitem__)
+    for start, stop in ((0, SIZES[0] + 1), (SIZES[0] + UNIT_BYTES, SIZES[0] + 2 * UNIT_BYTES)):
+        assert extents.reached([(0, start, stop)], Worth(float(UNIT_BYTES), 1 << 23)) == [(0, start, stop)]
+    assert extents.reached([(0, 0, 1)], Worth(float(UNIT_BYTES), 1 << 23)) == [(0, 0, UNIT_BYTES)]

@@ -245,11 +245,11 @@ class Cache:
     def _write_some(self) -> None:
         """Writes what came first, and as much of what came after it as is written at a time."""
         some, num_bytes = [self._coming.popleft()], 0
-        while self._coming and num_bytes < _MAX_BLOCKS * BLOCK_BYTES:
-            some.append(self._coming.popleft())
-            num_bytes += sum(len(piece) for piece in some[-1].pieces)
-        index = self._usable()
         try:
+            while self._coming and num_bytes < _MAX_BLOCKS * BLOCK_BYTES:
+                some.append(self._coming.popleft())
+                num_bytes += sum(len(piece) for piece in some[-1].pieces)
+            index = self._usable()
             if index is not None:
                 self._write_together(index, some)
         except OSError as error:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from storage.stored import NotedStorage, noise
 
 from shardload.errors import StorageError
+from shardload.storage import cache as cache_module
 from shardload.storage import cache_index, cache_writes
 from shardload.storage.cached import CachedFile, CachedStorage
 from shardload.storage.slots import BLOCK_BYTES, CELL_BYTES, MIN_LIMIT_BYTES
@@ -386,6 +387,20 @@ def test_temporary_files_of_the_dead_are_removed_later(stored, tmp_path):
     os.utime(old, (1, 1))
     make(stored, tmp_path)
     assert not old.exists() and new.exists()
+
+
+def test_where_warnings_are_errors_who_waits_for_a_write_is_let_go(stored, tmp_path):
+    cache, piece = cached(stored, tmp_path).cache, np.zeros(BLOCK_BYTES, dtype=np.uint8)
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+    key, starts = np.zeros((1, 2), dtype=np.uint64), np.zeros(1, dtype=np.int64)
+    # As another thread has it that waits for the lock.
+    other = cache_module._Coming(key, starts, [piece])
+    cache._coming.append(other)
+    with warnings.catch_warnings(), pytest.raises(UserWarning, match="going on without it"):
+        warnings.simplefilter("error")
+        cache.write(key, starts, [piece])
+    assert other.written and not cache._coming
 
 
 def test_a_removed_directory_is_gone_on_without_and_told_once(stored, tmp_path):

@@ -98,8 +98,7 @@ class Arrivals:
         joined = join_ranges(shard_ids, starts, lengths, max_gap_bytes=0)
         places = [(g, a, a + n) for g, a, n in zip(*(column.tolist() for column in joined), strict=True)]
         # Processes that share what is kept begin at different places: each then finds there what another has had fetched.
-        apart = self._keeper is not None and not urgent
-        begin = int(self._process_id * _GOLDEN % 1.0 * len(places)) if apart else 0
+        begin = 0 if urgent or self._keeper is None else int(self._process_id * _GOLDEN % 1.0 * len(places))
         sections, num_bytes = ((begin, len(places)), (0, begin)), 0
         for number, first in enumerate(itertools.chain(*(range(*section, _PART_PLACES) for section in sections))):
             stop = min(first + _PART_PLACES, begin if first < begin else len(places))
@@ -118,15 +117,16 @@ class Arrivals:
     def _announce(self, places: list[Place], urgent: bool) -> int:
         """Has what is missing of ranges fetched, which are in the order of the files; returns the bytes that are missing."""
         turn = current_turn()
-        missing: list[Place] = []
+        missing, whole = list[Place](), list[Place]()
         for place in giving_way(places):
             parts, known = self._announced.wanted(place, turn)
-            missing += parts
+            # Of what comes in part the rest is fetched, too: who reads it finds all of it in one place.
+            (missing if known or urgent or self._keeper is None else whole).extend(parts)
             for request in known:
                 self._want(request, urgent)
-        if missing and self._keeper is not None and not urgent:
+        if whole and self._keeper is not None:
             # What is not on its way any more is kept by now. Who waits for something has to find it here all the same.
-            missing = self._keeper.lacking(missing)
+            missing = sorted([*missing, *self._keeper.lacking(whole)])
         if not missing:
             self._wake(len(self._urgent))
             return 0

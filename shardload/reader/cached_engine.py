@@ -77,7 +77,7 @@ class _Keeping:
 
     def reached(self, requests: Sequence[Place], worth: Worth) -> list[Place]:
         """Returns requests that reach further."""
-        return self._extents.reached(requests, worth) if self.whole else list(requests)
+        return self._extents.reached(requests, worth) if self.whole and self._cache.data_bytes else list(requests)
 
 
 class CachedEngine(RangeEngine):

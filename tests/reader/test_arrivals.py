@@ -248,6 +248,19 @@ def test_what_is_kept_meanwhile_is_not_fetched_but_for_who_waits_for_it(monkeypa
     arrivals.close()
 
 
+def test_of_what_comes_in_part_the_rest_comes_too() -> None:
+    store = Store()
+    store.arrivals = arrivals = Arrivals(store.fetch, keeper=Kept(131_072))
+    store.open.clear()
+    announce(arrivals, [(0, 131_072, 262_144)])
+    assert store.begun.acquire(timeout=WAIT)
+    announce(arrivals, [(0, 130_000, 140_000)])
+    assert arrivals.holds([(0, 130_000, 140_000)]) == [True]
+    store.open.set()
+    assert read(arrivals, [(0, 130_000, 140_000)]) == [DATA[0][130_000:140_000]]
+    arrivals.close()
+
+
 def test_processes_that_share_what_is_kept_begin_at_different_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals_module, "_PART_PLACES", 2)
     monkeypatch.setattr(arrivals_module, "_GOLDEN", 0.5 / os.getpid())

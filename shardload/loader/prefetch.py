@@ -92,8 +92,11 @@ class _Queue(Generic[Item]):
         self._num_put = self._num_taken = 0
         self._bytes_put = self._bytes_taken = 0
         self._taken_at = time.perf_counter()
+        """When an item was taken last, or this was made."""
         self._seen = 0, self._taken_at
+        """How many were taken, and when the last of them, as who puts items has seen it last."""
         self._pace = 0.0
+        """Seconds between two takes then."""
         self.ended = False
         """Whether the items came to their end by themselves."""
         self._closed = False

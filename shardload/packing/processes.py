@@ -69,8 +69,9 @@ class Workers:
             PackError: one cannot be started.
         """
         context = multiprocessing.get_context("spawn")
-        # The first start of a process would start it, and that lifts the mask which the process is to inherit.
-        resource_tracker.ensure_running()
+        if num_workers:
+            # The first start of a process would start it, and that lifts the mask which the process is to inherit.
+            resource_tracker.ensure_running()
         for number in range(num_workers):
             # A signal half-way through would leave a worker that nobody knows of.
             with signals_held():

@@ -12,6 +12,7 @@ from shardload.planner import Worth
 from shardload.reader.requests import UNIT_BYTES, Place
 
 MAX_EXTENT_BYTES = 1 << 20
+"""Longer ones would keep whoever waits for little of them, where answers come late, and a link is wide."""
 
 
 class Keeper(Protocol):

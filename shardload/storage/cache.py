@@ -244,11 +244,12 @@ class Cache:
 
     def _write_some(self) -> None:
         """Writes what came first, and as much of what came after it as is written at a time."""
-        some, num_bytes = [self._coming.popleft()], 0
+        some = [self._coming.popleft()]
         try:
-            while self._coming and num_bytes < _MAX_BLOCKS * BLOCK_BYTES:
+            room = _MAX_BLOCKS * BLOCK_BYTES - sum(map(len, some[0].pieces))
+            while self._coming and room > 0:
                 some.append(self._coming.popleft())
-                num_bytes += sum(len(piece) for piece in some[-1].pieces)
+                room -= sum(map(len, some[-1].pieces))
             index = self._usable()
             if index is not None:
                 self._write_together(index, some)

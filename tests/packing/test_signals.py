@@ -114,3 +114,20 @@ def test_no_worker_is_ended_by_ctrl_c_while_it_starts() -> None:
     """In a process of its own: the first worker of a process is started after a tracker of resources, which lifts the mask."""
     done = subprocess.run([sys.executable, "-c", STARTED], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
+
+
+PACKED_HERE = """
+import os, sys
+from pathlib import Path
+import shardload
+
+shardload.pack(sys.argv[1], sys.argv[2])
+print(Path(f"/proc/self/task/{os.getpid()}/children").read_text())
+"""
+
+
+def test_what_is_packed_by_this_process_alone_starts_no_other(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "a"}))
+    command = [sys.executable, "-c", PACKED_HERE, str(tmp_path / "rows.jsonl"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
